@@ -1,0 +1,1 @@
+"""Where a run's processes live: starting them, watching them, and leaving none behind."""

@@ -1,0 +1,193 @@
+"""Corpora to shard sets: open, scan, plan, write (`rcot data build`; paper, section 3.4)."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from data_pipelines.corpora import Corpus, Video, open_corpus
+from data_pipelines.drawing import SPLITS
+from data_pipelines.parallel import ordered_map
+from data_pipelines.plan import Plan, make_plan
+from data_pipelines.rows import RowMaker
+from data_pipelines.scan import VideoFacts, scan_video
+from data_pipelines.shards import Progress, SetSpec, write_set
+from data_pipelines.texts import FileTraces, open_descriptions, open_traces
+from rcot_rl.errors import InputError
+from rcot_rl.protocol.prompts import Prompts, load_prompts
+from rcot_rl.recipe.data import DataSection, has_traces
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+
+def build(
+    data: DataSection,
+    out: Path,
+    prompts_name: str,
+    recipe_hash: str | None = None,
+    seed: int = 1,
+    progress: Progress | None = None,
+    canvas: int = 840,
+) -> dict[str, Any]:
+    """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
+
+    recipe_hash: what the manifests call it; None: the hash of what rows depend on.
+    seed, canvas: the recipe's, where `data` has none of its own.
+    Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
+    """
+    progress = progress or (lambda what, done, total: None)
+    # Images are spread over processes; OpenCV's own threads must not exist when those are forked.
+    cv2.setNumThreads(1)
+    seed = seed if data.seed is None else data.seed
+    canvas = canvas if data.canvas is None else data.canvas
+    prompts = load_prompts(prompts_name)
+    corpora = open_corpora(data)
+    maker = _row_maker(data, corpora, prompts, canvas)
+    facts = scan(corpora, data.workers, canvas, progress)
+    _stop_if_broken(facts, data)
+    plan = make_plan(facts, data, seed)
+    recipe = _recipe_of(data, prompts, seed, canvas)
+    out = Path(out).resolve()
+    sets = {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in data.sets:
+            spec = _spec(name, plan, data, facts, recipe, recipe_hash, maker)
+            sets[name] = write_set(spec, maker, out, data.workers, progress)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or out
+        raise InputError(f"cannot be written: {error.strerror}", file=where) from error
+    return {"plan": plan.table(), "sets": sets}
+
+
+def open_corpora(data: DataSection) -> list[Corpus]:
+    """The corpora of the recipe, with their metadata and masks' index read. Raises InputError."""
+    corpora: list[Corpus] = []
+    seen: dict[tuple[str, str], int] = {}
+    for number, ref in enumerate(data.corpora):
+        key = f"data.corpora[{number}]"
+        if ref.root is None:
+            raise InputError(f"{ref.dataset} has no root", key=f"{key}.root")
+        corpus = open_corpus(ref.dataset, ref.root, ref.split)
+        if not corpus.has_masks:
+            raise InputError(
+                f"the split '{ref.split}' of {ref.dataset} has no masks to learn from",
+                file=ref.root,
+                key=f"{key}.split",
+            )
+        corpus.load()
+        for video in corpus.videos():
+            other = seen.setdefault((corpus.dataset, video.id), number)
+            if other != number:
+                raise InputError(
+                    f"video {video.id} is in data.corpora[{other}] too", file=ref.root, key=key
+                )
+        corpora.append(corpus)
+    return corpora
+
+
+def scan(
+    corpora: Sequence[Corpus], workers: int, canvas: int, progress: Progress
+) -> list[VideoFacts]:
+    """Facts of every video, in the corpora's order."""
+    items = [(c, video) for c, corpus in enumerate(corpora) for video in corpus.videos()]
+    out = []
+
+    def one(item: tuple[int, Video]) -> VideoFacts:
+        return scan_video(corpora[item[0]], *item, canvas)
+
+    for facts in ordered_map(one, items, workers):
+        out.append(facts)
+        progress("scan", len(out), len(items))
+    return out
+
+
+def _stop_if_broken(facts: Sequence[VideoFacts], data: DataSection) -> None:
+    defects = [d for f in facts for d in f.defects]
+    shares = {
+        "expressions": (
+            sum(f.n_expressions - len(f.expressions) for f in facts),
+            sum(f.n_expressions for f in facts),
+        ),
+        "frames": (
+            sum(int((~f.usable_t).sum()) for f in facts),
+            sum(f.usable_t.size for f in facts),
+        ),
+    }
+    for what, (bad, total) in shares.items():
+        if bad > data.max_fault_share * total:
+            first = defects[0]
+            raise InputError(
+                f"{bad} of {total} {what} are defective, more than data.max_fault_share "
+                f"{data.max_fault_share}; the first: {first.reason} {first.detail}".strip(),
+                file=first.place,
+            )
+
+
+def _row_maker(
+    data: DataSection, corpora: Sequence[Corpus], prompts: Prompts, canvas: int
+) -> RowMaker:
+    traced = any(has_traces(name) for name in data.sets)
+    return RowMaker(
+        corpora=corpora,
+        prompts=prompts,
+        describer=open_descriptions(data.describe, corpora),
+        traces=open_traces(data.trace, corpora) if traced else None,
+        canvas=canvas,
+        zero_target=data.zero_target_share > 0,
+        embed=data.media == "embedded",
+    )
+
+
+def _recipe_of(data: DataSection, prompts: Prompts, seed: int, canvas: int) -> dict[str, Any]:
+    """What rows depend on, short of the corpora: the number of workers is not among it."""
+    templates = json.dumps(dict(prompts.templates), sort_keys=True)
+    return {
+        "data": data.model_dump(mode="json", exclude={"workers"}),
+        "seed": seed,
+        "canvas": canvas,
+        "prompts": prompts.name,
+        "prompts_sha256": hashlib.sha256(templates.encode()).hexdigest(),
+    }
+
+
+def _spec(
+    name: str,
+    plan: Plan,
+    data: DataSection,
+    facts: Sequence[VideoFacts],
+    recipe: Mapping[str, Any],
+    recipe_hash: str | None,
+    maker: RowMaker,
+) -> SetSpec:
+    defects = [asdict(d) for f in facts for d in f.defects]
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+    texts = [maker.describer.fingerprint()]
+    if isinstance(maker.traces, FileTraces):
+        texts.append(maker.traces.digest)
+    elif maker.traces is not None:
+        texts += [s.digest for s in maker.traces]
+    return SetSpec(
+        name=name,
+        rows={split: plan.rows.get((name, split), ()) for split in SPLITS},
+        recipe=recipe,
+        recipe_hash=recipe_hash or hashlib.sha256(text.encode()).hexdigest(),
+        dropped={
+            "expressions": dict(plan.left_out),
+            "defects_by_reason": dict(sorted(Counter(d["reason"] for d in defects).items())),
+            "defects": defects,
+        },
+        plan=[asdict(p) for p in plan.lines if p.set_name == name],
+        texts_digest="".join(texts),
+        rows_per_shard=data.rows_per_shard,
+    )

@@ -1,0 +1,192 @@
+"""What must hold of one row of a shard: its prompt, image, ground truth, details and response."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from data_pipelines.rows import DATA_SOURCES
+from rcot_rl.protocol.parser import parse_response
+
+RowKey = tuple[str, str, str, int]
+_Found = tuple[str, str]
+"""(key, message)."""
+
+
+def row_key(info: Mapping[str, Any]) -> RowKey:
+    """The instance: (dataset, video, expression, frame)."""
+    return (
+        str(info.get("dataset")),
+        str(info.get("video")),
+        str(info.get("expression_id")),
+        int(info.get("frame_index") or 0),
+    )
+
+
+def summary(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """(task, option, target, dataset), what counts are made of."""
+    info = row["extra_info"] or {}
+    truth = _json((row["reward_model"] or {}).get("ground_truth"))
+    option = truth if isinstance(truth, str) else ""
+    return (
+        str(info.get("task")),
+        option,
+        str(info.get("target")),
+        str(info.get("dataset")),
+    )
+
+
+def check_row(
+    row: Mapping[str, Any], folder: Path, split: str, manifest: Mapping[str, Any]
+) -> Iterator[_Found]:
+    """(key, message) of every fault of a row of the right schema.
+
+    folder: the set's; split: the one its file is named for; manifest: the set's.
+    """
+    info = row["extra_info"]
+    missing = [k for k, v in info.items() if v is None] if info else ["extra_info"]
+    if missing:
+        yield (f"extra_info.{missing[0]}", "missing")
+        return
+    yield from _check_details(row, info, split, manifest)
+    yield from _check_prompt(row["prompt"], row["images"], "prompt")
+    yield from _check_image(row["images"], info, folder, manifest)
+    truth = _json((row["reward_model"] or {}).get("ground_truth"))
+    yield from _check_truth(truth, info)
+    if "messages" in row:
+        yield from _check_messages(row, truth)
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _check_details(
+    row: Mapping[str, Any], info: Mapping[str, Any], split: str, manifest: Mapping[str, Any]
+) -> Iterator[_Found]:
+    if DATA_SOURCES.get(info["task"]) is None:
+        yield ("extra_info.task", f"'{info['task']}' is neither aks nor ktg")
+    elif row["data_source"] != DATA_SOURCES[info["task"]]:
+        yield ("data_source", f"'{row['data_source']}' does not go with task {info['task']}")
+    if info["split"] != split:
+        yield ("extra_info.split", f"'{info['split']}' in a file of {split}")
+    kind = ("none", "single", "multi")[min(len(info["object_ids"]), 2)]
+    if info["target"] != kind:
+        yield ("extra_info.target", f"'{info['target']}', the expression's is '{kind}'")
+    side = manifest["recipe"].get("canvas")
+    if info["canvas"] != [side, side]:
+        yield ("extra_info.canvas", f"{info['canvas']}, the manifest's is {side}")
+    if len(info["source_size"]) != 2 or min(info["source_size"]) < 1:
+        yield ("extra_info.source_size", f"{info['source_size']} is not [H, W]")
+    if (row["reward_model"] or {}).get("style") != "rule":
+        yield ("reward_model.style", "must be 'rule'")
+
+
+def _check_prompt(turns: Any, images: Any, key: str) -> Iterator[_Found]:
+    if not turns or any(not t or not t["role"] or not t["content"] for t in turns):
+        yield (key, "must be turns with role and content")
+        return
+    if turns[0]["role"] != "user":
+        yield (f"{key}[0].role", "must be user")
+    for name, expected in (("image", len(images or [])), ("video", 0), ("audio", 0)):
+        found = sum(t["content"].count(f"<{name}>") for t in turns)
+        if found != expected:
+            yield (key, f"{found} <{name}> for {expected}")
+
+
+def _check_image(
+    images: Any, info: Mapping[str, Any], folder: Path, manifest: Mapping[str, Any]
+) -> Iterator[_Found]:
+    if not images or len(images) != 1 or not images[0]:
+        yield ("images", "must be one image")
+        return
+    media = info["media"]
+    if media.startswith("/") or ".." in PurePosixPath(media).parts:
+        yield ("extra_info.media", "leads out of the set")
+        return
+    if media not in manifest["files"]:
+        yield ("extra_info.media", f"{media} is not in the manifest")
+    if "bytes" in images[0]:
+        data = images[0]["bytes"] or b""
+        if hashlib.sha256(data).hexdigest() != manifest["files"].get(media):
+            yield ("images[0].bytes", f"are not those of {media}")
+        yield from _check_png(data, info)
+        return
+    path = Path(images[0]["image"] or "")
+    if not path.is_file():
+        yield ("images[0].image", f"no such file: {path}")
+    elif path.resolve() != (folder / media).resolve():
+        yield ("images[0].image", f"is not {media} of this set")
+    else:
+        yield from _check_png(path.read_bytes(), info)
+
+
+def _check_png(data: bytes, info: Mapping[str, Any]) -> Iterator[_Found]:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            size = [image.height, image.width]
+            image.verify()
+    except Exception as error:  # Pillow's plug-ins raise many kinds for broken files
+        yield ("images[0]", f"not a PNG: {error}")
+        return
+    if size != info["canvas"]:
+        yield ("images[0]", f"{size}, the canvas is {info['canvas']}")
+
+
+def _check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[_Found]:
+    key = "reward_model.ground_truth"
+    if info["task"] == "aks":
+        if truth not in ("A", "B"):
+            yield (key, "must be the JSON of A or B")
+        return
+    if not isinstance(truth, list):
+        yield (key, "must be a JSON list")
+        return
+    if (info["target"] == "none") != (not truth):
+        yield (key, f"{len(truth)} objects for the target '{info['target']}'")
+    if len(truth) > len(info["object_ids"]):
+        yield (key, f"{len(truth)} objects, {len(info['object_ids'])} targets")
+    for number, item in enumerate(truth):
+        yield from _check_item(item, info["canvas"], f"{key}[{number}]")
+
+
+def _check_item(item: Any, canvas: list[int], key: str) -> Iterator[_Found]:
+    box = item.get("bbox_2d") if isinstance(item, dict) else None
+    point = item.get("point_2d") if isinstance(item, dict) else None
+    if not _integers(box, 4) or not _integers(point, 2):
+        yield (key, "needs bbox_2d of four and point_2d of two integers")
+        return
+    x1, y1, x2, y2 = box
+    height, width = canvas
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        yield (f"{key}.bbox_2d", f"{box} is not a box of the canvas")
+    elif not (x1 <= point[0] <= x2 and y1 <= point[1] <= y2):
+        yield (f"{key}.point_2d", f"{point} is outside of {box}")
+
+
+def _integers(value: Any, n: int) -> bool:
+    return isinstance(value, list) and len(value) == n and all(type(v) is int for v in value)
+
+
+def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[_Found]:
+    turns = row["messages"]
+    yield from _check_prompt(turns, row["images"], "messages")
+    if not turns or [t["role"] for t in turns if t] != ["user", "assistant"]:
+        yield ("messages", "must be a user's and an assistant's turn")
+        return
+    if turns[:1] != row["prompt"]:
+        yield ("messages[0]", "is not the prompt")
+    parsed = parse_response(turns[1]["content"] or "")
+    if not parsed.well_formed:
+        yield ("messages[1].content", f"not well formed: {', '.join(parsed.faults)}")
+    elif truth is not None and parsed.answer != truth and _json(parsed.answer) != truth:
+        yield ("messages[1].content", "its answer is not the ground truth")

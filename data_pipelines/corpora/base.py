@@ -1,0 +1,241 @@
+"""What every corpus offers: videos, frames, expressions, and objects' masks on demand.
+
+Metadata is read at once, images and masks lazily. `CorpusFault` is a defect of the data (a missing
+JPEG, a mask that does not fit its frame): the builder quarantines what it touches and reports it.
+A missing or malformed metadata file is an InputError.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from data_pipelines.corpora import rle
+
+
+class CorpusFault(Exception):
+    """A defect of the corpus at a known place; reason is a machine-readable code."""
+
+    def __init__(self, reason: str, place: str, detail: str = "") -> None:
+        self.reason = reason
+        self.place = place
+        self.detail = detail
+        # All arguments, so that the exception survives the way back from a worker process.
+        super().__init__(reason, place, detail)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+def id_order(identifier: str) -> tuple[int, int, str]:
+    """Sort key: integers by value, then other strings."""
+    if identifier.isascii() and identifier.isdigit():
+        return (0, int(identifier), identifier)
+    return (1, 0, identifier)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One sentence about one video."""
+
+    id: str
+    text: str
+    object_ids: tuple[str, ...]
+    """The targets, ascending; empty: the target is not in the video, or is not published."""
+    anno_ids: tuple[str, ...] = ()
+    """What `object_mask` takes for each of `object_ids`; the same ids where masks are PNGs."""
+    type_id: int | None = None
+    """ReVOS: 0 referring, 1 reasoning, 2 no target."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One clip. `frames` are the stems of its JPEGs in time order; ids may hold slashes."""
+
+    id: str
+    frames: tuple[str, ...]
+    expressions: tuple[Expression, ...]
+
+
+def pair_ids(objects: list[str], annos: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(object ids ascending, their annotation ids), each pair once."""
+    pairs = sorted(set(zip(objects, annos, strict=True)), key=lambda p: (id_order(p[0]), p[1]))
+    return tuple(o for o, _ in pairs), tuple(a for _, a in pairs)
+
+
+class Corpus(abc.ABC):
+    """A split of a corpus on disk. Masks are bool [H, W], frames uint8 [H, W, 3] RGB, both in
+    the source's resolution."""
+
+    dataset: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    """Names that `open_corpus` takes."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root = root
+        self.split = split
+        self._videos: list[Video] | None = None
+
+    @property
+    @abc.abstractmethod
+    def expressions_file(self) -> Path:
+        """The JSON file with videos and expressions."""
+
+    @property
+    @abc.abstractmethod
+    def frames_root(self) -> Path:
+        """The JPEGImages folder."""
+
+    @property
+    @abc.abstractmethod
+    def has_masks(self) -> bool:
+        """Whether this split is published with masks."""
+
+    @abc.abstractmethod
+    def _read_videos(self) -> list[Video]: ...
+
+    @abc.abstractmethod
+    def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
+        """bool [H, W] of one object in one frame; None where the corpus says it is not there.
+
+        anno_id: one of `Expression.anno_ids`. Raises CorpusFault.
+        """
+
+    def videos(self) -> list[Video]:
+        """All videos with their expressions, in the file's order; metadata only."""
+        if self._videos is None:
+            self._videos = self._read_videos()
+            self._by_id = {v.id: v for v in self._videos}
+        return self._videos
+
+    def video(self, video_id: str) -> Video:
+        """One video by id; KeyError when there is none."""
+        self.videos()
+        return self._by_id[video_id]
+
+    def load(self) -> None:
+        """Reads now what would be read at first use, so that forked workers share it."""
+        self.videos()
+
+    def anno_id(self, video: Video, object_id: str) -> str | None:
+        """What `object_mask` takes for an object; None if no expression of the video names it."""
+        for e in video.expressions:
+            if object_id in e.object_ids:
+                return e.anno_ids[e.object_ids.index(object_id)]
+        return None
+
+    def frame_path(self, video_id: str, frame: str) -> Path:
+        """The JPEG of a frame (by stem)."""
+        return self.frames_root / video_id / f"{frame}.jpg"
+
+    def frame_size(self, video_id: str, frame: str) -> tuple[int, int]:
+        """(H, W) from the JPEG's header. Raises CorpusFault."""
+        path = self.frame_path(video_id, frame)
+        try:
+            with Image.open(path) as image:
+                return image.height, image.width
+        except FileNotFoundError as error:
+            raise CorpusFault("missing_frame", str(path)) from error
+        except OSError as error:
+            raise CorpusFault("unreadable_frame", str(path), str(error)) from error
+
+    def frame(self, video_id: str, frame: str) -> np.ndarray:
+        """uint8 [H, W, 3] RGB. Raises CorpusFault."""
+        path = self.frame_path(video_id, frame)
+        if not path.is_file():
+            raise CorpusFault("missing_frame", str(path))
+        # Masks are drawn on the stored pixels, so an EXIF rotation must not be applied.
+        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if bgr is None:
+            raise CorpusFault("unreadable_frame", str(path))
+        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+    def masks(
+        self, video: Video, expression: Expression, frame_index: int
+    ) -> dict[str, np.ndarray]:
+        """Object id -> bool [H, W], by ascending id; all False where an object is absent.
+
+        Raises CorpusFault for a mask that cannot be read or is not of its frame's size.
+        """
+        size = self.frame_size(video.id, video.frames[frame_index])
+        pairs = zip(expression.object_ids, expression.anno_ids, strict=True)
+        return {o: self.sized_mask(video, a, frame_index, size) for o, a in pairs}
+
+    def sized_mask(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int]
+    ) -> np.ndarray:
+        """`object_mask`, all False when absent, checked against the frame's (H, W)."""
+        mask = self.object_mask(video.id, anno_id, frame_index)
+        if mask is None:
+            return np.zeros(size, dtype=bool)
+        if mask.shape != size:
+            place = f"{self.root} {video.id} {video.frames[frame_index]} object {anno_id}"
+            raise CorpusFault("mask_size", place, f"mask {mask.shape}, frame {size}")
+        return mask
+
+
+class RleMasks(Corpus):
+    """Corpora whose masks are `mask_dict[annotation][frame index]`, COCO RLE or null."""
+
+    @property
+    @abc.abstractmethod
+    def masks_file(self) -> Path:
+        """mask_dict.json."""
+
+    @property
+    def has_masks(self) -> bool:
+        return self.masks_file.is_file()
+
+    def load(self) -> None:
+        super().load()
+        if self.has_masks:
+            self._mask_dict()
+
+    def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
+        video = self.video(video_id)
+        place = f"{self.masks_file} {anno_id}"
+        listed = self._mask_dict().get(anno_id)
+        if not isinstance(listed, list):
+            raise CorpusFault("absent_object", place, f"named by an expression of {video_id}")
+        if len(listed) != len(video.frames):
+            detail = f"{len(listed)} masks, {len(video.frames)} frames"
+            raise CorpusFault("mask_count", place, detail)
+        if listed[frame_index] is None:
+            return None
+        try:
+            return rle.decode(listed[frame_index])
+        except ValueError as error:
+            raise CorpusFault("bad_rle", f"{place}[{frame_index}]", str(error)) from error
+
+    def _mask_dict(self) -> dict[str, list]:
+        if not hasattr(self, "_masks"):
+            from data_pipelines.corpora.metadata import Node, read_json
+
+            node = Node(read_json(self.masks_file), self.masks_file)
+            self._masks: dict[str, list] = node.of(dict)
+        return self._masks
+
+
+@lru_cache(maxsize=8)
+def read_labels(path: Path) -> np.ndarray:
+    """uint8 [H, W]: the palette indices of an annotation PNG. Raises CorpusFault.
+
+    The last few are kept, since a frame's objects are asked for one after the other; callers must
+    not write into the array.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise CorpusFault("not_a_palette_png", str(path), f"mode {image.mode}")
+            return np.asarray(image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise CorpusFault("missing_mask", str(path)) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise CorpusFault("unreadable_mask", str(path), str(error)) from error

@@ -1,0 +1,94 @@
+"""Reading the corpora's JSON files: every surprise becomes an InputError with file and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, TypeVar
+
+from rcot_rl.errors import InputError
+
+_T = TypeVar("_T")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document at `path`. Raises InputError with the line of a syntax error."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"cannot be read: {error}", file=path) from error
+
+
+class Node:
+    """A place in a JSON document that knows its file and key.
+
+    `node["videos"]["a"].get(str)` gives a value of the type asked for or raises InputError naming
+    the dotted key.
+    """
+
+    def __init__(self, value: Any, file: Path, key: str = "") -> None:
+        self.value = value
+        self.file = file
+        self.key = key
+
+    def __getitem__(self, name: str) -> Node:
+        mapping = self.of(dict)
+        if name not in mapping:
+            raise InputError("missing key", file=self.file, key=self._below(name))
+        return Node(mapping[name], self.file, self._below(name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.of(dict)
+
+    def of(self, kind: type[_T]) -> _T:
+        """The value, which must be of type `kind`."""
+        if not isinstance(self.value, kind) or isinstance(self.value, bool):
+            self.refuse(f"must be a {_NAMES.get(kind, kind.__name__)}")
+        return self.value
+
+    def items(self) -> list[tuple[str, Node]]:
+        """The members of an object, in the file's order."""
+        return [(k, Node(v, self.file, self._below(k))) for k, v in self.of(dict).items()]
+
+    def elements(self) -> list[Node]:
+        """The members of a list."""
+        listed = self.of(list)
+        return [Node(v, self.file, f"{self.key}[{i}]") for i, v in enumerate(listed)]
+
+    def identifier(self) -> str:
+        """A string or an integer, as a string: corpora use both for the same thing."""
+        if isinstance(self.value, bool) or not isinstance(self.value, str | int):
+            self.refuse("must be a string or an integer")
+        return str(self.value)
+
+    def identifiers(self) -> list[str]:
+        """A list of identifiers, or a single one."""
+        if isinstance(self.value, list):
+            return [e.identifier() for e in self.elements()]
+        return [self.identifier()]
+
+    def path_part(self) -> str:
+        """An identifier that is safe below a folder: relative and without '..'."""
+        return check_path_part(self.identifier(), self.file, self.key)
+
+    def refuse(self, message: str) -> NoReturn:
+        raise InputError(message, file=self.file, key=self.key or None)
+
+    def _below(self, name: str) -> str:
+        return f"{self.key}.{name}" if self.key else name
+
+
+_NAMES: Mapping[type, str] = {dict: "object", list: "list", str: "string", int: "number"}
+
+
+def check_path_part(name: str, file: Path, key: str) -> str:
+    """`name`, which will be joined to a folder; raises InputError if it would lead out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+        raise InputError("a name that leads out of the corpus", file=file, key=key)
+    return name

@@ -1,0 +1,62 @@
+"""MeViS as published.
+
+    ROOT/{train,valid_u,valid}/JPEGImages/<video>/<frame>.jpg
+    ROOT/{train,valid_u,valid}/meta_expressions.json
+    ROOT/{train,valid_u}/mask_dict.json              {annotation: [RLE | null a frame]}
+
+An expression names objects (`obj_id`, within the video) and annotations (`anno_id`, within the
+corpus), two lists in step. `valid` has neither, nor masks: its server scores it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from data_pipelines.corpora.base import Expression, RleMasks, Video, pair_ids
+from data_pipelines.corpora.metadata import Node, read_json
+
+
+class Mevis(RleMasks):
+    dataset: ClassVar[str] = "mevis"
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid_u", "valid")
+
+    @property
+    def expressions_file(self) -> Path:
+        return self.root / self.split / "meta_expressions.json"
+
+    @property
+    def frames_root(self) -> Path:
+        return self.root / self.split / "JPEGImages"
+
+    @property
+    def masks_file(self) -> Path:
+        return self.root / self.split / "mask_dict.json"
+
+    def _read_videos(self) -> list[Video]:
+        top = Node(read_json(self.expressions_file), self.expressions_file)
+        labelled = self.split != "valid"
+        return [read_video(name, node, labelled) for name, node in top["videos"].items()]
+
+
+def read_video(name: str, node: Node, labelled: bool) -> Video:
+    """A video of MeViS or ReVOS, which share the format of expressions.
+
+    labelled: expressions without objects' ids are refused.
+    """
+    name = Node(name, node.file, node.key).path_part()
+    frames = tuple(f.path_part() for f in node["frames"].elements())
+    expressions = (_expression(i, e, labelled) for i, e in node["expressions"].items())
+    return Video(name, frames, tuple(expressions))
+
+
+def _expression(name: str, node: Node, labelled: bool) -> Expression:
+    text = node["exp"].of(str)
+    type_id = node["type_id"].of(int) if "type_id" in node else None
+    if not labelled and "obj_id" not in node and "anno_id" not in node:
+        return Expression(name, text, (), (), type_id)
+    objects, annos = node["obj_id"].identifiers(), node["anno_id"].identifiers()
+    if len(objects) != len(annos):
+        node.refuse(f"{len(objects)} obj_id but {len(annos)} anno_id")
+    object_ids, anno_ids = pair_ids(objects, annos)
+    return Expression(name, text, object_ids, anno_ids, type_id)

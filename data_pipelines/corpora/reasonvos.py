@@ -1,0 +1,59 @@
+"""ReasonVOS as published; for evaluation only, so it has one split.
+
+ROOT/JPEGImages/<video>/<frame>.jpg
+ROOT/Annotations/<source>_<video>_<object>/<frame>.png     non-zero = the object
+ROOT/meta_expressions.json                       expressions are a list
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids, read_labels
+from data_pipelines.corpora.metadata import Node, check_path_part, read_json
+
+
+class ReasonVos(Corpus):
+    dataset: ClassVar[str] = "reasonvos"
+    splits: ClassVar[tuple[str, ...]] = ("valid", "test")
+    """The published corpus has no named split; both names mean all of it."""
+
+    @property
+    def expressions_file(self) -> Path:
+        return self.root / "meta_expressions.json"
+
+    @property
+    def frames_root(self) -> Path:
+        return self.root / "JPEGImages"
+
+    @property
+    def has_masks(self) -> bool:
+        return (self.root / "Annotations").is_dir()
+
+    def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
+        frame = self.video(video_id).frames[frame_index]
+        return read_labels(self.root / "Annotations" / anno_id / f"{frame}.png") > 0
+
+    def _read_videos(self) -> list[Video]:
+        top = Node(read_json(self.expressions_file), self.expressions_file)
+        return [_video(name, node) for name, node in top["videos"].items()]
+
+
+def _video(name: str, node: Node) -> Video:
+    name = Node(name, node.file, node.key).path_part()
+    source = node["source"].of(str)
+    frames = tuple(f.path_part() for f in node["frames"].elements())
+    expressions = []
+    for item in node["expressions"].elements():
+        objects = item["obj_id"].identifiers()
+        annos = [
+            check_path_part(f"{source}_{name}_{o}", item.file, f"{item.key}.obj_id")
+            for o in objects
+        ]
+        object_ids, anno_ids = pair_ids(objects, annos)
+        text = item["exp_text"].of(str)
+        expressions.append(Expression(item["exp_id"].identifier(), text, object_ids, anno_ids))
+    return Video(name, frames, tuple(expressions))

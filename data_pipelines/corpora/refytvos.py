@@ -1,0 +1,93 @@
+"""Ref-YouTube-VOS as published.
+
+    ROOT/meta_expressions/{train,valid,test}/meta_expressions.json
+    ROOT/{train,valid}/JPEGImages/<video>/<frame>.jpg
+    ROOT/train/Annotations/<video>/<frame>.png      palette index = object id
+
+One object an expression (`obj_id`, a string, absent in valid). Of the valid file, the videos that
+are also in the test file are not evaluated and are left out. Masks of valid were published later;
+they are read where `valid/Annotations` and `obj_id` are present.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from data_pipelines.corpora.base import (
+    Corpus,
+    CorpusFault,
+    Expression,
+    Video,
+    id_order,
+    read_labels,
+)
+from data_pipelines.corpora.metadata import Node, read_json
+
+
+class RefYoutubeVos(Corpus):
+    dataset: ClassVar[str] = "ref-youtube-vos"
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+
+    @property
+    def expressions_file(self) -> Path:
+        return self.root / "meta_expressions" / self.split / "meta_expressions.json"
+
+    @property
+    def frames_root(self) -> Path:
+        # Test videos lie among the valid ones.
+        folder = "valid" if self.split == "test" else self.split
+        return self.root / folder / "JPEGImages"
+
+    @property
+    def annotations_root(self) -> Path:
+        return self.frames_root.parent / "Annotations"
+
+    @property
+    def has_masks(self) -> bool:
+        return self.annotations_root.is_dir() and any(
+            e.object_ids for v in self.videos() for e in v.expressions
+        )
+
+    def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
+        frame = self.video(video_id).frames[frame_index]
+        labels = read_labels(self.annotations_root / video_id / f"{frame}.png")
+        # 0 is the background and a PNG has no index above 255.
+        if not anno_id.isdigit() or not 0 < int(anno_id) < 256:
+            raise CorpusFault("absent_object", f"{self.expressions_file} {video_id} {anno_id}")
+        return labels == int(anno_id)
+
+    def anno_id(self, video: Video, object_id: str) -> str | None:
+        return object_id
+
+    def _read_videos(self) -> list[Video]:
+        skipped = self._test_videos() if self.split == "valid" else frozenset()
+        top = Node(read_json(self.expressions_file), self.expressions_file)
+        return [
+            _video(Node(name, node.file, node.key).path_part(), node, self.split == "train")
+            for name, node in top["videos"].items()
+            if name not in skipped
+        ]
+
+    def _test_videos(self) -> frozenset[str]:
+        path = self.root / "meta_expressions" / "test" / "meta_expressions.json"
+        if not path.is_file():
+            return frozenset()
+        return frozenset(name for name, _ in Node(read_json(path), path)["videos"].items())
+
+
+def _video(name: str, node: Node, labelled: bool) -> Video:
+    frames = tuple(f.path_part() for f in node["frames"].elements())
+    expressions = (_expression(i, e, labelled) for i, e in node["expressions"].items())
+    return Video(name, frames, tuple(expressions))
+
+
+def _expression(name: str, node: Node, labelled: bool) -> Expression:
+    objects: tuple[str, ...] = ()
+    if labelled or "obj_id" in node:
+        # The corpus has one object an expression; a list of them, or of none, is read as well.
+        found = node["obj_id"].identifiers()
+        objects = tuple(sorted(set(found), key=id_order))
+    return Expression(name, node["exp"].of(str), objects, objects)

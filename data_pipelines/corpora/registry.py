@@ -1,0 +1,44 @@
+"""From a dataset's name to its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_pipelines.corpora.base import Corpus
+from data_pipelines.corpora.davis17 import Davis17
+from data_pipelines.corpora.mevis import Mevis
+from data_pipelines.corpora.reasonvos import ReasonVos
+from data_pipelines.corpora.refytvos import RefYoutubeVos
+from data_pipelines.corpora.revos import Revos
+from rcot_rl.errors import InputError
+
+READERS: Mapping[str, type[Corpus]] = {
+    reader.dataset: reader for reader in (RefYoutubeVos, Mevis, Revos, ReasonVos, Davis17)
+}
+
+
+def open_corpus(dataset: str, root: str | Path, split: str) -> Corpus:
+    """The corpus `dataset` that lies at `root`, one of its published splits.
+
+    Reads nothing but checks that the folders and the expression file are there; masks and frames
+    are read when asked for. Raises InputError for an unknown dataset or split and a missing path.
+    """
+    if dataset not in READERS:
+        raise InputError(f"unknown dataset; known: {', '.join(READERS)}", key=dataset)
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"no such folder (the root of {dataset})", file=root)
+    reader = READERS[dataset]
+    if split not in reader.splits:
+        raise InputError(
+            f"{dataset} has no split '{split}'; it has: {', '.join(reader.splits)}",
+            file=root,
+            key=split,
+        )
+    corpus = reader(root, split)
+    if not corpus.expressions_file.is_file():
+        raise InputError(
+            f"no such file (the expressions of {dataset} {split})", file=corpus.expressions_file
+        )
+    return corpus

@@ -1,0 +1,39 @@
+"""ReVOS as published.
+
+    ROOT/JPEGImages/<source>/…/<video>/<frame>.jpg
+    ROOT/meta_expressions_train_.json, meta_expressions_valid_.json
+    ROOT/mask_dict.json                              {annotation: [RLE | null a frame]}
+
+Names of videos hold slashes. `type_id` is 0 (referring), 1 (reasoning) or 2 (no target, empty
+lists). Leaves out `mask_dict_foreground.json`, which only the robustness score needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from data_pipelines.corpora.base import RleMasks, Video
+from data_pipelines.corpora.metadata import Node, read_json
+from data_pipelines.corpora.mevis import read_video
+
+
+class Revos(RleMasks):
+    dataset: ClassVar[str] = "revos"
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid")
+
+    @property
+    def expressions_file(self) -> Path:
+        return self.root / f"meta_expressions_{self.split}_.json"
+
+    @property
+    def frames_root(self) -> Path:
+        return self.root / "JPEGImages"
+
+    @property
+    def masks_file(self) -> Path:
+        return self.root / "mask_dict.json"
+
+    def _read_videos(self) -> list[Video]:
+        top = Node(read_json(self.expressions_file), self.expressions_file)
+        return [read_video(name, node, labelled=True) for name, node in top["videos"].items()]

@@ -1,0 +1,119 @@
+"""From masks to keyframes, boxes and points, and from source pixels to the canvas.
+
+Implements the definitions of section 3.4 and A.1 of the paper: the keyframe is the frame in which
+the annotated mask is largest, an option-B frame one in which it is empty, the point the centre of
+the largest inscribed circle. Pixels are unit squares, boxes half-open, canvas coordinates rounded
+half up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import cv2
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+
+def keyframe(union_area_t: np.ndarray) -> int | None:
+    """Index of the frame with the largest union area, the first on a tie; None if all are empty.
+
+    union_area_t: integers [T], pixels of the union of an expression's objects in each frame.
+    """
+    if union_area_t.size == 0 or union_area_t.max() <= 0:
+        return None
+    return int(np.argmax(union_area_t))
+
+
+def empty_frames(union_area_t: np.ndarray) -> np.ndarray:
+    """Indices of the frames that may be shown as option B: those of zero union area."""
+    return np.flatnonzero(union_area_t == 0)
+
+
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """[x_min, y_min, x_max + 1, y_max + 1] in the mask's pixels.
+
+    mask: bool [H, W], not empty (ValueError).
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if columns.size == 0:
+        raise ValueError("an empty mask has no box")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def inscribed_pixel(mask: np.ndarray) -> tuple[int, int]:
+    """(x, y) of the pixel farthest from the background, the first in row-major order on a tie.
+
+    The outside of the image is background. Distances are Euclidean between pixel centres and
+    compared by their exact squares, so that ties are true ties. mask: bool [H, W], not empty.
+    """
+    x1, y1, x2, y2 = tight_box(mask)
+    # Beyond the tight box all is background, so one pixel of margin decides every distance.
+    padded = np.pad(mask[y1:y2, x1:x2], 1)
+    nearest_y, nearest_x = distance_transform_edt(
+        padded, return_distances=False, return_indices=True
+    )
+    rows = np.arange(padded.shape[0], dtype=np.int64)[:, None]
+    columns = np.arange(padded.shape[1], dtype=np.int64)[None, :]
+    squared = (nearest_y - rows) ** 2 + (nearest_x - columns) ** 2
+    y, x = np.unravel_index(int(np.argmax(squared)), squared.shape)
+    return int(x) - 1 + x1, int(y) - 1 + y1
+
+
+def scale_half_up(value: int | Fraction, size: int, canvas: int) -> int:
+    """`value * canvas / size`, rounded half up, in exact arithmetic.
+
+    value: source pixels, in halves at most; size: the source's width or height; canvas: its side.
+    """
+    doubled = int(2 * value)
+    # floor(v * c / s + 1/2) with v = doubled / 2.
+    return (doubled * canvas + size) // (2 * size)
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What the policy is to say of one object, in pixels of the canvas."""
+
+    bbox_2d: tuple[int, int, int, int]
+    point_2d: tuple[int, int]
+
+    def as_dict(self) -> dict[str, list[int]]:
+        """The item of an answer or ground truth."""
+        return {"bbox_2d": list(self.bbox_2d), "point_2d": list(self.point_2d)}
+
+
+def box_on_canvas(mask: np.ndarray, canvas: int) -> tuple[int, int, int, int]:
+    """The tight box of `mask` (bool [H, W], not empty) in canvas pixels."""
+    height, width = mask.shape
+    x1, y1, x2, y2 = tight_box(mask)
+    return (
+        scale_half_up(x1, width, canvas),
+        scale_half_up(y1, height, canvas),
+        scale_half_up(x2, width, canvas),
+        scale_half_up(y2, height, canvas),
+    )
+
+
+def ground(mask: np.ndarray, canvas: int) -> Grounding:
+    """Box and point of one object's mask (bool [H, W], not empty) in canvas pixels."""
+    height, width = mask.shape
+    x, y = inscribed_pixel(mask)
+    half = Fraction(1, 2)
+    point = (scale_half_up(x + half, width, canvas), scale_half_up(y + half, height, canvas))
+    return Grounding(box_on_canvas(mask, canvas), point)
+
+
+def to_canvas(frame: np.ndarray, canvas: int) -> np.ndarray:
+    """The frame as the policy sees it: uint8 [H, W, 3] to uint8 [canvas, canvas, 3].
+
+    A side that shrinks is averaged over areas, one that grows is interpolated linearly. Shards and
+    inference must use this one function: other kernels shift edges.
+    """
+    height, width = frame.shape[:2]
+    shrunk = (min(width, canvas), min(height, canvas))
+    if shrunk != (width, height):
+        frame = cv2.resize(frame, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (canvas, canvas):
+        frame = cv2.resize(frame, (canvas, canvas), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(frame)

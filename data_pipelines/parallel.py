@@ -1,0 +1,61 @@
+"""Work on many small items with a few forked processes, results in order.
+
+Forked, so that workers share the corpora's masks, which are large and read before. Results wait in
+a short window: memory does not grow with the number of items.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_function: Callable[[Any], Any] | None = None
+
+
+def ordered_map(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, chunk: int = 8
+) -> Iterator[_Result]:
+    """`map(function, items)` by `workers` processes; in this one if there is only one.
+
+    function: any callable, also a bound method (it is inherited, not pickled); items and results
+    are pickled. An exception of the function is raised here, at its item.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    source = iter(items)
+    waiting: deque[Future[list[_Result]]] = deque()
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("fork"),
+        initializer=_install,
+        initargs=(function,),
+    )
+    try:
+        while True:
+            while len(waiting) < 2 * workers and (part := list(islice(source, chunk))):
+                waiting.append(pool.submit(_work, part))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _install(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    # Ctrl-C is for the parent, which then shuts the pool down.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(part: list[Any]) -> list[Any]:
+    assert _function is not None
+    return [_function(item) for item in part]

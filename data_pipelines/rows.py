@@ -1,0 +1,163 @@
+"""From an instance of the plan to a verl row, its image and, for SFT, its conversation.
+
+A row is what verl's RL dataset takes: `data_source`, `prompt`, `images`, `reward_model`,
+`extra_info`. Rows of SFT sets also have `messages`, prompt and response, as verl's SFT dataset
+takes them. Boxes and points are in pixels of the canvas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
+from data_pipelines.drawing import Instance
+from data_pipelines.geometry import ground, to_canvas
+from data_pipelines.texts import Describer, FileTraces, response
+from data_pipelines.traces import Sidecar
+from rcot_rl.errors import InputError
+from rcot_rl.protocol.prompts import Prompts, harmless, user_turn
+from rcot_rl.recipe.data import has_traces
+
+DATA_SOURCES = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished row, and the file under the set's folder that holds its image."""
+
+    columns: dict[str, Any]
+    media: str
+    media_sha256: str
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Everything that rows are made of; `make` is a function of the instance alone."""
+
+    corpora: Sequence[Corpus]
+    prompts: Prompts
+    describer: Describer
+    traces: FileTraces | list[Sidecar] | None
+    """None: no set of the recipe needs them."""
+    canvas: int
+    zero_target: bool
+    """KTG prompts say that there may be no target."""
+    embed: bool
+    """Images as bytes, not as paths."""
+
+    def make(self, instance: Instance, folder: Path, final: Path) -> Row:
+        """The row of `instance`; writes its image below `folder`, which will become `final`.
+
+        Raises InputError naming the file that cannot be read.
+        """
+        try:
+            return self._make(instance, folder, final)
+        except CorpusFault as fault:
+            raise InputError(f"{fault.reason} {fault.detail}".strip(), file=fault.place) from fault
+
+    def _make(self, instance: Instance, folder: Path, final: Path) -> Row:
+        corpus = self.corpora[instance.corpus]
+        video = corpus.video(instance.video)
+        expression = next(e for e in video.expressions if e.id == instance.expression_id)
+        stem = video.frames[instance.frame_index]
+        image = corpus.frame(video.id, stem)
+        media = f"media/{corpus.dataset}/{video.id}/{stem}.png"
+        png = encode_png(to_canvas(image, self.canvas))
+        _write(folder / media, png)
+
+        truth = self._truth(instance, corpus, video, expression)
+        description = self.describer.description(instance.corpus, corpus.dataset, video.id)
+        asked = self._ask(instance, description, expression)
+        turn = {"role": "user", "content": user_turn(asked, "image")}
+        columns: dict[str, Any] = {
+            "data_source": DATA_SOURCES[instance.task],
+            "prompt": [turn],
+            "images": [
+                {"bytes": png, "path": media} if self.embed else {"image": str(final / media)}
+            ],
+            "reward_model": {"style": "rule", "ground_truth": json.dumps(truth)},
+            "extra_info": {
+                "index": instance.index,
+                "task": instance.task,
+                "dataset": corpus.dataset,
+                "video": video.id,
+                "expression_id": expression.id,
+                "expression": expression.text,
+                "object_ids": list(expression.object_ids),
+                "frame": stem,
+                "frame_index": instance.frame_index,
+                "source_size": [int(image.shape[0]), int(image.shape[1])],
+                "canvas": [self.canvas, self.canvas],
+                "target": instance.target,
+                "description": description,
+                "split": instance.split,
+                "media": media,
+            },
+        }
+        if has_traces(instance.set_name):
+            said = self._response(instance, corpus, video, expression, truth)
+            # verl splits every message on media placeholders, the answer's too.
+            columns["messages"] = [turn, {"role": "assistant", "content": harmless(said)}]
+        return Row(columns, media, hashlib.sha256(png).hexdigest())
+
+    def _ask(self, instance: Instance, description: str, expression: Expression) -> str:
+        if instance.task == "aks":
+            return self.prompts.aks(description, expression.text)
+        return self.prompts.ktg(
+            description, expression.text, zero_target=self.zero_target, canvas=self.canvas
+        )
+
+    def _truth(
+        self, instance: Instance, corpus: Corpus, video: Video, expression: Expression
+    ) -> str | list[dict[str, list[int]]]:
+        """AKS: the option. KTG: box and point of every target visible in the frame, by id."""
+        if instance.task == "aks":
+            return instance.option
+        masks = corpus.masks(video, expression, instance.frame_index)
+        return [ground(mask, self.canvas).as_dict() for mask in masks.values() if mask.any()]
+
+    def _response(
+        self,
+        instance: Instance,
+        corpus: Corpus,
+        video: Video,
+        expression: Expression,
+        truth: str | list[dict[str, list[int]]],
+    ) -> str:
+        if self.traces is None:
+            raise ValueError("an SFT row needs traces")
+        frame = instance.frame_index
+        if isinstance(self.traces, FileTraces):
+            return self.traces.response_for(instance, video.frames[frame])
+        sidecar = self.traces[instance.corpus]
+        if instance.task == "aks":
+            visible = instance.option == "A"
+            think = sidecar.think_aks(corpus, video, expression, frame, self.canvas, visible)
+            return response(think, instance.option)
+        think = sidecar.think_ktg(corpus, video, expression, frame, self.canvas)
+        return response(think, json.dumps(truth))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] RGB as PNG."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise RuntimeError("OpenCV could not encode a PNG")
+    return data.tobytes()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, also when two workers write the same frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)

@@ -1,0 +1,173 @@
+"""What the plan needs to know of a corpus: areas of masks, frames that are there, defects.
+
+Every mask is decoded once, no JPEG is: its header gives its size. A defect costs what it touches
+and no more: a frame without a JPEG only itself, an annotation the expressions that name it, an
+unreadable label image its video's expressions. Leaves out the search for masks that belong to
+another frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.corpora import Corpus, CorpusFault, Video
+from data_pipelines.geometry import box_on_canvas
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A fault of the corpus, as the manifest reports it."""
+
+    dataset: str
+    video: str
+    expression_id: str
+    """Empty: the fault is the frame's or the video's."""
+    reason: str
+    place: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ExpressionFacts:
+    """What a usable expression offers. Arrays have one entry a frame."""
+
+    id: str
+    n_objects: int
+    union_area_t: np.ndarray
+    """int64 [T]: source pixels."""
+    visible_t: np.ndarray
+    """int16 [T]: how many of its objects have any pixel."""
+    thin_t: np.ndarray
+    """bool [T]: the box of a visible object would have no area on the canvas."""
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """One scanned video. `corpus` is the position of its corpus in the recipe."""
+
+    corpus: int
+    dataset: str
+    video: str
+    usable_t: np.ndarray
+    """bool [T]: the frame's JPEG is there."""
+    expressions: tuple[ExpressionFacts, ...]
+    n_expressions: int
+    """With the quarantined ones."""
+    defects: tuple[Defect, ...]
+
+
+def scan_video(corpus: Corpus, corpus_index: int, video: Video, canvas: int) -> VideoFacts:
+    """Facts of one video; never raises CorpusFault, but lists it.
+
+    canvas: its side in pixels; decides which objects are too thin to have a box.
+    """
+    scan = _Scan(corpus, video, canvas)
+    return VideoFacts(
+        corpus=corpus_index,
+        dataset=corpus.dataset,
+        video=video.id,
+        usable_t=np.array([s is not None for s in scan.sizes], dtype=bool),
+        expressions=scan.expressions(),
+        n_expressions=len(video.expressions),
+        defects=tuple(scan.defects),
+    )
+
+
+class _Scan:
+    def __init__(self, corpus: Corpus, video: Video, canvas: int) -> None:
+        self.corpus, self.video, self.canvas = corpus, video, canvas
+        self.defects: list[Defect] = []
+        self.sizes = [self._size(f) for f in video.frames]
+        self.broken: dict[str, CorpusFault] = {}
+
+    def expressions(self) -> tuple[ExpressionFacts, ...]:
+        """Facts of the expressions that no defect touches."""
+        objects = sorted({e.anno_ids for e in self.video.expressions if e.anno_ids})
+        annos = sorted({a for group in objects for a in group})
+        n_frames = len(self.video.frames)
+        union = {group: np.zeros(n_frames, dtype=np.int64) for group in objects}
+        visible = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
+        thin = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
+        for index in range(n_frames):
+            masks = self._masks(annos, index)
+            for anno, mask in masks.items():
+                visible[anno][index] = mask.any()
+                thin[anno][index] = self._is_thin(mask)
+            for group in objects:
+                there = [masks[a] for a in group if a in masks]
+                if there:
+                    union[group][index] = np.count_nonzero(np.logical_or.reduce(there))
+        return self._collect(union, visible, thin)
+
+    def _is_thin(self, mask: np.ndarray) -> bool:
+        longest = max(mask.shape)
+        # A box less than one canvas pixel wide or high cannot hold more than this.
+        bound = longest * -(-longest // self.canvas)
+        if not 0 < np.count_nonzero(mask) <= bound:
+            return False
+        x1, y1, x2, y2 = box_on_canvas(mask, self.canvas)
+        return x1 == x2 or y1 == y2
+
+    def _collect(
+        self,
+        union: dict[tuple[str, ...], np.ndarray],
+        visible: dict[str, np.ndarray],
+        thin: dict[str, np.ndarray],
+    ) -> tuple[ExpressionFacts, ...]:
+        n_frames = len(self.video.frames)
+        out = []
+        for expression in self.video.expressions:
+            fault = next((self.broken[a] for a in expression.anno_ids if a in self.broken), None)
+            if fault is not None:
+                self._note(fault, expression.id)
+                continue
+            group = expression.anno_ids
+            area = union[group] if group else np.zeros(n_frames, dtype=np.int64)
+            count = np.zeros(n_frames, dtype=np.int16)
+            some_thin = np.zeros(n_frames, dtype=bool)
+            for anno in group:
+                count += visible[anno]
+                some_thin |= thin[anno]
+            out.append(ExpressionFacts(expression.id, len(group), area, count, some_thin))
+        return tuple(out)
+
+    def _masks(self, annos: list[str], index: int) -> dict[str, np.ndarray]:
+        found = {}
+        for anno in annos:
+            if anno in self.broken:
+                continue
+            try:
+                mask = self._mask(anno, index)
+            except CorpusFault as fault:
+                self.broken[anno] = fault
+                continue
+            if mask is not None:
+                found[anno] = mask
+        return found
+
+    def _mask(self, anno: str, index: int) -> np.ndarray | None:
+        size = self.sizes[index]
+        if size is None:
+            return self.corpus.object_mask(self.video.id, anno, index)
+        return self.corpus.sized_mask(self.video, anno, index, size)
+
+    def _size(self, frame: str) -> tuple[int, int] | None:
+        try:
+            return self.corpus.frame_size(self.video.id, frame)
+        except CorpusFault as fault:
+            self._note(fault, "")
+            return None
+
+    def _note(self, fault: CorpusFault, expression_id: str) -> None:
+        self.defects.append(
+            Defect(
+                self.corpus.dataset,
+                self.video.id,
+                expression_id,
+                fault.reason,
+                fault.place,
+                fault.detail,
+            )
+        )

@@ -1,0 +1,240 @@
+"""Shard sets on disk: parquet files, media, manifest and data card, whole or not at all.
+
+A set is built in `OUT/.<set>.partial` and renamed to `OUT/<set>`. After a kill, parquet files that
+were finished for the same plan are kept. Bytes depend on the plan alone, not on the number of
+workers or on interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.card import data_card
+from data_pipelines.drawing import SPLITS, Instance, Split
+from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
+from data_pipelines.parallel import ordered_map
+from data_pipelines.rows import RowMaker
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.data import has_traces
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, of how many)."""
+
+_ROWS_PER_GROUP = 64
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_EXTRA_INFO = pa.struct(
+    [
+        ("index", pa.int64()),
+        ("task", pa.string()),
+        ("dataset", pa.string()),
+        ("video", pa.string()),
+        ("expression_id", pa.string()),
+        ("expression", pa.string()),
+        ("object_ids", pa.list_(pa.string())),
+        ("frame", pa.string()),
+        ("frame_index", pa.int64()),
+        ("source_size", pa.list_(pa.int64())),
+        ("canvas", pa.list_(pa.int64())),
+        ("target", pa.string()),
+        ("description", pa.string()),
+        ("split", pa.string()),
+        ("media", pa.string()),
+    ]
+)
+EXTRA_INFO_KEYS = tuple(field.name for field in _EXTRA_INFO)
+
+
+def row_schema(traced: bool, embed: bool) -> pa.Schema:
+    """Columns of a row. Embedded images are declared as such to `datasets`, which then gives PIL
+    images: the form that verl's RL dataset was made for; its SFT dataset reads the dict beneath.
+    """
+    from datasets import Features, Image, List
+
+    image = [("bytes", pa.binary()), ("path", pa.string())] if embed else [("image", pa.string())]
+    fields = [
+        ("data_source", pa.string()),
+        ("prompt", _TURNS),
+        ("images", pa.list_(pa.struct(image))),
+        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+        ("extra_info", _EXTRA_INFO),
+    ]
+    if traced:
+        fields.append(("messages", _TURNS))
+    features = Features.from_arrow_schema(pa.schema(fields))
+    if embed:
+        features["images"] = List(Image())
+    return features.arrow_schema
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """One set to be written. `recipe` and `dropped` go into its manifest as they are."""
+
+    name: str
+    rows: Mapping[Split, Sequence[Instance]]
+    recipe: Mapping[str, Any]
+    recipe_hash: str
+    dropped: Mapping[str, Any]
+    plan: Sequence[Mapping[str, Any]]
+    texts_digest: str
+    rows_per_shard: int
+
+    def fingerprint(self) -> str:
+        """Everything that the set's bytes depend on, short of the corpora's pixels."""
+        parts = {
+            "version": VERSION,
+            "recipe": self.recipe,
+            "recipe_hash": self.recipe_hash,
+            "texts": self.texts_digest,
+            "dropped": self.dropped,
+            "plan": list(self.plan),
+            "rows": {split: [asdict(i) for i in rows] for split, rows in self.rows.items()},
+        }
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_set(
+    spec: SetSpec, maker: RowMaker, out: Path, workers: int, progress: Progress
+) -> dict[str, Any]:
+    """Writes `OUT/<set>` and returns its manifest; a finished set of the same plan is left alone.
+
+    Raises InputError when the folder holds something that is not a shard set.
+    """
+    final, partial_dir = out / spec.name, out / f".{spec.name}.partial"
+    fingerprint = spec.fingerprint()
+    finished = _finished(final, fingerprint)
+    if finished is not None:
+        return finished
+    _open_partial(partial_dir, fingerprint)
+    files: dict[str, str] = {}
+    done, total = 0, sum(len(rows) for rows in spec.rows.values())
+    for split in SPLITS:
+        for name, rows in _shards(spec, split):
+            files |= _write_shard(
+                spec, name, rows, maker, partial_dir, final, workers, progress, (done, total)
+            )
+            done += len(rows)
+            progress(f"shards {spec.name}", done, total)
+    return _finish(spec, files, fingerprint, partial_dir, final)
+
+
+def _shards(spec: SetSpec, split: Split) -> list[tuple[str, Sequence[Instance]]]:
+    rows = spec.rows.get(split, ())
+    step = spec.rows_per_shard
+    starts = range(0, len(rows), step)
+    return [
+        (f"{split}-{k:05d}-of-{len(starts):05d}.parquet", rows[start : start + step])
+        for k, start in enumerate(starts)
+    ]
+
+
+def _finished(final: Path, fingerprint: str) -> dict[str, Any] | None:
+    if not final.exists():
+        return None
+    if not (final / MANIFEST).is_file():
+        if final.is_dir() and not any(final.iterdir()):
+            return None
+        raise InputError("is in the way: not a shard set, so it will not be replaced", file=final)
+    try:
+        manifest = json.loads((final / MANIFEST).read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
+        return None
+    files = manifest["files"]
+    # Contents are the business of `rcot data check`.
+    return manifest if all((final / name).is_file() for name in files) else None
+
+
+def _open_partial(partial_dir: Path, fingerprint: str) -> None:
+    """The build folder: as an interrupted build of the same plan left it, or new."""
+    mark = partial_dir / ".state" / "fingerprint"
+    if mark.is_file() and mark.read_text() == fingerprint:
+        return
+    shutil.rmtree(partial_dir, ignore_errors=True)
+    mark.parent.mkdir(parents=True)
+    mark.write_text(fingerprint)
+
+
+def _write_shard(
+    spec: SetSpec,
+    name: str,
+    rows: Sequence[Instance],
+    maker: RowMaker,
+    folder: Path,
+    final: Path,
+    workers: int,
+    progress: Progress,
+    at: tuple[int, int],
+) -> dict[str, str]:
+    """Relative path -> sha256 of a parquet file and of the media that its rows name."""
+    note = folder / ".state" / f"{name}.json"
+    if note.is_file():
+        return json.loads(note.read_bytes())
+    schema = row_schema(has_traces(spec.name), maker.embed)
+    files: dict[str, str] = {}
+    part = folder / f"{name}.part"
+    make = partial(maker.make, folder=folder, final=final)
+    group: list[dict[str, Any]] = []
+    done, total = at
+    with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for count, row in enumerate(ordered_map(make, rows, workers), start=1):
+            files[row.media] = row.media_sha256
+            group.append(row.columns)
+            if len(group) == _ROWS_PER_GROUP or count == len(rows):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                group.clear()
+                progress(f"shards {spec.name}", done + count, total)
+    part.replace(folder / name)
+    files[name] = sha256_of(folder / name)
+    write_json(note, files)
+    return files
+
+
+def _finish(
+    spec: SetSpec, files: dict[str, str], fingerprint: str, partial_dir: Path, final: Path
+) -> dict[str, Any]:
+    counts = {split: counts_of(spec.rows.get(split, ())) for split in SPLITS}
+    manifest: dict[str, Any] = {
+        "version": VERSION,
+        "name": spec.name,
+        "rows": {split: len(spec.rows.get(split, ())) for split in SPLITS},
+        "counts": counts,
+        "ratios": {split: ratios_of(counts[split]) for split in SPLITS},
+        "plan": list(spec.plan),
+        "dropped": spec.dropped,
+        "recipe": spec.recipe,
+        "recipe_hash": spec.recipe_hash,
+        "fingerprint": fingerprint,
+    }
+    (partial_dir / "README.md").write_text(data_card(manifest), encoding="utf-8")
+    files["README.md"] = sha256_of(partial_dir / "README.md")
+    manifest["files"] = dict(sorted(files.items()))
+    write_json(partial_dir / MANIFEST, manifest)
+    shutil.rmtree(partial_dir / ".state")
+    _remove_strays(partial_dir, set(files) | {MANIFEST})
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    partial_dir.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def _remove_strays(folder: Path, keep: set[str]) -> None:
+    """What an interrupted build left half-written."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in keep:
+            path.unlink()

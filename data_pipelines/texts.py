@@ -1,0 +1,151 @@
+"""Descriptions and traces that go into rows: templated from a toy corpus, or from JSONL files.
+
+A video's description (x_vid of the paper) is in every prompt; a trace (the reasoning before the
+answer) in SFT rows. Traces are turned into responses here: `<think>…</think>`, a line break,
+`<answer>…</answer>`. Leaves out making either with a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from data_pipelines.corpora import Corpus
+from data_pipelines.drawing import Instance
+from data_pipelines.traces import Sidecar
+from rcot_rl.errors import InputError
+
+TraceKey = tuple[str, str, str, str, str]
+
+
+def response(think: str, answer: str) -> str:
+    """A well-formed response."""
+    return f"<think>{think}</think>\n<answer>{answer}</answer>"
+
+
+class Describer(Protocol):
+    def description(self, corpus: int, dataset: str, video: str) -> str:
+        """The video's description. Raises InputError when there is none."""
+
+    def fingerprint(self) -> str:
+        """Changes when any description may have changed."""
+
+
+@dataclass(frozen=True)
+class FileDescriptions:
+    """From a JSONL file of {"dataset", "video", "description"}."""
+
+    path: Path
+    texts: Mapping[tuple[str, str], str]
+    digest: str
+
+    def description(self, corpus: int, dataset: str, video: str) -> str:
+        if (dataset, video) not in self.texts:
+            raise InputError("no description of this video", file=self.path, key=video)
+        return self.texts[dataset, video]
+
+    def fingerprint(self) -> str:
+        return self.digest
+
+
+@dataclass(frozen=True)
+class SidecarDescriptions:
+    """From the toy corpora themselves."""
+
+    sidecars: Sequence[Sidecar]
+
+    def description(self, corpus: int, dataset: str, video: str) -> str:
+        return self.sidecars[corpus].description(video)
+
+    def fingerprint(self) -> str:
+        return "".join(s.digest for s in self.sidecars)
+
+
+def open_descriptions(describe: str, corpora: Sequence[Corpus]) -> Describer:
+    """What `data.describe` names. Raises InputError."""
+    if describe == "template":
+        return SidecarDescriptions(open_sidecars(corpora, "describe"))
+    path = Path(describe)
+    lines, digest = _read(path, ("dataset", "video", "description"))
+    texts = {(r["dataset"], r["video"]): r["description"] for r in lines}
+    return FileDescriptions(path, texts, digest)
+
+
+@dataclass(frozen=True)
+class FileTraces:
+    """From a JSONL file of {"task", "dataset", "video", "expression_id", "frame", "response"}."""
+
+    path: Path
+    responses: Mapping[TraceKey, str]
+    digest: str
+
+    def response_for(self, instance: Instance, frame: str) -> str:
+        """The response of this instance. Raises InputError when there is none."""
+        key = (
+            instance.task,
+            instance.dataset,
+            instance.video,
+            instance.expression_id,
+            frame,
+        )
+        if key not in self.responses:
+            raise InputError("no trace of this instance", file=self.path, key="/".join(key))
+        return self.responses[key]
+
+
+def open_traces(trace: str, corpora: Sequence[Corpus]) -> FileTraces | list[Sidecar]:
+    """What `data.trace` names. Raises InputError."""
+    if trace == "template":
+        return open_sidecars(corpora, "trace")
+    path = Path(trace)
+    names = ("task", "dataset", "video", "expression_id", "frame", "response")
+    lines, digest = _read(path, names)
+    responses = {
+        (r["task"], r["dataset"], r["video"], r["expression_id"], r["frame"]): r["response"]
+        for r in lines
+    }
+    return FileTraces(path, responses, digest)
+
+
+def open_sidecars(corpora: Sequence[Corpus], key: str) -> list[Sidecar]:
+    """The toy.json of every corpus. Raises InputError for a corpus that has none."""
+    found = []
+    for corpus in corpora:
+        path = corpus.root / "toy.json"
+        if not path.is_file():
+            raise InputError(
+                f"only a toy corpus (with a toy.json) has templates, not {corpus.root}; "
+                f"give data.{key} the path of a JSONL file (see `rcot data {key}`)",
+                key=f"data.{key}",
+            )
+        found.append(Sidecar.read(path))
+    return found
+
+
+def _read(path: Path, names: Sequence[str]) -> tuple[list[dict[str, str]], str]:
+    """The lines of a JSONL file, each with these string keys, and the file's sha256."""
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", file=path) from error
+    out = []
+    # Not splitlines(): JSON strings may hold the other characters that it breaks lines at.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError("not valid JSON", file=path, line=number) from error
+        for name in names:
+            if not isinstance(item, dict) or not isinstance(item.get(name), str):
+                raise InputError("missing, or not a string", file=path, line=number, key=name)
+        out.append(item)
+    return out, hashlib.sha256(raw).hexdigest()

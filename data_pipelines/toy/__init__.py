@@ -1,0 +1,1 @@
+"""Procedurally generated corpora, written in the five public layouts."""

@@ -1,0 +1,161 @@
+"""Sentences about a scene and the objects they mean. Each has one right answer by its definition.
+
+| kind | example | means |
+| --- | --- | --- |
+| attribute | the red circle | the one object so named |
+| several | all red shapes, all circles | every object of that colour, or shape |
+| time | the shape that appears last | the one whose first frame is latest (earliest: first) |
+| motion | the shape moving left | the one whose net displacement over the clip is most that way |
+| relation | the shape left of the red circle | the only object left of it in every shared frame |
+| absent | the red circle, when there is none | nothing |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.toy.scenes import COLOURS, SHAPES, Scene
+
+
+@dataclass(frozen=True)
+class Query:
+    text: str
+    targets: tuple[int, ...]
+    """Object indices, ascending; empty when the target is not in the scene."""
+
+    kind: str
+
+
+DEFAULT_MIX: dict[str, dict[str, float]] = {
+    "lattice": {"attribute": 0.55, "several": 0.25, "time": 0.20},
+    "rich": {"attribute": 0.3, "several": 0.2, "time": 0.15, "motion": 0.2, "relation": 0.15},
+}
+"""Preset -> share of each kind."""
+
+
+def make_queries(
+    rng: np.random.Generator,
+    scene: Scene,
+    n: int,
+    mix: dict[str, float] | None = None,
+    absent_share: float = 0.0,
+) -> list[Query]:
+    """`n` different queries, or as many as the scene has.
+
+    mix: kind -> weight (default: the preset's). A kind that the scene does not support, such as
+    `time` when two objects appear together, gives way to `attribute`.
+    absent_share: probability that a query names what is not there.
+    """
+    weights = mix or DEFAULT_MIX[scene.preset.name]
+    kinds, shares = list(weights), np.array(list(weights.values()))
+    found: dict[str, Query] = {}
+    for _ in range(8 * n):
+        if len(found) == n:
+            break
+        kind = str(rng.choice(kinds, p=shares / shares.sum()))
+        if rng.random() < absent_share:
+            kind = "absent"
+        options = _MAKERS[kind](scene) or _attribute(scene)
+        query = options[int(rng.integers(len(options)))]
+        found.setdefault(query.text, query)
+    return list(found.values())
+
+
+def _attribute(scene: Scene) -> list[Query]:
+    return [Query(f"the {o.name}", (i,), "attribute") for i, o in enumerate(scene.objects)]
+
+
+def _several(scene: Scene) -> list[Query]:
+    out = []
+    for field, plural in (("colour", "all {} shapes"), ("shape", "all {}s")):
+        for value in sorted({getattr(o, field) for o in scene.objects}):
+            targets = tuple(
+                i for i, o in enumerate(scene.objects) if getattr(o, field) == value
+            )
+            out.append(Query(plural.format(value).replace("crosss", "crosses"), targets, "several"))
+    many = [q for q in out if len(q.targets) > 1]
+    return many or out
+
+
+def _time(scene: Scene) -> list[Query]:
+    firsts = [o.first for o in scene.objects]
+    out = []
+    for word, pick in (("last", max), ("first", min)):
+        if len(firsts) > 1 and firsts.count(pick(firsts)) == 1:
+            target = firsts.index(pick(firsts))
+            out.append(Query(f"the shape that appears {word}", (target,), "time"))
+    return out
+
+
+def displacement(scene: Scene, index: int) -> tuple[int, int]:
+    """Net (x, y) motion of an object's corner from its first visible frame to its last."""
+    frames = [t for t in range(scene.n_frames) if scene.objects[index].present(t)]
+    (x0, y0), (x1, y1) = scene.corner(index, frames[0]), scene.corner(index, frames[-1])
+    return x1 - x0, y1 - y0
+
+
+def _motion(scene: Scene) -> list[Query]:
+    moved = [displacement(scene, i) for i in range(len(scene.objects))]
+    margin = 0.08 * scene.size[1]
+    ways: dict[str, Callable[[tuple[int, int]], float]] = {
+        "left": lambda d: -d[0],
+        "right": lambda d: d[0],
+        "up": lambda d: -d[1],
+        "down": lambda d: d[1],
+    }
+    out = []
+    for word, along in ways.items():
+        values = sorted((along(d), i) for i, d in enumerate(moved))
+        best, target = values[-1]
+        second = values[-2][0] if len(values) > 1 else 0.0
+        if best > margin and best > 2 * max(second, 0.0):
+            out.append(Query(f"the shape moving {word}", (target,), "motion"))
+    return out
+
+
+def _relation(scene: Scene) -> list[Query]:
+    out = []
+    for anchor, item in enumerate(scene.objects):
+        for word, sign in (("left", -1), ("right", 1)):
+            holding = [i for i in range(len(scene.objects)) if _beside(scene, i, anchor, sign)]
+            if len(holding) == 1:
+                text = f"the shape {word} of the {item.name}"
+                out.append(Query(text, (holding[0],), "relation"))
+    return out
+
+
+def _beside(scene: Scene, index: int, anchor: int, sign: int) -> bool:
+    if index == anchor:
+        return False
+    shared = [
+        t
+        for t in range(scene.n_frames)
+        if scene.objects[index].present(t) and scene.objects[anchor].present(t)
+    ]
+
+    def centre(i: int, t: int) -> float:
+        return scene.corner(i, t)[0] + scene.objects[i].diameter / 2
+
+    return bool(shared) and all(
+        sign * (centre(index, t) - centre(anchor, t)) > 0 for t in shared
+    )
+
+
+def _absent(scene: Scene) -> list[Query]:
+    colours: Sequence[str] = list(COLOURS)[: scene.preset.colours]
+    names = {o.name for o in scene.objects}
+    every = [f"{c} {s}" for c in colours for s in SHAPES[: scene.preset.shapes]]
+    return [Query(f"the {name}", (), "absent") for name in every if name not in names]
+
+
+_MAKERS: dict[str, Callable[[Scene], list[Query]]] = {
+    "attribute": _attribute,
+    "several": _several,
+    "time": _time,
+    "motion": _motion,
+    "relation": _relation,
+    "absent": _absent,
+}

@@ -1,0 +1,37 @@
+"""The one exception for input or configuration at fault.
+
+Raised where the cause is known, caught only by the console script (exit status 2, one line).
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class InputError(Exception):
+    """The user's input or configuration is at fault.
+
+    message: what is wrong and what would be right.
+    file, line, key: where; each optional, all that are known should be given.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | PathLike[str] | None = None,
+        line: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        self.message = message
+        self.file = str(file) if file is not None else None
+        self.line = line
+        self.key = key
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = self.file or ""
+        if self.line is not None:
+            where += f":{self.line}" if where else f"line {self.line}"
+        parts = [p for p in (where, self.key, self.message) if p]
+        return ": ".join(parts)

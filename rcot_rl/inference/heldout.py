@@ -1,0 +1,192 @@
+"""Rewards on held-out prompts, to compare checkpoints on the same questions (section 4.4).
+
+Every checkpoint answers the same validation rows: `k` samples at the training temperature, with
+one fixed seed per prompt, and one greedy response. Means per prompt are kept, so that checkpoints
+are compared pair by pair.
+
+Left out: the comparison itself, which is the evaluation's.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import cv2
+import numpy as np
+
+from rcot_rl.errors import InputError
+from rcot_rl.inference.policy import Policy, Request, Sampling
+from reward_fns.score import Reward, Score
+
+PLACEHOLDER = "<image>"
+
+
+class Rewards(TypedDict):
+    """Rewards of one way of sampling."""
+
+    mean: float
+    per_prompt: list[float]
+    """Mean over the prompt's responses, in the order of the rows."""
+
+    components: dict[str, float]
+    """Mean of each unweighted component."""
+
+
+class Heldout(TypedDict):
+    """What `heldout_rewards` returns."""
+
+    prompts: list[str]
+    """A name per row (`extra_info.index` if there is one), to pair results by."""
+
+    sampled: Rewards
+    greedy: Rewards
+    components: dict[str, float]
+    """Those of the samples."""
+
+
+def read_rows(shards: Sequence[Path], limit: int | None = None) -> list[dict[str, Any]]:
+    """The first `limit` rows of parquet shards, images with absolute paths.
+
+    Raises InputError for missing or unreadable shards, and when they hold no row.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    for shard in shards:
+        if not shard.is_file():
+            raise InputError("no such shard", file=shard)
+        try:
+            found = pq.read_table(shard).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"not a readable parquet file: {error}", file=shard) from error
+        for row in found:
+            for image in row.get("images") or []:
+                _resolve(image, shard.parent)
+        rows += found
+        if limit is not None and len(rows) >= limit:
+            return rows[:limit]
+    if not rows:
+        raise InputError("no rows", file=shards[0] if shards else None)
+    return rows
+
+
+def heldout_rewards(
+    policy: Policy,
+    rows: Sequence[Mapping[str, Any]],
+    reward: Reward,
+    *,
+    k: int = 4,
+    temperature: float = 1.0,
+    max_tokens: int = 2000,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Heldout:
+    """Sampled and greedy rewards of a policy on verl RL rows of one task (the first `limit`).
+
+    Raises InputError, naming row and key, for a row that is no such row.
+    """
+    rows = list(rows[:limit])
+    if not rows:
+        raise InputError("no held-out rows to compare on")
+    requests = [_request(row, index, seed) for index, row in enumerate(rows)]
+    drawn = policy.generate(requests, Sampling(max_tokens, n=k, temperature=temperature))
+    best = policy.generate(requests, Sampling(max_tokens))
+    sampled = _score(rows, drawn, reward)
+    return Heldout(
+        prompts=[_name(row, index) for index, row in enumerate(rows)],
+        sampled=sampled,
+        greedy=_score(rows, best, reward),
+        components=sampled["components"],
+    )
+
+
+def _score(
+    rows: Sequence[Mapping[str, Any]], responses: list[list[str]], reward: Reward
+) -> Rewards:
+    per_prompt, components = [], []
+    for index, (row, choices) in enumerate(zip(rows, responses, strict=True)):
+        scores = [_scored(row, index, response, reward) for response in choices]
+        per_prompt.append(float(np.mean([score.reward for score in scores])))
+        components += [score.components for score in scores]
+    names = dict.fromkeys(name for values in components for name in values)
+    return Rewards(
+        mean=float(np.mean(per_prompt)),
+        per_prompt=per_prompt,
+        components={n: float(np.mean([c[n] for c in components if n in c])) for n in names},
+    )
+
+
+def _scored(row: Mapping[str, Any], index: int, response: str, reward: Reward) -> Score:
+    truth = _get(row, index, "reward_model", "ground_truth")
+    try:
+        return reward.score(
+            response,
+            truth,
+            data_source=row.get("data_source"),
+            extra_info=row.get("extra_info"),
+        )
+    except InputError as error:
+        raise InputError(error.message, key=f"row {index}: {error.key}") from error
+
+
+def _request(row: Mapping[str, Any], index: int, seed: int) -> Request:
+    """The row's prompt and image as the rollouts showed them."""
+    prompt, images = _get(row, index, "prompt"), _get(row, index, "images")
+    texts = [m.get("content") for m in prompt] if isinstance(prompt, list) else []
+    if len(texts) != 1 or prompt[0].get("role") != "user" or not isinstance(texts[0], str):
+        raise InputError("must be one user message", key=f"row {index}: prompt")
+    text = texts[0]
+    if not text.startswith(PLACEHOLDER) or text.count(PLACEHOLDER) != 1 or len(images) != 1:
+        raise InputError("must begin with its only image", key=f"row {index}: prompt")
+    text = text.removeprefix(PLACEHOLDER)
+    image = _image(images[0], index)
+    return Request(text, image=image, seed=zlib.crc32(f"{seed}\0{index}\0{text}".encode()))
+
+
+def _image(value: Any, index: int) -> np.ndarray:
+    """uint8 [H, W, 3] RGB from `{"bytes": …}` or `{"path" | "image": …}`."""
+    key = f"row {index}: images"
+    if not isinstance(value, dict):
+        raise InputError("must be an object with bytes or a path", key=key)
+    path = value.get("path") or value.get("image")
+    if value.get("bytes"):
+        data, file = value["bytes"], None
+    elif isinstance(path, str):
+        file = Path(path.removeprefix("file://"))
+        if not file.is_file():
+            raise InputError("no such image", file=file, key=key)
+        data = file.read_bytes()
+    else:
+        raise InputError("must be an object with bytes or a path", key=key)
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise InputError("not a readable image", file=file, key=key)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _resolve(image: Any, folder: Path) -> None:
+    """Make relative paths of an image absolute: they are relative to their shard."""
+    if not isinstance(image, dict):
+        return
+    for key in ("path", "image"):
+        path = image.get(key)
+        if isinstance(path, str) and not path.startswith("file://"):
+            image[key] = str(folder / path)
+
+
+def _name(row: Mapping[str, Any], index: int) -> str:
+    extra = row.get("extra_info")
+    return str(extra.get("index", index) if isinstance(extra, Mapping) else index)
+
+
+def _get(row: Mapping[str, Any], index: int, *keys: str) -> Any:
+    value: Any = row
+    for depth, key in enumerate(keys):
+        if not isinstance(value, Mapping) or value.get(key) is None:
+            raise InputError("missing", key=f"row {index}: {'.'.join(keys[: depth + 1])}")
+        value = value[key]
+    return value

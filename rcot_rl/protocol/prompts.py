@@ -1,0 +1,130 @@
+"""Prompts: what is said to the policy for VDG, KFG, AKS and KTG (paper, sections 3.2, 3.3, A.3).
+
+The texts of the paper's prompt figures are not public, so these are ours. A template set is a YAML
+file with the keys of `TASKS`; recipes name a shipped set (`qwen`, `compact`) or a path. `compact`
+says the same in few tokens, for policies whose context is small. The same set serves shards, SFT,
+rollouts and inference: a prompt that differs between training and inference is a silent fault.
+
+Templates use `string.Template` fields (`$query`), so that braces in JSON examples and in users'
+sentences mean nothing. The media placeholder is not part of a template: `user_turn` adds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+import yaml
+
+from rcot_rl.errors import InputError
+
+TASKS: Mapping[str, frozenset[str]] = {
+    "vdg": frozenset({"n_frames"}),
+    "kfg": frozenset({"query", "n_frames", "last_frame"}),
+    "kfg_again": frozenset({"query", "n_frames", "last_frame", "rejected", "description"}),
+    "aks": frozenset({"query", "description"}),
+    "ktg": frozenset({"query", "description", "canvas"}),
+    "ktg_zero_target": frozenset({"query", "description", "canvas"}),
+}
+"""Template name -> fields it may use."""
+
+SHIPPED = Path(__file__).parent / "prompts"
+_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+
+
+def harmless(text: str) -> str:
+    """User text without the literal media placeholders that verl splits prompts on."""
+    return _PLACEHOLDER.sub(r"(\1)", text)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One template set. Every method returns the text of a user turn, without media."""
+
+    name: str
+    templates: Mapping[str, str]
+
+    def vdg(self, n_frames: int) -> str:
+        """Video description generation (eq. 1, p_vdg)."""
+        return self._fill("vdg", n_frames=n_frames)
+
+    def kfg(self, query: str, n_frames: int) -> str:
+        """Keyframe generation (eq. 1, p_kfg); the answer is a 0-based frame index."""
+        return self._fill("kfg", query=query, n_frames=n_frames, last_frame=n_frames - 1)
+
+    def kfg_again(
+        self, query: str, n_frames: int, rejected: Sequence[int], description: str
+    ) -> str:
+        """Re-selection after option B (eq. 3, p'_kfs); `rejected` are the frames refused so far."""
+        return self._fill(
+            "kfg_again",
+            query=query,
+            n_frames=n_frames,
+            last_frame=n_frames - 1,
+            rejected=", ".join(map(str, rejected)),
+            description=description,
+        )
+
+    def aks(self, description: str, query: str) -> str:
+        """Is this frame a valid keyframe? (eq. 2, p_aks); the answer is A or B."""
+        return self._fill("aks", description=description, query=query)
+
+    def ktg(
+        self, description: str, query: str, zero_target: bool = False, canvas: int = 840
+    ) -> str:
+        """Boxes and points of the targets on the canvas (eq. 5, p_ktg)."""
+        task = "ktg_zero_target" if zero_target else "ktg"
+        return self._fill(task, description=description, query=query, canvas=canvas)
+
+    def _fill(self, task: str, **fields: object) -> str:
+        safe = {k: harmless(v) if isinstance(v, str) else v for k, v in fields.items()}
+        return Template(self.templates[task]).substitute(safe).strip()
+
+
+def user_turn(text: str, media: Literal["image", "video"]) -> str:
+    """The content of the user message: the media placeholder, then the text."""
+    return f"<{media}>{text}"
+
+
+def load_prompts(name_or_path: str) -> Prompts:
+    """A shipped template set by name, or one of the user's by path.
+
+    Raises InputError, naming file and key, for a missing file, a missing or unknown template, and
+    a field that its task does not have.
+    """
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = SHIPPED / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+        raise InputError(f"no such prompt set (shipped: {known})", file=name_or_path)
+    try:
+        templates = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {error}".replace("\n", " "), file=path) from error
+    _check(templates, path)
+    return Prompts(name=path.stem, templates=templates)
+
+
+def _check(templates: object, path: Path) -> None:
+    if not isinstance(templates, dict):
+        raise InputError("must be a mapping of templates", file=path)
+    for key in templates.keys() | TASKS.keys():
+        if key not in TASKS:
+            raise InputError(f"unknown template; known: {', '.join(TASKS)}", file=path, key=key)
+        text = templates.get(key)
+        if not isinstance(text, str):
+            raise InputError("missing, or not a text", file=path, key=key)
+        template = Template(text)
+        if not template.is_valid():
+            raise InputError("a '$' that starts no field; write '$$'", file=path, key=key)
+        unknown = set(template.get_identifiers()) - TASKS[key]
+        if unknown:
+            allowed = ", ".join(sorted(TASKS[key]))
+            raise InputError(
+                f"unknown field ${sorted(unknown)[0]}; it has: {allowed}", file=path, key=key
+            )

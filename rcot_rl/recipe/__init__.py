@@ -1,0 +1,1 @@
+"""The recipe: one YAML file, typed, composable by `extends`, overridable, hashable."""

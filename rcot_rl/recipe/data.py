@@ -1,0 +1,127 @@
+"""The data section of a recipe: corpora, shard sets, ratios, descriptions and traces.
+
+Defaults are the paper's (section 3.4): SFT-28k is 20,000 KTG and 8,000 AKS samples, single to
+multiple targets 3:1, option A to B 1:1; the GRPO sets have 4,000 and 6,000.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from rcot_rl.recipe.base import Section
+
+Dataset = Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
+_SET_NAME = re.compile(r"(sft|grpo)(-[A-Za-z0-9._-]+)?")
+
+
+class CorpusRef(Section):
+    dataset: Dataset
+    root: str | None = None
+    """The corpus' folder, in its public layout. None: the run's toy corpus of that layout."""
+
+    split: str = "train"
+    weight: float | None = Field(default=None, gt=0.0)
+    """Share of the rows relative to the other corpora (all or none have one). None: as available.
+    """
+
+
+class SetSize(Section):
+    """Rows of one shard set."""
+
+    aks: int = Field(default=0, ge=0)
+    """Training rows: is this frame a valid keyframe?"""
+
+    ktg: int = Field(default=0, ge=0)
+    """Training rows: boxes and points of the targets."""
+
+    val: int = Field(default=0, ge=0)
+    """Validation rows of each task that the set has, from videos no training row shows."""
+
+
+def _paper_sets() -> dict[str, SetSize]:
+    return {
+        "sft-28k": SetSize(ktg=20000, aks=8000, val=200),
+        "grpo-aks-4k": SetSize(aks=4000, val=200),
+        "grpo-ktg-6k": SetSize(ktg=6000, val=200),
+    }
+
+
+class DataSection(Section):
+    """Corpora to shards: `rcot data build`."""
+
+    corpora: list[CorpusRef] = Field(min_length=1)
+    sets: dict[str, SetSize] = Field(default_factory=_paper_sets, min_length=1)
+    """Name of a set (a folder; `sft…` has traces, `grpo…` has none) to its size."""
+
+    canvas: int | None = Field(default=None, gt=0, multiple_of=28)
+    """Side of the square that frames are resized to. None: the recipe's `canvas.image`."""
+
+    seed: int | None = Field(default=None, ge=0)
+    """None: the recipe's."""
+
+    keyframe: Literal["largest", "any_visible"] = "largest"
+    """`largest`: KTG and option A show the frame with the largest union of targets (the paper).
+    `any_visible`: any frame in which all targets are visible, for corpora with few clips; such
+    shards are not the paper's."""
+
+    single_multi: float | None = Field(default=3.0, gt=0.0)
+    """KTG rows with one target to those with several. None: as drawn."""
+
+    a_to_b: float = Field(default=1.0, gt=0.0)
+    """AKS rows whose answer is A to those whose answer is B."""
+
+    zero_target_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the KTG rows whose target is not there, so that the answer is []. Above 0, every
+    KTG prompt allows for it."""
+
+    describe: str = "template"
+    """Video descriptions: `template` (corpora with a toy.json), or a JSONL file of
+    {"dataset", "video", "description"}."""
+
+    trace: str = "template"
+    """Reasoning for SFT rows: `template` (corpora with a toy.json), or a JSONL file of
+    {"task", "dataset", "video", "expression_id", "frame", "response"}."""
+
+    max_per_video: int | None = Field(default=None, gt=0)
+    """At most this many rows of one video in a set's split."""
+
+    val_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Share of the videos kept for validation rows, when a set asks for any."""
+
+    allow_smaller: bool = False
+    """Corpora that cannot fill a set: make it smaller, at the same ratios, instead of stopping."""
+
+    max_fault_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Stop when more than this share of expressions or frames is defective."""
+
+    media: Literal["embedded", "referenced"] = "embedded"
+    """Rows hold their image's bytes (and its path under media/), or its absolute path alone."""
+
+    rows_per_shard: int = Field(default=1000, gt=0)
+    workers: int = Field(default=1, gt=0)
+    """Processes. Rows do not depend on it."""
+
+    @field_validator("sets")
+    @classmethod
+    def _names(cls, sets: dict[str, SetSize]) -> dict[str, SetSize]:
+        for name, size in sets.items():
+            if not _SET_NAME.fullmatch(name):
+                raise ValueError(f"set '{name}' must be called sft… or grpo… (a folder's name)")
+            if size.aks + size.ktg == 0:
+                raise ValueError(f"set '{name}' asks for no rows")
+        return sets
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        given = [c.weight is not None for c in self.corpora]
+        if any(given) and not all(given):
+            raise ValueError("give every corpus a weight, or none")
+        return self
+
+
+def has_traces(set_name: str) -> bool:
+    """Whether rows of this set are for SFT."""
+    return set_name.startswith("sft")

@@ -1,0 +1,116 @@
+"""The recipe's schema: everything a run needs, in one typed tree.
+
+Sections of single rooms live beside this file (`data.py`, `inference.py`, `training.py`); this one
+puts them together. Field defaults are the paper's values (Table 7, section 4.2, A.3).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rcot_rl.recipe.base import Section
+from rcot_rl.recipe.data import DataSection
+from rcot_rl.recipe.inference import EngineSection, PredictSection
+from rcot_rl.recipe.training import ClusterSection, GrpoSection, SftSection
+
+STAGES = ("data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report")
+Stage = Literal["data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"]
+
+
+class CanvasSection(Section):
+    """Side of the square images that the policy sees, in pixels (A.3)."""
+
+    image: int = Field(default=840, gt=0, multiple_of=28)
+    """AKS and KTG: the keyframe."""
+
+    video: int = Field(default=448, gt=0, multiple_of=28)
+    """VDG and KFG: every frame of the video."""
+
+
+class ModelsSection(Section):
+    policy: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """The base policy: a folder, a hub id, or `tiny` for the shipped one."""
+
+    segmenter: str = "facebook/sam2.1-hiera-large"
+    """SAM2: a folder, a hub id, `tiny` for the shipped one, or `flow` for the weight-free one."""
+
+
+class ToyCorpus(Section):
+    layout: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
+    split: str
+    videos: int = Field(gt=0)
+    absent_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of expressions whose target is not in the video."""
+
+
+class ToySection(Section):
+    """Procedurally generated corpora, written to RUN/corpora/<layout> before the data stage."""
+
+    preset: str = "lattice"
+    """Difficulty: `lattice`, which a tiny policy can learn, or `rich`."""
+
+    seed: int = 1
+    corpora: list[ToyCorpus] = Field(min_length=1)
+
+
+class Benchmark(Section):
+    dataset: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
+    root: str | None = None
+    """The corpus. None: the toy corpus of that layout."""
+
+    split: str = "valid"
+    limit: int | None = Field(default=None, gt=0)
+    """At most this many expressions, the first in the corpus' order. None: all."""
+
+
+class EvalSection(Section):
+    benchmarks: list[Benchmark] = []
+    checkpoints: list[Literal["base", "sft", "grpo-aks", "grpo-ktg"]] = ["sft", "grpo-ktg"]
+    """The stages of training whose model is run through the pipeline and scored."""
+
+    heldout_prompts: int = Field(default=256, ge=0)
+    """Validation rows per task on which rewards are compared before and after GRPO. 0: none."""
+
+    heldout_samples: int = Field(default=4, ge=1)
+    """Responses a prompt, at the training temperature; one greedy response comes on top."""
+
+    baselines: bool = True
+    """Also score the whole frame, a centred box, and the first frame as keyframe."""
+
+
+class WandbSection(Section):
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """`online` needs `wandb login` or WANDB_API_KEY."""
+
+    project: str = "rcot-rl"
+    entity: str | None = None
+
+
+class Recipe(Section):
+    """One run, from corpora to report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 1
+    device: Literal["cuda", "cpu"] = "cuda"
+    stages: list[Stage] = list(STAGES)
+    prompts: str = "qwen"
+    """A shipped prompt set, or the path of one's own."""
+
+    canvas: CanvasSection = CanvasSection()
+    models: ModelsSection = ModelsSection()
+    toy: ToySection | None = None
+    data: DataSection
+    sft: SftSection = SftSection()
+    grpo_aks: GrpoSection
+    grpo_ktg: GrpoSection
+    cluster: ClusterSection = ClusterSection()
+    engine: EngineSection = EngineSection()
+    predict: PredictSection = PredictSection()
+    eval: EvalSection = EvalSection()
+    wandb: WandbSection = WandbSection()
+
+    def grpo(self, stage: str) -> GrpoSection:
+        """The section of stage `grpo-aks` or `grpo-ktg`."""
+        return {"grpo-aks": self.grpo_aks, "grpo-ktg": self.grpo_ktg}[stage]

@@ -1,0 +1,92 @@
+"""YAML with a memory: which file and line each key of a merged recipe came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rcot_rl.errors import InputError
+
+Key = tuple[str | int, ...]
+
+
+@dataclass
+class Source:
+    """A plain tree of values, and the place of every key in it."""
+
+    tree: dict[str, Any]
+    places: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
+
+    def place(self, key: Key) -> tuple[str | None, int | None]:
+        """File and line of `key`, or of its nearest ancestor that has one."""
+        for end in range(len(key), -1, -1):
+            if key[:end] in self.places:
+                return self.places[key[:end]]
+        return None, None
+
+    def merge(self, over: Source) -> Source:
+        """`over` wins key by key; mappings merge, lists and scalars are replaced."""
+        places = dict(self.places)
+        tree = _merge(self.tree, over.tree)
+        places.update(over.places)
+        return Source(tree, places)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
+            out[key] = _merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def read_yaml(path: Path) -> Source:
+    """One YAML mapping. Raises InputError for what is not one, and for a key given twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", file=path) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise InputError(f"not valid YAML: {problem}", file=path, line=line) from error
+    if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
+        raise InputError("must be a mapping of keys to values", file=path, line=1)
+    source = Source(tree)
+    source.places[()] = (str(path), None)
+    _note_places(node, (), str(path), source.places)
+    return source
+
+
+def _note_places(
+    node: yaml.Node, prefix: Key, file: str, places: dict[Key, tuple[str, int | None]]
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key in seen:
+                raise InputError("given twice", file=file, line=line, key=_dotted((*prefix, key)))
+            seen.add(key)
+            places[(*prefix, key)] = (file, line)
+            _note_places(value_node, (*prefix, key), file, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            places[(*prefix, index)] = (file, item.start_mark.line + 1)
+            _note_places(item, (*prefix, index), file, places)
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key))

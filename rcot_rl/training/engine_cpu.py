@@ -1,0 +1,23 @@
+"""verl's FSDP engine for device `cpu`; loaded by `actor_rollout_ref.model.external_lib`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+
+
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])
+class CpuFSDPEngineWithLMHead(transformer_impl.FSDPEngineWithLMHead):
+    """The same engine; only the reference model's offload is unpinned."""
+
+    def _build_fsdp_module(self, module: Any) -> Any:
+        # transformer_impl.py wraps a forward-only model in CPUOffloadPolicy(pin_memory=True);
+        # pinning needs an accelerator, and here the parameters are on the host already.
+        offload_policy = transformer_impl.CPUOffloadPolicy
+        transformer_impl.CPUOffloadPolicy = lambda pin_memory=True: offload_policy(pin_memory=False)
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            transformer_impl.CPUOffloadPolicy = offload_policy

@@ -1,0 +1,327 @@
+"""From a recipe to verl's configuration, without importing torch or verl.
+
+The base is verl's own `ppo_trainer` (GRPO) or `sft_trainer_engine` (SFT), composed by hydra from the
+installed wheel; the recipe's values are written over it. A key that verl does not know is refused
+here: verl itself accepts typos in YAML silently.
+
+Two dictionaries make up the GRPO configuration: `method`, what the paper's experiment is, and
+`host`, sizes and devices, which alone may differ between a laptop and a cluster.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.training import GrpoSection
+
+FREE_KEYS = (
+    "ray_kwargs.ray_init.",
+    "actor_rollout_ref.rollout.engine_kwargs.vllm.",
+    "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.model.override_config.",
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision",
+    "reward.custom_reward_function.reward_kwargs.",
+    "model.override_config.",
+    "engine.mixed_precision",
+    "trainer.rcot.",
+)
+"""Keys that verl reads but its reference configuration does not list."""
+
+_FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+
+
+def grpo_config(
+    recipe: Recipe, stage: str, *, model: Path, train: list[Path], val: list[Path], out: Path
+) -> DictConfig:
+    """verl's complete configuration of stage `grpo-aks` or `grpo-ktg`.
+
+    model: the folder the stage starts from (policy and reference); train, val: parquet shards;
+    out: the stage's folder. Raises InputError for an override that verl does not know.
+    """
+    section = recipe.grpo(stage)
+    values: dict[str, Any] = {}
+    values.update(_grpo_method(recipe, section))
+    values.update(_grpo_host(recipe, section))
+    values.update(_grpo_paths(recipe, stage, section, model, train, val, out))
+    return _write(_compose("ppo_trainer", ["actor_rollout_ref.rollout.name=vllm"]), values, section)
+
+
+def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
+    """What the experiment is: Table 7 and section 4.2 of the paper."""
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    return {
+        "algorithm.adv_estimator": "grpo",  # eq. 14
+        "algorithm.use_kl_in_reward": False,
+        "trainer.v1.trainer_mode": "rcot_sync",
+        "data.train_batch_size": section.prompts_per_step,
+        "data.max_prompt_length": section.max_prompt_length,
+        "data.max_response_length": section.max_response_length,
+        "data.image_key": "images",
+        "data.truncation": "error",
+        "data.seed": recipe.seed,  # null would give another order after each resume
+        f"{actor}.strategy": "fsdp2",
+        f"{actor}.optim.lr": section.learning_rate,
+        f"{actor}.optim.weight_decay": section.weight_decay,
+        f"{actor}.optim.lr_scheduler_type": "constant",
+        f"{actor}.ppo_mini_batch_size": section.prompts_per_step,  # one update a step: on-policy
+        f"{actor}.clip_ratio": section.clip_ratio,
+        f"{actor}.clip_ratio_low": section.clip_ratio,
+        f"{actor}.clip_ratio_high": section.clip_ratio,
+        f"{actor}.loss_agg_mode": section.loss_agg_mode,
+        f"{actor}.use_kl_loss": True,  # eq. 15
+        f"{actor}.kl_loss_coef": section.kl_loss_coef,
+        f"{actor}.kl_loss_type": section.kl_loss_type,
+        f"{rollout}.name": "vllm",
+        f"{rollout}.n": section.n,
+        f"{rollout}.temperature": section.temperature,
+        f"{rollout}.top_k": section.top_k,
+        f"{rollout}.top_p": section.top_p,
+        f"{rollout}.seed": recipe.seed,
+        f"{rollout}.calculate_log_probs": True,
+        f"{rollout}.load_format": "auto",
+        "reward.reward_manager.name": "naive",
+        "reward.custom_reward_function.path": "pkg://rcot_rl.training.reward",
+        "reward.custom_reward_function.name": "compute_score",
+        "reward.custom_reward_function.reward_kwargs.reward": section.reward,
+        "reward.custom_reward_function.reward_kwargs.canvas": recipe.canvas.image,
+        "trainer.val_before_train": False,
+        "trainer.test_freq": -1,  # held-out rewards are the predict stage's work
+        "trainer.total_training_steps": section.steps,
+        # verl ends at whichever of steps and epochs comes first: only the steps may count
+        "trainer.total_epochs": 100_000,
+        "trainer.resume_mode": "auto",
+    }
+
+
+def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
+    """Sizes and devices: all that may differ between hosts."""
+    cluster, rollout = recipe.cluster, "actor_rollout_ref.rollout"
+    values: dict[str, Any] = {
+        "trainer.device": recipe.device,
+        "trainer.nnodes": cluster.nodes,
+        "trainer.n_gpus_per_node": cluster.gpus_per_node,
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": cluster.queue_storage_units,
+        "reward.num_workers": cluster.reward_workers,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": section.micro_batch_size,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": section.micro_batch_size,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": section.micro_batch_size,
+        f"{rollout}.agent.num_workers": cluster.agent_workers,
+        f"{rollout}.tensor_model_parallel_size": section.tensor_parallel_size,
+        f"{rollout}.gpu_memory_utilization": section.gpu_memory_utilization,
+        f"{rollout}.max_model_len": section.max_prompt_length + section.max_response_length,
+        f"{rollout}.max_num_batched_tokens": section.max_num_batched_tokens,
+        f"{rollout}.max_num_seqs": section.max_num_seqs,
+        "trainer.save_freq": section.save_every,
+        "trainer.max_actor_ckpt_to_keep": section.keep_checkpoints,
+    }
+    if recipe.device == "cpu":
+        values.update(_cpu_values(recipe))
+    return values
+
+
+def _cpu_values(recipe: Recipe) -> dict[str, Any]:
+    """What verl and vLLM need to be told where there is no accelerator; each for a measured reason."""
+    rollout, model = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
+    vllm = f"{rollout}.engine_kwargs.vllm"
+    values: dict[str, Any] = {
+        # verl's pools ask 3 CPUs a worker and count GPUs: both are logical numbers to Ray
+        "ray_kwargs.ray_init.num_cpus": 32,
+        "ray_kwargs.ray_init.num_gpus": recipe.cluster.gpus_per_node,
+        "ray_kwargs.ray_init.include_dashboard": False,
+        f"{model}.external_lib": "rcot_rl.training.engine_cpu",
+        f"{model}.use_remove_padding": False,  # needs flash attention
+        f"{model}.enable_gradient_checkpointing": False,
+        f"{model}.override_config.attn_implementation": "sdpa",
+        f"{rollout}.dtype": "float32",  # bf16 on a CPU is slow, and 4 digits worse in log-probs
+        f"{rollout}.enforce_eager": True,
+        f"{rollout}.free_cache_engine": False,  # vLLM's CPU platform has no sleep mode
+        f"{rollout}.enable_sleep_mode": False,
+        f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 64,
+        f"{vllm}.worker_extension_cls": "rcot_rl.training.vllm_worker.CpuWorkerExtension",
+        f"{vllm}.distributed_executor_backend": "uni",  # one process fewer
+        f"{vllm}.skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
+        "data.dataloader_num_workers": 0,
+        "trainer.v1.sampler.custom_sampler.path": "pkg://rcot_rl.training.sampler",
+        "trainer.v1.sampler.custom_sampler.name": "FastPollReplayBuffer",
+    }
+    if recipe.cluster.object_store_bytes is not None:
+        store = recipe.cluster.object_store_bytes
+        values["ray_kwargs.ray_init.object_store_memory"] = store
+    for role in ("actor", "ref"):
+        values[f"actor_rollout_ref.{role}.fsdp_config.use_torch_compile"] = False
+        values[f"actor_rollout_ref.{role}.fsdp_config.mixed_precision"] = dict(_FP32)
+    values["actor_rollout_ref.actor.use_torch_compile"] = False
+    return values
+
+
+def _grpo_paths(
+    recipe: Recipe,
+    stage: str,
+    section: GrpoSection,
+    model: Path,
+    train: list[Path],
+    val: list[Path],
+    out: Path,
+) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "actor_rollout_ref.model.path": str(model),
+        "data.train_files": [str(p) for p in train],
+        "data.val_files": [str(p) for p in val],
+        "trainer.default_local_dir": str(out / "checkpoints"),
+        "trainer.project_name": recipe.wandb.project,
+        "trainer.experiment_name": f"{recipe.name}-{stage}",
+        "trainer.logger": _loggers(recipe),
+        "trainer.checkpoint_callback_class": "rcot_rl.training.checkpoints.SaveCallback",
+        "actor_rollout_ref.actor.checkpoint.save_contents": [
+            "model",
+            "optimizer",
+            "extra",
+            "hf_model",
+        ],
+        "actor_rollout_ref.actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
+    }
+    if section.dump_rollouts:
+        values["trainer.rollout_data_dir"] = str(out / "rollouts")
+    # an explicit address: with none, ray.init would join whatever RAY_ADDRESS names
+    values["ray_kwargs.ray_init.address"] = recipe.cluster.ray_address
+    return values
+
+
+def sft_config(
+    recipe: Recipe, *, model: Path, train: list[Path], val: list[Path], out: Path
+) -> DictConfig:
+    """verl's complete SFT configuration. Arguments and errors as `grpo_config`."""
+    sft = recipe.sft
+    values: dict[str, Any] = {
+        "data.train_files": [str(p) for p in train],
+        "data.val_files": [str(p) for p in val] or None,
+        "data.train_batch_size": sft.batch_size,
+        "data.micro_batch_size_per_gpu": sft.micro_batch_size,
+        "data.use_dynamic_bsz": False,
+        "data.max_length": sft.max_length,
+        "data.max_token_len_per_gpu": sft.max_length * sft.micro_batch_size,
+        "data.truncation": "error",
+        "model.path": str(model),
+        "model.lora_rank": sft.lora_rank,
+        "model.lora_alpha": sft.lora_alpha,
+        "model.target_modules": "all-linear",
+        "model.exclude_modules": ".*visual.*",  # the vision tower stays frozen
+        "engine.strategy": "fsdp2",
+        "optim.lr": sft.learning_rate,
+        "optim.weight_decay": sft.weight_decay,
+        "optim.lr_scheduler_type": sft.scheduler,
+        "optim.lr_warmup_steps_ratio": sft.warmup_ratio,
+        "checkpoint.save_contents": ["model", "optimizer", "extra"],
+        "trainer.device": recipe.device,
+        "trainer.nnodes": recipe.cluster.nodes,
+        "trainer.n_gpus_per_node": recipe.cluster.gpus_per_node,
+        "trainer.total_epochs": sft.epochs,
+        "trainer.save_freq": sft.save_every,
+        "trainer.test_freq": -1,
+        "trainer.max_ckpt_to_keep": 2,
+        "trainer.seed": recipe.seed,
+        "trainer.default_local_dir": str(out / "checkpoints"),
+        "trainer.project_name": recipe.wandb.project,
+        "trainer.experiment_name": f"{recipe.name}-sft",
+        "trainer.logger": _loggers(recipe),
+    }
+    if recipe.device == "cpu":
+        values |= {
+            "data.num_workers": 0,
+            "model.external_lib": "rcot_rl.training.engine_cpu",
+            "model.use_remove_padding": False,
+            "model.enable_gradient_checkpointing": False,
+            "model.override_config.attn_implementation": "sdpa",
+            "engine.use_torch_compile": False,
+            "engine.mixed_precision": dict(_FP32),
+        }
+    return _write(_compose("sft_trainer_engine", []), values, sft)
+
+
+def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
+    """Environment of a training process and, through Ray's runtime_env, of all its workers."""
+    variables = {
+        "RCOT_RL_PLUGIN": "required",
+        "VERL_FILE_LOGGER_PATH": str(attempt / "verl.jsonl"),
+        "WANDB_MODE": recipe.wandb.mode,
+        "WANDB_DIR": str(attempt),
+        "WANDB_SILENT": "true",
+        "HYDRA_FULL_ERROR": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if recipe.wandb.entity:
+        variables["WANDB_ENTITY"] = recipe.wandb.entity
+    if recipe.device == "cpu":
+        variables |= {
+            "VERL_PLATFORM": "cpu",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "RAY_enable_worker_prestart": "0",
+        }
+    return variables
+
+
+def _loggers(recipe: Recipe) -> list[str]:
+    return ["console", "file"] + ([] if recipe.wandb.mode == "disabled" else ["wandb"])
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    package = importlib.util.find_spec("verl")  # does not import verl
+    if package is None or not package.submodule_search_locations:
+        raise InputError("verl is not installed; run `make setup`")
+    folder = Path(package.submodule_search_locations[0]) / "trainer" / "config"
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(folder), version_base=None):
+        return compose(config_name=name, overrides=overrides)
+
+
+def _write(config: DictConfig, values: Mapping[str, Any], section: Any) -> DictConfig:
+    with open_dict(config):
+        for key, value in values.items():
+            _set(config, key, value, "")
+        for key, value in section.verl.items():
+            _set(config, key, value, "verl.")
+    return config
+
+
+def _set(config: DictConfig, key: str, value: Any, prefix: str) -> None:
+    free = any(key == f or (f.endswith(".") and key.startswith(f)) for f in FREE_KEYS)
+    if not free and not _known(config, key):
+        near = difflib.get_close_matches(key, _all_keys(config), n=1, cutoff=0.0)
+        raise InputError(f"verl has no such key; the nearest is {near[0]}", key=prefix + key)
+    OmegaConf.update(config, key, value, force_add=True, merge=False)
+
+
+def _known(config: DictConfig, key: str) -> bool:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return False
+        node = node._get_node(part)
+        node = node if isinstance(node, DictConfig) else None
+    return True
+
+
+def _all_keys(config: DictConfig) -> list[str]:
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [k for name, child in node.items() for k in walk(child, f"{prefix}.{name}")]
+
+    tree = OmegaConf.to_container(config, resolve=False)
+    return [key.lstrip(".") for key in walk(tree, "")]

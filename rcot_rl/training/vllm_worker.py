@@ -1,0 +1,25 @@
+"""vLLM worker extension for CPU rollouts: keeps linear weights reloadable.
+
+vLLM's CPU backend packs each linear weight into a oneDNN handle and frees the parameter
+(`dispatch_cpu_unquantized_gemm(remove_weight=True)`), so that verl's weight sync has nowhere to
+write: the first sync fails inside the engine and the trainer waits for ever. Without oneDNN the
+layer falls back to `F.linear` and keeps its weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+
+class CpuWorkerExtension(vLLMColocateWorkerExtension):
+    """verl's worker extension with oneDNN packing switched off before the model is built."""
+
+    def __new__(cls, **kwargs: Any) -> CpuWorkerExtension:
+        from vllm import _custom_ops
+
+        if not hasattr(_custom_ops, "_supports_onednn"):
+            raise RuntimeError("vllm._custom_ops has no _supports_onednn: weight sync would fail")
+        _custom_ops._supports_onednn = False
+        return super().__new__(cls, **kwargs)

@@ -1,0 +1,123 @@
+"""`rcot score`: scores a JSONL file of responses, a line at a time (section 2 of the contracts).
+
+In:  {"response": str, "ground_truth": …, …}
+Out: {"reward": …, "components": {…}, "reasons": […], …the other keys of the line}
+
+A response is never an error, whatever it holds. A line that is not a JSON object, lacks a key or
+has a broken ground truth is: InputError with file and line, and no output file is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from rcot_rl.errors import InputError
+from reward_fns.score import Reward, Score, load_reward
+
+NEEDED = ("response", "ground_truth")
+OURS = ("reward", "components", "reasons")
+STDIN = "<stdin>"
+
+
+def score_file(
+    reward_name: str,
+    in_path: str | os.PathLike[str] | None,
+    out_path: str | os.PathLike[str] | None,
+) -> int:
+    """Score every line of a file, or of standard input when None; write to a file, or to standard
+    output when None. Returns the number of lines. Raises InputError.
+
+    An output file appears whole or not at all; standard output has what was scored so far.
+    """
+    reward = load_reward(reward_name)
+    count = 0
+    with _reading(in_path) as lines, _writing(out_path) as out:
+        for count, line in enumerate(lines, start=1):
+            try:
+                out.write(score_line(reward, line))
+            except InputError as error:
+                file = in_path if in_path is not None else STDIN
+                raise InputError(error.message, file=file, line=count, key=error.key) from error
+    return count
+
+
+def score_line(reward: Reward, line: bytes) -> bytes:
+    """One line in, one line out. Raises InputError without file and line."""
+    row = _parse(line)
+    for key in NEEDED:
+        if key not in row:
+            raise InputError("missing", key=key)
+    others = {key: value for key, value in row.items() if key not in NEEDED}
+    score = reward.score(row["response"], row["ground_truth"], **others)
+    return _render(score, others)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or str(error)
+        raise InputError(f"not valid JSON: {reason}") from error
+    if not isinstance(row, dict):
+        raise InputError("must be a JSON object")
+    return row
+
+
+def _refuse(token: str) -> NoReturn:
+    raise ValueError(f"{token} is not JSON")
+
+
+def _render(score: Score, others: dict[str, Any]) -> bytes:
+    row = {"reward": score.reward, "components": score.components, "reasons": score.reasons}
+    row.update((key, value) for key, value in others.items() if key not in OURS)
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # a number such as 1e999, valid JSON but infinite here
+        raise InputError("holds a number that does not fit") from error
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, valid JSON only when escaped
+        return json.dumps(row).encode() + b"\n"
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str] | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    with stream:
+        yield stream
+
+
+@contextmanager
+def _writing(path: str | os.PathLike[str] | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    target = Path(path).resolve()
+    special = target.exists() and not target.is_file()  # a pipe or a device is not replaced
+    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        stream = open(temporary, "wb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=path) from error
+    try:
+        with stream:
+            yield stream
+        if not special:
+            temporary.replace(target)
+    except BaseException:
+        if not special:
+            temporary.unlink(missing_ok=True)
+        raise

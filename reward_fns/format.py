@@ -1,0 +1,56 @@
+"""`format`: the format reward R_f (sections 3.2, 3.3 and A.2 of the paper).
+
+aks, at most 1: the response is well formed and the answer is exactly one of the options.
+ktg, at most 3: 1 for a well-formed response, plus the mean over the answer's items of 1 for a
+valid box and 1 for a valid point. One bad item costs its own share and no more.
+
+Left out: whether coordinates lie in the image (a box that does not is paid by no accuracy).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcot_rl.protocol.parser import parse_option
+from rcot_rl.recipe.base import Section
+from reward_fns.registry import Response, Settings, Term, register
+
+
+class Format(Section):
+    """Parameters of `format`."""
+
+    require_thought: bool = False
+    """An empty `<think></think>` counts as malformed."""
+
+
+def maximum(params: Format, settings: Settings) -> float:
+    """The greatest value: 1 for aks, 3 for ktg."""
+    return 1.0 if settings.task == "aks" else 3.0
+
+
+@register("format", params=Format, tasks=("aks", "ktg"), maximum=maximum)
+def format_reward(response: Response, truth: Any, params: Format, settings: Settings) -> Term:
+    """R_f of a response; the ground truth plays no part."""
+    reasons = list(response.parsed.faults)
+    if params.require_thought and not response.parsed.thought:
+        reasons.append("thought_empty")
+    structure = 0.0 if reasons else 1.0
+    if settings.task == "ktg":
+        items = _items(response, settings.zero_target)
+        return Term(structure + items.value, reasons + items.reasons)
+    answer = response.parsed.answer
+    if parse_option(answer, settings.options) is None:
+        return Term(0.0, [*reasons, "answer_missing" if answer is None else "option_unknown"])
+    return Term(structure, reasons)
+
+
+def _items(response: Response, zero_target: bool) -> Term:
+    """Mean over the items of [box is valid] + [point is valid], at most 2."""
+    grounding = response.grounding
+    if not grounding.is_list:
+        return Term(0.0, list(grounding.faults))
+    if grounding.n_items == 0:
+        return Term(2.0) if zero_target else Term(0.0, ["list_empty"])
+    valid = sum((item.box is not None) + (item.point is not None) for item in grounding.items)
+    faults = dict.fromkeys(fault for item in grounding.items for fault in item.faults)
+    return Term(valid / grounding.n_items, list(faults))

@@ -1,0 +1,115 @@
+"""What a reward module is, and the table of those that recipes may name.
+
+A module is one pure function with a typed, documented set of parameters. It turns a response and a
+checked ground truth into one component of the reward (before its weight), with the reasons for
+every deduction. To add one: write a file like `option_accuracy.py`, decorate the function with
+`register`, and name the file in `BUILTIN`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rcot_rl.protocol.parser import Grounding, ParsedResponse, parse_grounding, parse_response
+from rcot_rl.recipe.base import Section
+
+BUILTIN = ("format", "option_accuracy", "hungarian_match", "lineage")
+"""The files of this package that register modules."""
+
+Task = Literal["aks", "ktg", "seg-zero"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+REFERENCE_CANVAS = 840
+"""Distance thresholds are given in pixels of a canvas of this size."""
+
+
+class Settings(Section):
+    """What all the modules of one recipe share."""
+
+    task: Task
+    """What the rows ask, which decides how the ground truth is read."""
+    canvas: Annotated[int, Field(gt=0)] = REFERENCE_CANVAS
+    """Side of the image that the policy sees, in pixels, in which answers and ground truths are
+    given; distance thresholds are scaled by canvas / 840."""
+    zero_target: bool = False
+    """ktg: an empty ground truth is a valid target, and `[]` the right answer to it."""
+    options: tuple[str, ...] = ("A", "B")
+    """aks: the letters of the options."""
+
+    @property
+    def scale(self) -> float:
+        """Pixels of this canvas per pixel of the 840 canvas."""
+        return self.canvas / REFERENCE_CANVAS
+
+
+@dataclass
+class Response:
+    """One response, parsed when first asked and then shared by the modules of a recipe."""
+
+    text: str
+
+    @cached_property
+    def parsed(self) -> ParsedResponse:
+        return parse_response(self.text)
+
+    @cached_property
+    def grounding(self) -> Grounding:
+        return parse_grounding(self.parsed.answer)
+
+
+@dataclass
+class Term:
+    """One component of one sample: its value before the weight, and why it is not the maximum."""
+
+    value: float
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RewardModule:
+    """A registered module."""
+
+    name: str
+    params: type[Section]
+    tasks: frozenset[str]
+    """The tasks whose ground truth it can read."""
+    maximum: Callable[[Any, Settings], float]
+    score: Callable[[Response, Any, Any, Settings], Term]
+
+
+_MODULES: dict[str, RewardModule] = {}
+
+
+def register(
+    name: str,
+    *,
+    params: type[Section],
+    tasks: Iterable[str],
+    maximum: Callable[[Any, Settings], float],
+) -> Callable[[Callable[[Response, Any, Any, Settings], Term]], Callable[..., Term]]:
+    """Enter `score(response, ground_truth, params, settings) -> Term` under `name`.
+
+    maximum(params, settings): the greatest value that it can return.
+    """
+
+    def enter(score: Callable[[Response, Any, Any, Settings], Term]) -> Callable[..., Term]:
+        if name in _MODULES:
+            raise ValueError(f"reward module {name!r} is registered twice")
+        _MODULES[name] = RewardModule(name, params, frozenset(tasks), maximum, score)
+        return score
+
+    return enter
+
+
+def modules() -> dict[str, RewardModule]:
+    """All registered modules by name."""
+    for file in BUILTIN:
+        importlib.import_module(f"reward_fns.{file}")
+    return _MODULES

@@ -1,0 +1,146 @@
+"""`check` finds nothing in a build, and each kind of damage by its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.build import build
+from data_pipelines.check import check
+from data_pipelines.manifest import sha256_of
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+
+
+@pytest.fixture
+def out(corpus_maker, tmp_path) -> Path:
+    corpora = [
+        CorpusRef(dataset=d, root=str(corpus_maker(d, "train", n_videos=12).root))
+        for d in ("mevis", "revos")
+    ]
+    sets = {"sft-x": SetSize(ktg=8, aks=4, val=2), "grpo-aks-x": SetSize(aks=6, val=2)}
+    data = DataSection(corpora=corpora, sets=sets, canvas=56, val_fraction=0.3)
+    build(data, tmp_path / "out", "compact", seed=5)
+    return tmp_path / "out"
+
+
+def rewrite(folder: Path, change: Callable[[list[dict]], None], split: str = "train") -> None:
+    """Changes rows and makes the checksum right again."""
+    path = folder / f"{split}-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][path.name] = sha256_of(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_build_is_clean(out):
+    report = check(out)
+    assert report.faults == []
+    assert report.ok
+    assert report.counts["sft-x"]["train"]["ktg"] == 8
+    assert report.ratios["grpo-aks-x"]["train"] == {"aks A:B": 1.0}
+    assert check(out / "sft-x").ok
+    json.dumps(report.as_dict())
+
+
+def test_nothing_to_check(tmp_path):
+    with pytest.raises(InputError, match="no shard set"):
+        check(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        check(tmp_path / "nowhere")
+
+
+def test_files_that_are_gone_changed_or_strange(out):
+    folder = out / "sft-x"
+    media = sorted((folder / "media").rglob("*.png"))
+    media[0].unlink()
+    media[1].write_bytes(media[1].read_bytes() + b"x")
+    (folder / "notes.txt").write_text("hello")
+    found = {(Path(f.file).name, f.message) for f in check(out).faults}
+    assert found == {
+        (media[0].name, "missing"),
+        (media[1].name, "checksum differs from the manifest's"),
+        ("notes.txt", "not in the manifest"),
+    }
+
+
+def test_faults_of_rows_are_all_listed_with_their_place(out):
+    def change(rows: list[dict]) -> None:
+        ktg = [i for i, r in enumerate(rows) if r["extra_info"]["task"] == "ktg"]
+        aks = [i for i, r in enumerate(rows) if r["extra_info"]["task"] == "aks"]
+        places.update(box=ktg[0], image=ktg[1], target=ktg[2], option=aks[0], prompt=aks[1])
+        item = json.loads(rows[ktg[0]]["reward_model"]["ground_truth"])
+        item[0]["bbox_2d"][0] = 57
+        rows[ktg[0]]["reward_model"]["ground_truth"] = json.dumps(item)
+        rows[ktg[1]]["images"][0]["bytes"] = b"not a png"
+        rows[ktg[2]]["extra_info"]["target"] = "none"
+        rows[aks[0]]["messages"][1]["content"] = "<think>so</think><answer>C</answer>"
+        rows[aks[1]]["prompt"][0]["content"] += "<image>"
+
+    places: dict[str, int] = {}
+    rewrite(out / "sft-x", change)
+    found = {(f.row, f.key) for f in check(out).faults}
+    assert found >= {
+        (places["box"], "reward_model.ground_truth[0].bbox_2d"),
+        (places["box"], "messages[1].content"),
+        (places["image"], "images[0]"),
+        (places["image"], "images[0].bytes"),
+        (places["target"], "extra_info.target"),
+        (places["target"], "reward_model.ground_truth"),
+        (places["option"], "messages[1].content"),
+        (places["prompt"], "prompt"),
+        (places["prompt"], "messages[0]"),
+        (None, "counts.train"),
+        (None, "ratios.train"),
+    }
+
+
+def test_repeated_rows_wrong_order_and_wrong_sizes(out):
+    def change(rows: list[dict]) -> None:
+        rows[3] = rows[2]
+
+    rewrite(out / "grpo-aks-x", change)
+    messages = [(f.row, f.message) for f in check(out).faults]
+    assert (3, "this instance is repeated") in messages
+    assert (3, "is 2, not 3") in messages
+    rewrite(out / "grpo-aks-x", lambda rows: rows.pop())
+    keys = {f.key for f in check(out).faults}
+    assert "rows.train" in keys
+
+
+def test_sets_that_share_instances(out):
+    shutil.copytree(out / "sft-x", out / "sft-y")
+    shared = [f for f in check(out).faults if "is also in" in f.message]
+    assert len({f.key for f in shared}) == len(shared) > 8
+    # A single set is compared with its neighbours too.
+    alone = [f for f in check(out / "sft-y").faults if "is also in" in f.message]
+    assert {f.key for f in alone} == {f.key for f in shared}
+
+
+def test_validation_videos_that_train(out):
+    taken: list[dict] = []
+    rewrite(out / "sft-x", lambda rows: taken.append(rows[0]), "val")
+
+    def change(rows: list[dict]) -> None:
+        rows[0]["extra_info"]["video"] = taken[0]["extra_info"]["video"]
+        rows[0]["extra_info"]["dataset"] = taken[0]["extra_info"]["dataset"]
+
+    rewrite(out / "grpo-aks-x", change)
+    assert any("validation video" in f.message for f in check(out).faults)
+
+
+def test_broken_manifest_and_parquet_do_not_stop_the_rest(out):
+    (out / "sft-x" / "manifest.json").write_text("{")
+    (out / "grpo-aks-x" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
+    messages = {(Path(f.file).name, f.message.split(":")[0]) for f in check(out).faults}
+    assert ("manifest.json", "not valid JSON") in messages
+    assert ("train-00000-of-00001.parquet", "cannot be read") in messages

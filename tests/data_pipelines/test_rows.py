@@ -1,0 +1,183 @@
+"""Every row of a build, recomputed from what the corpora were drawn from."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from math import floor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_pipelines.build import build
+from rcot_rl.errors import InputError
+from rcot_rl.protocol.prompts import load_prompts
+from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+
+CANVAS = 84
+SETS = {
+    "sft-x": SetSize(ktg=16, aks=8, val=4),
+    "grpo-aks-x": SetSize(aks=8, val=4),
+    "grpo-ktg-x": SetSize(ktg=8, val=4),
+}
+
+
+@pytest.fixture
+def corpora(corpus_maker):
+    layouts = ("ref-youtube-vos", "mevis", "revos")
+    return {layout: corpus_maker(layout, "train", n_videos=14) for layout in layouts}
+
+
+def section(corpora, **changes) -> DataSection:
+    refs = [CorpusRef(dataset=d, root=str(c.root)) for d, c in corpora.items()]
+    given = {"corpora": refs, "sets": SETS, "val_fraction": 0.3, "canvas": CANVAS}
+    return DataSection(**{**given, **changes})
+
+
+def rows_of(folder: Path, split: str) -> Iterator[dict]:
+    for path in sorted(folder.glob(f"{split}-*.parquet")):
+        yield from pq.read_table(path).to_pylist()
+
+
+def up(value: float, size: int) -> int:
+    return floor(value * CANVAS / size + 0.5)
+
+
+def expected_item(mask: np.ndarray) -> dict:
+    """Box and brute-force point, independent of the code under test."""
+    h, w = mask.shape
+    ys, xs = np.nonzero(mask)
+    framed = np.pad(mask, 1)
+    by, bx = np.nonzero(~framed)
+    near = [((by - y - 1) ** 2 + (bx - x - 1) ** 2).min() for y, x in zip(ys, xs, strict=True)]
+    k = int(np.argmax(near))
+    box = [up(xs.min(), w), up(ys.min(), h), up(xs.max() + 1, w), up(ys.max() + 1, h)]
+    return {"bbox_2d": box, "point_2d": [up(xs[k] + 0.5, w), up(ys[k] + 0.5, h)]}
+
+
+@pytest.mark.parametrize("zero", [0.0, 0.25])
+def test_every_row_equals_its_recomputation(corpora, tmp_path, zero):
+    build(section(corpora, zero_target_share=zero), tmp_path / "out", "qwen", seed=2)
+    prompts = load_prompts("qwen")
+    seen = {"single": 0, "multi": 0, "none": 0, "A": 0, "B": 0}
+    for name, size in SETS.items():
+        for split in ("train", "val"):
+            rows = list(rows_of(tmp_path / "out" / name, split))
+            n_tasks = (size.aks > 0) + (size.ktg > 0)
+            assert len(rows) == (size.aks + size.ktg if split == "train" else 4 * n_tasks)
+            for index, row in enumerate(rows):
+                info = row["extra_info"]
+                drawn = corpora[info["dataset"]]
+                masks = drawn.masks[info["video"]]
+                text, objects = drawn.sentences[info["video"]][info["expression_id"]]
+                objects = sorted(objects, key=int)
+                t = info["frame_index"]
+                assert info["index"] == index
+                assert info["split"] == split
+                assert info["expression"] == text
+                assert info["object_ids"] == objects
+                assert info["frame"] == drawn.frames[info["video"]][t]
+                assert info["canvas"] == [CANVAS, CANVAS]
+                shape = next(iter(masks.values())).shape
+                assert info["source_size"] == list(shape[1:])
+                assert info["target"] == ("none", "single", "multi")[min(len(objects), 2)]
+                union = np.zeros(shape, bool)
+                for o in objects:
+                    union |= masks[o]
+                areas = union.sum((1, 2)).tolist()
+                truth = json.loads(row["reward_model"]["ground_truth"])
+                description = f"a clip of {info['video']}"
+                assert info["description"] == description
+                if info["task"] == "aks":
+                    seen[truth] += 1
+                    assert areas[t] == 0 if truth == "B" else t == areas.index(max(areas))
+                    asked = prompts.aks(description, text)
+                else:
+                    seen[info["target"]] += 1
+                    if objects:
+                        assert t == areas.index(max(areas))
+                    shown = [masks[o][t] for o in objects if masks[o][t].any()]
+                    assert truth == [expected_item(m) for m in shown]
+                    asked = prompts.ktg(description, text, zero_target=zero > 0, canvas=CANVAS)
+                assert row["data_source"] == f"rcot/{info['task']}"
+                assert row["prompt"] == [{"role": "user", "content": "<image>" + asked}]
+                assert row["prompt"][0]["content"].count("<image>") == 1
+                (image,) = row["images"]
+                stored = tmp_path / "out" / name / info["media"]
+                assert stored.read_bytes() == image["bytes"]
+                assert Image.open(io.BytesIO(image["bytes"])).size == (CANVAS, CANVAS)
+                assert ("messages" in row) == (name == "sft-x")
+    assert seen["single"] and seen["multi"] and seen["A"] and seen["B"]
+    assert bool(seen["none"]) == (zero > 0)
+
+
+def test_templated_traces_say_the_scene(corpora, tmp_path):
+    build(section(corpora, sets={"sft-x": SETS["sft-x"]}), tmp_path / "out", "compact", seed=2)
+    names = ("red circle", "blue square", "green star")
+    for row in rows_of(tmp_path / "out" / "sft-x", "train"):
+        info = row["extra_info"]
+        masks = corpora[info["dataset"]].masks[info["video"]]
+        called = dict(zip(masks, names, strict=True))
+        scene = []
+        for o in [list(masks)[i] for i in (2, 0, 1)]:
+            mask = masks[o][info["frame_index"]]
+            box = expected_item(mask)["bbox_2d"] if mask.any() else None
+            scene.append(f"{called[o]} at {box}" if box else f"{called[o]} hidden")
+        target = ", ".join(called[o] for o in info["object_ids"])
+        truth = json.loads(row["reward_model"]["ground_truth"])
+        if info["task"] == "aks":
+            target += ", visible" if truth == "A" else ", hidden"
+            answer = truth
+        else:
+            answer = json.dumps(truth)
+        said = f"<think>Scene: {', '.join(scene)}. Target: {target}.</think>\n"
+        user, assistant = row["messages"]
+        assert [user] == row["prompt"]
+        assert assistant == {"role": "assistant", "content": f"{said}<answer>{answer}</answer>"}
+
+
+def test_texts_from_files(corpora, tmp_path):
+    for c in corpora.values():
+        (c.root / "toy.json").unlink()
+    data = section(corpora, sets={"grpo-aks-x": SETS["grpo-aks-x"]})
+    with pytest.raises(InputError, match="describe"):
+        build(data, tmp_path / "out", "qwen")
+    path = tmp_path / "d.jsonl"
+    lines = [
+        json.dumps({"dataset": d, "video": v, "description": f"\u2028{v} <video>"})
+        for d, c in corpora.items()
+        for v in c.masks
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    build(data.model_copy(update={"describe": str(path)}), tmp_path / "out", "qwen")
+    for row in rows_of(tmp_path / "out" / "grpo-aks-x", "train"):
+        assert "<video>" not in row["prompt"][0]["content"]
+        assert row["extra_info"]["video"] in row["extra_info"]["description"]
+    path.write_text("\n".join(lines[:3]) + "\n{")
+    with pytest.raises(InputError) as caught:
+        build(data.model_copy(update={"describe": str(path)}), tmp_path / "out", "qwen")
+    assert (caught.value.file, caught.value.line) == (str(path), 4)
+
+
+def test_verl_and_datasets_can_open_both_kinds_of_media(corpora, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for media in ("embedded", "referenced"):
+        out = tmp_path / media
+        build(section(corpora, sets={"sft-x": SETS["sft-x"]}, media=media), out, "qwen")
+        files = [str(p) for p in (out / "sft-x").glob("train-*.parquet")]
+        loaded = datasets.load_dataset(
+            "parquet", data_files=files, cache_dir=str(tmp_path / f"cache-{media}")
+        )["train"]
+        image = loaded[0]["images"][0]
+        if media == "embedded":
+            assert image.size == (CANVAS, CANVAS)
+        else:
+            assert Image.open(image["image"]).size == (CANVAS, CANVAS)
+    card = datasets.load_dataset(
+        str(tmp_path / "embedded" / "sft-x"), cache_dir=str(tmp_path / "cache-card")
+    )
+    assert {k: len(v) for k, v in card.items()} == {"train": 24, "val": 8}

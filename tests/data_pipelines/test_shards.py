@@ -1,0 +1,156 @@
+"""Shards are whole or absent, the same however they were made, and made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines import shards
+from data_pipelines.build import build
+from data_pipelines.parallel import ordered_map
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+
+
+@pytest.fixture
+def data(corpus_maker) -> DataSection:
+    corpora = [
+        CorpusRef(dataset=d, root=str(corpus_maker(d, "train", n_videos=12).root))
+        for d in ("ref-youtube-vos", "mevis")
+    ]
+    sets = {"sft-x": SetSize(ktg=12, aks=8, val=2), "grpo-ktg-x": SetSize(ktg=8, val=2)}
+    return DataSection(corpora=corpora, sets=sets, canvas=56, rows_per_shard=6, val_fraction=0.3)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_workers_do_not_change_a_byte(data, tmp_path):
+    build(data, tmp_path / "one", "qwen", seed=5)
+    build(data.model_copy(update={"workers": 2}), tmp_path / "two", "qwen", seed=5)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    names = {p.name for p in (tmp_path / "one" / "sft-x").iterdir()}
+    parquet = {f"train-{k:05d}-of-00004.parquet" for k in range(4)}
+    assert names == {*parquet, "val-00000-of-00001.parquet", "media", "manifest.json", "README.md"}
+
+
+def test_manifest_lists_every_file_with_its_checksum(data, tmp_path):
+    built = build(data, tmp_path, "qwen", recipe_hash="abc", seed=5)
+    for name in data.sets:
+        files = tree(tmp_path / name)
+        del files["manifest.json"]
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest == built["sets"][name]
+        assert manifest["files"] == files
+        assert manifest["recipe_hash"] == "abc"
+        assert manifest["ratios"]["train"]["ktg single:multi"] == 3.0
+
+
+def test_a_finished_set_is_left_alone_and_another_plan_replaces_it(data, tmp_path):
+    build(data, tmp_path, "qwen", seed=5)
+    target = tmp_path / "sft-x" / "train-00000-of-00004.parquet"
+    before = target.stat().st_mtime_ns
+    build(data, tmp_path, "qwen", seed=5)
+    assert target.stat().st_mtime_ns == before
+    first = tree(tmp_path)
+    build(data, tmp_path, "qwen", seed=6)
+    assert tree(tmp_path) != first
+    build(data, tmp_path, "qwen", seed=5)
+    assert tree(tmp_path) == first
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_killed_build_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    build(data, tmp_path / "whole", "qwen", seed=5)
+
+    class Killed(BaseException):
+        pass
+
+    made = []
+    original = shards.RowMaker.make
+
+    def make(self, instance, folder, final):
+        made.append(instance)
+        if len(made) == 15:
+            raise Killed
+        return original(self, instance, folder, final)
+
+    monkeypatch.setattr(shards.RowMaker, "make", make)
+    with pytest.raises(Killed):
+        build(data, tmp_path / "cut", "qwen", seed=5)
+    assert not (tmp_path / "cut" / "sft-x").exists()
+    made.clear()
+    monkeypatch.setattr(
+        shards.RowMaker, "make", lambda self, i, **to: made.append(i) or original(self, i, **to)
+    )
+    build(data, tmp_path / "cut", "qwen", seed=5)
+    # Two files of six rows were finished; the rest of 24 + 10 rows is made now.
+    assert len(made) == 34 - 12
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def test_a_folder_of_something_else_is_not_replaced(data, tmp_path):
+    (tmp_path / "sft-x").mkdir()
+    (tmp_path / "sft-x" / "thesis.txt").write_text("do not delete")
+    with pytest.raises(InputError, match="in the way"):
+        build(data, tmp_path, "qwen")
+    assert (tmp_path / "sft-x" / "thesis.txt").read_text() == "do not delete"
+
+
+def test_defects_are_named_quarantined_or_fatal(data, tmp_path):
+    root = Path(data.corpora[1].root)
+    path = root / "train" / "mask_dict.json"
+    masks = json.loads(path.read_text())
+    masks["100"][1] = {"size": [36, 52], "counts": "~"}
+    masks["99"].pop()
+    path.write_text(json.dumps(masks))
+    frame = root / "train" / "JPEGImages" / "mevis-002" / "00003.jpg"
+    frame.unlink()
+    other = Path(data.corpora[0].root) / "train" / "Annotations" / "ref-youtube-vos-001"
+    cv2.imwrite(str(other / "00010.png"), np.zeros((36, 52, 3), np.uint8))
+    with pytest.raises(InputError, match="max_fault_share"):
+        build(data, tmp_path / "strict", "qwen")
+    assert not (tmp_path / "strict").exists()
+    lax = data.model_copy(update={"max_fault_share": 0.5})
+    manifest = build(lax, tmp_path / "lax", "qwen")["sets"]["sft-x"]
+    found = {(d["video"], d["expression_id"], d["reason"]) for d in manifest["dropped"]["defects"]}
+    assert found == {
+        ("mevis-002", "", "missing_frame"),
+        *(("ref-youtube-vos-001", e, "not_a_palette_png") for e in "012"),
+        ("mevis-000", "0", "bad_rle"),
+        ("mevis-000", "1", "mask_count"),
+        # Expressions 3 and 4 name both annotations: the first in the order of ids is reported.
+        ("mevis-000", "3", "bad_rle"),
+        ("mevis-000", "4", "bad_rle"),
+    }
+
+
+def test_a_corpus_without_masks_is_refused(data, tmp_path):
+    root = Path(data.corpora[1].root)
+    (root / "train" / "mask_dict.json").unlink()
+    with pytest.raises(InputError, match="no masks"):
+        build(data, tmp_path, "qwen")
+
+
+def test_ordered_map_keeps_order_and_errors():
+    base = 10
+    assert list(ordered_map(lambda x: x + base, range(50), 2, chunk=3)) == list(range(10, 60))
+
+    def fail(x: int) -> int:
+        if x == 7:
+            raise InputError("seven", file="f", line=7)
+        return x
+
+    with pytest.raises(InputError) as caught:
+        list(ordered_map(fail, range(50), 2, chunk=3))
+    assert (caught.value.file, caught.value.line, str(caught.value)) == ("f", 7, "f:7: seven")

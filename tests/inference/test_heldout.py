@@ -1,0 +1,126 @@
+"""Held-out rewards with a scripted policy and the shipped rewards."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.inference.heldout import heldout_rewards, read_rows
+from reward_fns.score import load_reward
+
+RIGHT = "<think>.</think><answer>A</answer>"
+
+
+def png(value=0) -> bytes:
+    return cv2.imencode(".png", np.full((112, 112, 3), value, np.uint8))[1].tobytes()
+
+
+def row(index=0, truth="A", image=None):
+    return {
+        "data_source": "aks",
+        "prompt": [{"role": "user", "content": f"<image>Is frame {index} valid?"}],
+        "images": [image or {"bytes": png(index), "path": None}],
+        "reward_model": {"style": "rule", "ground_truth": json.dumps(truth)},
+        "extra_info": {"task": "aks", "index": 100 + index},
+    }
+
+
+class Says:
+    """Sampled: right, then wrong, in turn; greedy: right only on the first prompt."""
+
+    def __init__(self):
+        self.seen = []
+
+    def generate(self, requests, sampling):
+        self.seen.append((requests, sampling))
+        if sampling.temperature == 0:
+            return [[RIGHT if i == 0 else "B"] for i in range(len(requests))]
+        return [[RIGHT, "B"] * (sampling.n // 2) for _ in requests]
+
+
+def test_means_components_and_names():
+    policy = Says()
+    found = heldout_rewards(policy, [row(0), row(1), row(2, "B")], load_reward("aks"), k=4)
+    assert found["prompts"] == ["100", "101", "102"]
+    # right and formed is 3; "B" without tags has no answer, so it scores 0 whatever is right;
+    # the well-formed A keeps its format point where B is right
+    assert found["sampled"]["per_prompt"] == [1.5, 1.5, 0.5]
+    assert found["sampled"]["mean"] == pytest.approx(3.5 / 3)
+    assert found["sampled"]["components"] == {"format": 0.5, "accuracy": pytest.approx(1 / 3)}
+    assert found["components"] == found["sampled"]["components"]
+    assert found["greedy"]["per_prompt"] == [3.0, 0.0, 0.0]
+    (requests, drawn), (_, greedy) = policy.seen
+    assert (drawn.n, drawn.temperature, greedy.n, greedy.temperature) == (4, 1.0, 1, 0.0)
+    assert requests[1].text == "Is frame 1 valid?"
+    assert (requests[1].image == 1).all() and requests[1].image.shape == (112, 112, 3)
+
+
+def test_every_call_asks_the_same_with_the_same_seeds():
+    first, second, third = Says(), Says(), Says()
+    rows = [row(i) for i in range(4)]
+    heldout_rewards(first, rows, load_reward("aks"))
+    heldout_rewards(second, rows, load_reward("aks"), limit=2)
+    heldout_rewards(third, rows, load_reward("aks"), seed=1)
+    seeds = [[r.seed for r in policy.seen[0][0]] for policy in (first, second, third)]
+    assert seeds[1] == seeds[0][:2]
+    assert len(set(seeds[0])) == 4
+    assert not set(seeds[0]) & set(seeds[2])
+
+
+def test_rows_of_a_shard(tmp_path):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "7.png").write_bytes(png(7))
+    rows = [row(i, image={"image": "media/7.png"}) for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
+    read = read_rows([tmp_path / "val.parquet"], limit=2)
+    assert len(read) == 2
+    policy = Says()
+    heldout_rewards(policy, read, load_reward("aks"))
+    assert (policy.seen[0][0][0].image == 7).all()
+
+
+def bad_rows():
+    no_prompt, two_turns, no_image, text_image = row(), row(), row(), row()
+    del no_prompt["prompt"]
+    two_turns["prompt"] *= 2
+    no_image["images"] = [{"path": "/nowhere/x.png"}]
+    text_image["images"] = [{"bytes": b"text"}]
+    elsewhere, truth = row(), row(truth="C")
+    elsewhere["prompt"][0]["content"] = "Is <image> valid?"
+    no_truth = row()
+    del no_truth["reward_model"]["ground_truth"]
+    return {
+        "prompt": (no_prompt, "row 1: prompt"),
+        "turns": (two_turns, "row 1: prompt"),
+        "image": (no_image, "row 1: images"),
+        "pixels": (text_image, "row 1: images"),
+        "place": (elsewhere, "row 1: prompt"),
+        "truth": (truth, "row 1: ground_truth"),
+        "none": (no_truth, "row 1: reward_model.ground_truth"),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_rows())
+def test_bad_rows_are_named(kind):
+    bad, key = bad_rows()[kind]
+    with pytest.raises(InputError) as caught:
+        heldout_rewards(Says(), [row(), bad], load_reward("aks"))
+    assert caught.value.key == key
+
+
+def test_bad_shards_are_named(tmp_path):
+    broken = tmp_path / "a.parquet"
+    with pytest.raises(InputError, match=r"a\.parquet: no such shard"):
+        read_rows([broken])
+    broken.write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="not a readable parquet"):
+        read_rows([broken])
+    pq.write_table(pa.table({"images": pa.array([], pa.list_(pa.string()))}), broken)
+    with pytest.raises(InputError, match="no rows"):
+        read_rows([broken])

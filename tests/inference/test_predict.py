@@ -1,0 +1,206 @@
+"""Predictions on disk: layout, resuming, and what is refused. Policy and masks are scripted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines.corpora.base import Corpus, CorpusFault, Expression, Video
+from rcot_rl.errors import InputError
+from rcot_rl.inference.predict import expression_dir, predict
+from rcot_rl.protocol.prompts import load_prompts
+from rcot_rl.recipe.inference import PredictSection
+from rcot_rl.recipe.schema import CanvasSection
+
+CANVAS = CanvasSection(image=112, video=56)
+BOX = '<think>.</think><answer>[{"bbox_2d": [0, 0, 56, 28], "point_2d": [9, 9]}]</answer>'
+NOTHING = "<think>.</think><answer>[]</answer>"
+
+
+class Clips(Corpus):
+    """Two videos of 3 and 2 frames, of 20 x 30 pixels; ids may hold slashes, as ReVOS' do."""
+
+    dataset, splits = "clips", ("valid",)
+    has_masks = False
+    expressions_file = Path("clips.json")
+    frames_root = Path("JPEGImages")
+    broken = False
+
+    def __init__(self):
+        super().__init__(Path("."), "valid")
+        self.ids = ["UVO/one", "two"]
+
+    def _read_videos(self):
+        first = tuple(Expression(str(i), f"thing {i}", ()) for i in range(3))
+        return [
+            Video(self.ids[0], ("00000", "00005", "00010"), first),
+            Video(self.ids[1], ("a", "b"), (Expression("0", "nothing", ()),)),
+        ]
+
+    def object_mask(self, video_id, anno_id, frame_index):
+        return None
+
+    def frame(self, video_id, frame):
+        if self.broken and frame == "00005":
+            raise CorpusFault("missing_frame", f"{video_id}/{frame}.jpg")
+        return np.full((20, 30, 3), 100, np.uint8)
+
+
+class Scripted:
+    """Says A, frame 1, and one box, or no box where the query says nothing; can be killed."""
+
+    def __init__(self, kill_at=None):
+        self.calls = 0
+        self.kill_at = kill_at
+
+    def generate(self, requests, sampling):
+        self.calls += 1
+        return [[self._say(r.text)] for r in requests]
+
+    def _say(self, text):
+        if "best frame" in text:
+            return "<answer>1</answer>"
+        if "A or B" in text:
+            return "<think>.</think><answer>A</answer>"
+        if "boxes" in text:
+            return NOTHING if "nothing" in text else BOX
+        return "grey"
+
+
+class BoxMasks:
+    """Each object is its box, in every frame."""
+
+    name = "box"
+
+    def __init__(self, die_after=None):
+        self.left = die_after
+
+    def segment(self, frames_thwc, key, boxes_source, points_source):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left = None if self.left is None else self.left - 1
+        assert key == 1
+        assert points_source.shape == (len(boxes_source), 2)
+        masks = np.zeros((len(boxes_source), *frames_thwc.shape[:3]), bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, np.rint(boxes_source).astype(int), strict=True):
+            mask[:, y1:y2, x1:x2] = True
+        return masks
+
+
+def go(out, corpus=None, masker=None, model="m", section=None, **kwargs):
+    return predict(
+        corpus or Clips(),
+        Scripted(),
+        load_prompts("compact"),
+        section or PredictSection(batch=2),
+        CANVAS,
+        masker or BoxMasks(),
+        out,
+        model=model,
+        **kwargs,
+    )
+
+
+def tree(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def test_layout_and_pixels(tmp_path):
+    seen = []
+    summary = go(tmp_path, progress=lambda *p: seen.append(p))
+    assert (summary.predicted, summary.skipped, summary.faults) == (4, 0, 0)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    files = set(tree(tmp_path))
+    frames = {"UVO/one": ["00000", "00005", "00010"], "two": ["a", "b"]}
+    wanted = {"settings.json"}
+    for video, expressions in (("UVO/one", "012"), ("two", "0")):
+        for e in expressions:
+            wanted |= {f"{video}/{e}/{f}.png" for f in frames[video]} | {f"{video}/{e}/trace.json"}
+    assert files == wanted
+    mask = cv2.imread(str(tmp_path / "UVO/one/0/00010.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (20, 30) and mask.dtype == np.uint8
+    assert (mask[:5, :15] == 255).all() and mask.sum() == 255 * 75
+    assert not cv2.imread(str(tmp_path / "two/0/a.png"), cv2.IMREAD_UNCHANGED).any()
+
+
+def test_trace(tmp_path):
+    go(tmp_path)
+    trace = json.loads((tmp_path / "UVO/one/2/trace.json").read_text())
+    assert trace["query"] == "thing 2"
+    assert trace["keyframe"] == trace["initial_keyframe"] == 1
+    assert trace["keyframe_name"] == "00005"
+    assert trace["rounds"] == 1
+    assert trace["boxes_canvas"] == [[0, 0, 56, 28]]
+    assert trace["boxes_source"] == [[0, 0, 15, 5]]
+    assert trace["source_size"] == [20, 30]
+    assert trace["segmenter"] == "box"
+    assert trace["description"] == "grey"
+    assert [s["task"] for s in trace["steps"]] == ["vdg", "kfg", "aks", "ktg"]
+    assert json.loads((tmp_path / "two/0/trace.json").read_text())["boxes_source"] == []
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_files(tmp_path):
+    go(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", masker=BoxMasks(die_after=2))
+    assert len(list((tmp_path / "cut").rglob("trace.json"))) == 2
+    left = tmp_path / "cut/UVO/one/.partial-2"
+    left.mkdir()  # what a kill -9 leaves
+    (left / "00000.png").write_bytes(b"half")
+    summary = go(tmp_path / "cut")
+    assert (summary.predicted, summary.skipped) == (2, 2)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+    before = tree(tmp_path / "cut")
+    assert go(tmp_path / "cut").predicted == 0
+    assert tree(tmp_path / "cut") == before
+
+
+def test_limit_is_the_first_expressions_and_can_be_raised(tmp_path):
+    assert go(tmp_path, limit=2).predicted == 2
+    assert not (tmp_path / "UVO/one/2").exists()
+    again = go(tmp_path)
+    assert (again.predicted, again.skipped) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"model": "other"}, "model"),
+        ({"section": PredictSection(rounds=0)}, "predict"),
+        ({"seed": 3}, "seed"),
+    ],
+)
+def test_predictions_of_other_settings_are_not_mixed(tmp_path, change, key):
+    go(tmp_path, limit=1)
+    with pytest.raises(InputError, match="other settings") as caught:
+        go(tmp_path, **change)
+    assert caught.value.key == key
+    assert caught.value.file.endswith("settings.json")
+
+
+def test_the_batch_size_is_no_setting(tmp_path):
+    go(tmp_path / "a", section=PredictSection(batch=1))
+    go(tmp_path / "b", section=PredictSection(batch=16))
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_missing_frame_is_named_and_nothing_of_the_video_is_written(tmp_path):
+    corpus = Clips()
+    corpus.broken = True
+    with pytest.raises(InputError, match=r"UVO/one/00005\.jpg"):
+        go(tmp_path, corpus=corpus)
+    assert set(tree(tmp_path)) == {"settings.json"}
+
+
+@pytest.mark.parametrize("odd", ["../up", "/root", "a/../../b", "", ".", ".hidden", "a\\b"])
+def test_ids_that_lead_elsewhere_are_refused(tmp_path, odd):
+    with pytest.raises(InputError, match="cannot name a folder"):
+        expression_dir(tmp_path, odd, "0")
+    with pytest.raises(InputError, match="cannot name a folder"):
+        expression_dir(tmp_path, "v", odd)

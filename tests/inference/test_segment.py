@@ -1,0 +1,96 @@
+"""`rcot segment`: what it writes, and what it refuses before anything heavy starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.inference import segment as module
+from rcot_rl.inference.segment import segment, write_result
+from rcot_rl.inference.video import Frames, read_clip, write_video
+
+TRACE = {"keyframe": 1, "boxes_source": [[8, 8, 24, 24]], "points_source": [[16, 16]]}
+
+
+def frames(count=3) -> Frames:
+    rng = np.random.default_rng(0)
+    still = cv2.GaussianBlur(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), (9, 9), 0)
+    names = tuple(f"{i:05d}" for i in range(count))
+    return Frames(names, np.stack([still] * count), Fraction(5))
+
+
+def masks(count=3) -> np.ndarray:
+    found = np.zeros((count, 48, 64), bool)
+    found[:, 10:20, 10:30] = True
+    return found
+
+
+@pytest.mark.parametrize("as_video", [True, False])
+def test_what_is_written(tmp_path, as_video):
+    out = tmp_path / "new" / "out"
+    write_result(out, frames(), masks(), TRACE, as_video=as_video)
+    assert [p.name for p in sorted((out / "masks").iterdir())] == [f"{i:05d}.png" for i in range(3)]
+    mask = cv2.imread(str(out / "masks" / "00002.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.dtype == np.uint8 and np.array_equal(mask == 255, masks()[2])
+    assert np.array_equal(mask > 0, mask == 255)
+    assert json.loads((out / "trace.json").read_text()) == TRACE
+    shown = read_clip(out / "overlay.mp4" if as_video else out / "overlay")
+    assert len(shown.names) == 3
+    changed = np.abs(shown.images.astype(int) - frames().images).sum(axis=-1)
+    assert changed[:, 12:18, 12:28].mean() > 5 * changed[:, 40:].mean()
+    # the box is on the keyframe alone
+    assert changed[1, 8, 8:24].mean() > 3 * changed[0, 8, 8:24].mean()
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"out"}
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    broken = dict(TRACE, boxes_source=[["a"]])
+    with pytest.raises(ValueError, match="unpack"):
+        write_result(tmp_path / "out", frames(), masks(), broken, as_video=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_result(tmp_path / "file" / "out", frames(), masks(), TRACE, as_video=True)
+
+
+@pytest.fixture
+def no_vllm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    write_video(tmp_path / "v.mp4", frames().images, Fraction(5))
+    return tmp_path / "v.mp4"
+
+
+def test_bad_input_is_refused_before_vllm(tmp_path, clip, no_vllm, monkeypatch):
+    monkeypatch.setattr(module, "check_model", lambda path: None)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "x").write_text("x")
+    cases = [
+        ({"query": "  "}, "the query is empty"),
+        ({"out": taken}, "already there"),
+        ({"video": tmp_path / "none.mp4"}, "no such video"),
+        ({"every": 0}, "at least 1"),
+        ({"prompts": "klingon"}, "no such prompt set"),
+        ({"image_canvas": 100}, "multiple of 28"),
+    ]
+    for changes, message in cases:
+        arguments = {"video": clip, "query": "the cat", "out": tmp_path / "out"} | changes
+        with pytest.raises(InputError, match=message):
+            segment(**arguments)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="no such model folder"):
+        segment(clip, "the cat", tmp_path / "out", model=str(tmp_path / "nothing"))
+    assert not (tmp_path / "out").exists()

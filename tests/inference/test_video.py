@@ -1,0 +1,139 @@
+"""Clips in and out, on files made here."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcot_rl.errors import InputError
+from rcot_rl.inference.draw import overlay
+from rcot_rl.inference.video import natural_order, read_clip, sample_uniform, write_video
+
+
+def moving_square(count: int, height: int = 49, width: int = 65) -> np.ndarray:
+    images = np.full((count, height, width, 3), 40, np.uint8)
+    for t in range(count):
+        images[t, 10:30, 2 * t : 2 * t + 20] = (220, 60, 30)
+    return images
+
+
+def write_folder(folder, images, names):
+    folder.mkdir()
+    for image, name in zip(images, names, strict=True):
+        assert cv2.imwrite(str(folder / name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def test_a_folder_is_read_in_natural_order_and_other_files_are_left(tmp_path):
+    images = moving_square(4)
+    write_folder(tmp_path / "v", images[[0, 2, 1, 3]], ["f1.png", "f10.png", "f9.png", "f11.png"])
+    (tmp_path / "v" / "notes.txt").write_text("x")
+    clip = read_clip(tmp_path / "v")
+    assert clip.names == ("f1", "f9", "f10", "f11")
+    assert np.array_equal(clip.images, images)
+    assert read_clip(tmp_path / "v", every=2).names == ("f1", "f10")
+
+
+def test_a_video_keeps_frames_colours_and_rate(tmp_path):
+    images = moving_square(12)
+    write_video(tmp_path / "v.mp4", images, Fraction(5))
+    clip = read_clip(tmp_path / "v.mp4")
+    assert clip.rate == 5
+    assert clip.names == tuple(f"{i:05d}" for i in range(12))
+    assert clip.images.shape == (12, 50, 66, 3)  # H.264 needs even sides
+    difference = clip.images[:, :49, :65].astype(int) - images
+    assert np.abs(difference).mean() < 4
+    third = read_clip(tmp_path / "v.mp4", every=3)
+    assert third.names == ("00000", "00003", "00006", "00009")
+    assert np.array_equal(third.images, clip.images[::3])
+    assert third.rate == Fraction(5, 3)
+
+
+def test_a_rotated_video_is_turned_upright(tmp_path):
+    """What a phone writes: stored lying, with a rotation to be applied on display."""
+    write_video(tmp_path / "v.mp4", moving_square(3, 48, 64), Fraction(5))
+    plain = read_clip(tmp_path / "v.mp4").images
+    data = bytearray((tmp_path / "v.mp4").read_bytes())
+    header = data.find(b"tkhd")
+    matrix = header + 4 + 4 + 4 * 5 + 4 * 2 + 4 * 2  # version 0: times, id, reserved, layer, volume
+    unit, none = (1 << 16).to_bytes(4, "big"), bytes(4)
+    minus = (-(1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
+    assert data[matrix : matrix + 4] == unit
+    quarter = none + unit + none + minus + none + none + none + none + (1 << 30).to_bytes(4, "big")
+    data[matrix : matrix + 36] = quarter  # (x, y) -> (-y, x): a quarter clockwise on screen
+    (tmp_path / "r.mp4").write_bytes(data)
+    turned = read_clip(tmp_path / "r.mp4").images
+    assert np.array_equal(turned, np.rot90(plain, -1, axes=(1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty_folder", "not_a_video", "cut", "no_stream"])
+def test_bad_videos_are_named(tmp_path, kind):
+    path = tmp_path / "v.mp4"
+    if kind == "empty_folder":
+        path.mkdir()
+    elif kind == "not_a_video":
+        path.write_bytes(b"this is text, not a video" * 40)
+    elif kind == "cut":
+        write_video(tmp_path / "whole.mp4", moving_square(30), Fraction(5))
+        path.write_bytes((tmp_path / "whole.mp4").read_bytes()[:1500])
+    elif kind == "no_stream":
+        import av
+
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=16000)
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+            )
+            frame.sample_rate = 16000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    with pytest.raises(InputError) as caught:
+        read_clip(path)
+    assert caught.value.file == str(path)
+
+
+def test_bad_frames_are_named(tmp_path):
+    write_folder(tmp_path / "v", moving_square(2), ["0.png", "1.png"])
+    (tmp_path / "v" / "2.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match="not a readable image") as caught:
+        read_clip(tmp_path / "v")
+    assert caught.value.file.endswith("2.jpg")
+    cv2.imwrite(str(tmp_path / "v" / "2.jpg"), np.zeros((5, 5, 3), np.uint8))
+    with pytest.raises(InputError, match="5 x 5 pixels, the first frame has 49 x 65"):
+        read_clip(tmp_path / "v")
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_uniform_samples_are_distinct_ordered_and_even(count, n):
+    chosen = sample_uniform(count, n)
+    assert len(chosen) == min(count, n)
+    assert list(chosen) == sorted(set(chosen))
+    assert set(chosen) <= set(range(count))
+    gaps = np.diff(chosen)
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+    assert abs(chosen[0] - (count - 1 - chosen[-1])) <= 1
+
+
+@given(st.lists(st.integers(0, 10**9), unique=True, min_size=2, max_size=6))
+def test_natural_order_is_by_number(numbers):
+    names = [f"frame_{n}.jpg" for n in numbers]
+    wanted = [f"frame_{n}.jpg" for n in sorted(numbers)]
+    assert sorted(names, key=natural_order) == wanted
+
+
+def test_overlays_change_only_what_they_mark():
+    frame = moving_square(1, 60, 80)[0]
+    mask = np.zeros((60, 80), bool)
+    assert np.array_equal(overlay(frame, mask), frame)
+    mask[10:20, 10:20] = True
+    drawn = overlay(frame, mask, [[30, 30, 50, 50]], [[40, 40]])
+    changed = (drawn != frame).any(axis=2)
+    assert changed[10:20, 10:20].all()
+    assert changed[30, 30:50].all() and changed[30:50, 49].all()
+    assert not changed[52:].any() and not changed[:8].any()
+    with pytest.raises(ValueError, match="mask"):
+        overlay(frame, mask.T)
