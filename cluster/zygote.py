@@ -33,7 +33,9 @@ from pathlib import Path
 from typing import Any
 
 CLIENT = Path(__file__).with_name("zygote_client.py")
-_SPAWN = re.compile(r"from multiprocessing\.spawn import spawn_main; spawn_main\(([\w=, ]{0,200})\)")
+_SPAWN = re.compile(
+    r"from multiprocessing\.spawn import spawn_main; spawn_main\(([\w=, ]{0,200})\)"
+)
 _TRACKER = re.compile(r"from multiprocessing\.resource_tracker import main;main\((\d{1,9})\)")
 _MAX_REQUEST = 16 * 2**20
 _MAX_FDS = 253  # the kernel's SCM_MAX_FD
@@ -98,8 +100,11 @@ def _turn(
             _kill(child.pid)  # its client is gone: whoever started it wants it gone
     if listener in ready:
         connection, _ = listener.accept()
-        child = _fork(connection, [listener, *(c.connection for c in children.values())],
-                      [wake_read, wake_write])
+        child = _fork(
+            connection,
+            [listener, *(c.connection for c in children.values())],
+            [wake_read, wake_write],
+        )
         if child is not None:
             children[child.pid] = child
     return True

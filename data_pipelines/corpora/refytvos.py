@@ -6,11 +6,13 @@
 
 One object an expression (`obj_id`, a string, absent in valid). Of the valid file, the videos that
 are also in the test file are not evaluated and are left out. Masks of valid were published later;
-they are read where `valid/Annotations` and `obj_id` are present.
+they are read where `valid/Annotations` is present and it is known which object a sentence means:
+from `obj_id`, or from `valid/meta.json` where an object lists its `expressions`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,12 +66,33 @@ class RefYoutubeVos(Corpus):
 
     def _read_videos(self) -> list[Video]:
         skipped = self._test_videos() if self.split == "valid" else frozenset()
+        meant = self._objects_meant() if self.split == "valid" else {}
         top = Node(read_json(self.expressions_file), self.expressions_file)
         return [
-            _video(Node(name, node.file, node.key).path_part(), node, self.split == "train")
+            _video(
+                Node(name, node.file, node.key).path_part(),
+                node,
+                self.split == "train",
+                meant.get(name, {}),
+            )
             for name, node in top["videos"].items()
             if name not in skipped
         ]
+
+    def _objects_meant(self) -> dict[str, dict[str, str]]:
+        """video -> expression -> object, as far as valid/meta.json says."""
+        path = self.root / "valid" / "meta.json"
+        if not path.is_file():
+            return {}
+        return {
+            video: {
+                expression.identifier(): object_id
+                for object_id, entry in node["objects"].items()
+                if "expressions" in entry
+                for expression in entry["expressions"].elements()
+            }
+            for video, node in Node(read_json(path), path)["videos"].items()
+        }
 
     def _test_videos(self) -> frozenset[str]:
         path = self.root / "meta_expressions" / "test" / "meta_expressions.json"
@@ -78,14 +101,15 @@ class RefYoutubeVos(Corpus):
         return frozenset(name for name, _ in Node(read_json(path), path)["videos"].items())
 
 
-def _video(name: str, node: Node, labelled: bool) -> Video:
+def _video(name: str, node: Node, labelled: bool, meant: Mapping[str, str]) -> Video:
     frames = tuple(f.path_part() for f in node["frames"].elements())
-    expressions = (_expression(i, e, labelled) for i, e in node["expressions"].items())
+    items = node["expressions"].items()
+    expressions = (_expression(i, e, labelled, meant.get(i)) for i, e in items)
     return Video(name, frames, tuple(expressions))
 
 
-def _expression(name: str, node: Node, labelled: bool) -> Expression:
-    objects: tuple[str, ...] = ()
+def _expression(name: str, node: Node, labelled: bool, meant: str | None) -> Expression:
+    objects: tuple[str, ...] = () if meant is None else (meant,)
     if labelled or "obj_id" in node:
         # The corpus has one object an expression; a list of them, or of none, is read as well.
         found = node["obj_id"].identifiers()

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from data_pipelines.corpora.base import Corpus, CorpusFault, Expression, Video
 from rcot_rl.errors import InputError
 from rcot_rl.inference.pipeline import Pipeline
 from rcot_rl.inference.policy import Policy
+from rcot_rl.inference.segmenter import Segmenter
 from rcot_rl.inference.trace import Clip, Query, Trace, as_dict
 from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.recipe.inference import PredictSection
@@ -34,22 +35,6 @@ from rcot_rl.recipe.schema import CanvasSection
 TRACE = "trace.json"
 SETTINGS = "settings.json"
 PARTIAL = ".partial-"
-
-
-class Masker(Protocol):
-    """A segmenter, as this file uses it."""
-
-    name: str
-
-    def segment(
-        self,
-        frames_thwc: np.ndarray,
-        key: int,
-        boxes_source: np.ndarray,
-        points_source: np.ndarray,
-    ) -> np.ndarray:
-        """bool [N, T, H, W]: each prompted object over the whole clip (eq. 6)."""
-        ...
 
 
 @dataclass
@@ -70,7 +55,7 @@ def predict(
     prompts: Prompts,
     section: PredictSection,
     canvas: CanvasSection,
-    segmenter: Masker,
+    segmenter: Segmenter,
     out_dir: Path,
     *,
     model: str,
@@ -122,7 +107,7 @@ def expression_dir(out_dir: Path, video_id: str, expression_id: str) -> Path:
     return out_dir / video_id / expression_id
 
 
-def masks_of(trace: Trace, frames_thwc: np.ndarray, segmenter: Masker) -> np.ndarray:
+def masks_of(trace: Trace, frames_thwc: np.ndarray, segmenter: Segmenter) -> np.ndarray:
     """bool [T, H, W]: the union of the trace's objects over the clip (eqs. 6 and 7)."""
     if not trace.boxes_source:
         return np.zeros(frames_thwc.shape[:3], dtype=bool)
@@ -148,7 +133,7 @@ def write_expression(
     video: Video,
     expression: Expression,
     trace: Trace,
-    segmenter: Masker,
+    segmenter: Segmenter,
     frames_thwc: np.ndarray,
 ) -> None:
     """Segment, and put masks and trace at `place` in one step."""
@@ -211,7 +196,7 @@ def _settings(
     prompts: Prompts,
     section: PredictSection,
     canvas: CanvasSection,
-    segmenter: Masker,
+    segmenter: Segmenter,
     model: str,
     seed: int,
 ) -> dict[str, Any]:

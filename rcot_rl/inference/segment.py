@@ -22,6 +22,7 @@ from rcot_rl.inference.engine import PolicyEngine
 from rcot_rl.inference.model_folder import PolicyCard, check_model, find_model, read_card
 from rcot_rl.inference.pipeline import Pipeline
 from rcot_rl.inference.predict import TRACE, masks_of, write_masks
+from rcot_rl.inference.segmenter import load_segmenter
 from rcot_rl.inference.trace import Clip, Query, Trace, as_dict
 from rcot_rl.inference.video import Frames, read_clip, write_video
 from rcot_rl.protocol.prompts import load_prompts
@@ -63,8 +64,6 @@ def segment(
     templates = load_prompts(prompts or card.prompts)
     canvas = _canvas(image_canvas or card.image_canvas, video_canvas or card.video_canvas)
     frames = read_clip(video, every)
-    from rcot_rl.inference.segmenter import load_segmenter
-
     segmenter = load_segmenter(sam2, device)
     clip = Clip(str(video), len(frames.names), frames.images.__getitem__)
     with PolicyEngine(folder, engine or EngineSection(), device=device) as policy:

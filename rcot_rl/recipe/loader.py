@@ -24,6 +24,9 @@ from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.source import Key, Source, read_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+_REPLACED: frozenset[Key] = frozenset({("data", "sets")})
+"""Names of the user's own: a recipe that gives some means all of them, its parent's are gone."""
+
 _SHARED = {"grpo": ("grpo_aks", "grpo_ktg")}
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -78,7 +81,7 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> Source:
     if not parent_path.is_file():
         line = source.places[("extends",)][1]
         raise InputError(f"no such recipe: {parent}", file=path, line=line, key="extends")
-    return _read_with_parents(parent_path, (*below, path)).merge(source)
+    return _read_with_parents(parent_path, (*below, path)).merge(source, _REPLACED)
 
 
 def _override(text: str) -> Source:

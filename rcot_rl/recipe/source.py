@@ -28,19 +28,23 @@ class Source:
                 return self.places[key[:end]]
         return None, None
 
-    def merge(self, over: Source) -> Source:
-        """`over` wins key by key; mappings merge, lists and scalars are replaced."""
+    def merge(self, over: Source, replaced: frozenset[Key] = frozenset()) -> Source:
+        """`over` wins key by key; mappings merge, but for `replaced`; lists and scalars do not."""
         places = dict(self.places)
-        tree = _merge(self.tree, over.tree)
+        tree = _merge(self.tree, over.tree, (), replaced)
         places.update(over.places)
         return Source(tree, places)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], at: Key, replaced: frozenset[Key]
+) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = _merge(out[key], value)
+        here = (*at, key)
+        merged = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        if merged and here not in replaced:
+            out[key] = _merge(out[key], value, here, replaced)
         else:
             out[key] = value
     return out

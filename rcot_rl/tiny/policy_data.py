@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from data_pipelines.toy.queries import Query, make_queries
-from data_pipelines.toy.scenes import PRESETS, make_scene
 
 from data_pipelines.geometry import ground, to_canvas
+from data_pipelines.toy.queries import Query, make_queries
+from data_pipelines.toy.scenes import PRESETS, make_scene
 from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.tiny.policy_model import IMAGE_CANVAS
 
@@ -132,7 +132,7 @@ def boxes_text(clip: Clip, targets: Sequence[int], frame: int) -> str:
 
 
 def times_text(clip: Clip) -> str:
-    """`Seen: red circle 0 to 7, blue square 3 to 5.`: the first and the last frame that shows a shape."""
+    """`Seen: red circle 0 to 7, blue square 3 to 5.`: first and last frame of each shape."""
     parts = []
     for i in clip.order:
         frames = [t for t, seen in enumerate(clip.seen) if i in seen]

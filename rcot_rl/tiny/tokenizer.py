@@ -48,8 +48,8 @@ GLUE = (
 """Tags and JSON pieces, one token each."""
 
 _STARTERS = (
-    "A B Describe Give How Is List No Point Query Scene Seen Show Target Think Video When Where Which "
-    "Yes all assistant both first no system the user yes "
+    "A B Describe Give How Is List No Point Query Scene Seen Show Target Think Video When Where "
+    "Which Yes all assistant both first no system the user yes "
 )
 STARTERS = tuple(_STARTERS.split())
 """Words that begin a line (no space before them)."""

@@ -83,9 +83,7 @@ class RCoTTrainer(PPOTrainerSync):
         )
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
         rows = []
-        for key, reward, fields in zip(
-            batch.keys, rewards, data["extra_fields"], strict=True
-        ):
+        for key, reward, fields in zip(batch.keys, rewards, data["extra_fields"], strict=True):
             uid, sample, _ = key.rsplit("_", 2)
             info = fields.get("reward_extra_info", {})
             rows.append(

@@ -1,0 +1,272 @@
+"""The processes of a run on this host: started here, watched here, and none of them outlives it.
+
+A run's stages are child processes (verl starts Ray, Ray starts workers, vLLM starts an engine).
+`Host` makes this process the reaper of every descendant that loses its parent, so that at the end,
+after Ctrl-C, or after a failure, all of them are found and ended. Each child leads a session of its
+own: the terminal's Ctrl-C reaches this process alone, which then ends the others in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from cluster.zygote import write_client
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class StageFailed(Exception):
+    """A stage's process failed or hung; `log` is where it says why."""
+
+    def __init__(self, message: str, log: Path) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class Host:
+    """A context in which processes are run; leaving it ends all of them.
+
+    environment: added to this process' own for every child.
+    preload: modules that a zygote imports once, for children to be forked with; none: children
+    start as ordinary interpreters.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], preload: Sequence[str] = (), log: Path | None = None
+    ) -> None:
+        self.environment = dict(os.environ) | dict(environment)
+        # Ray's processes agree on a token, or each would look for one of its own
+        self.environment.setdefault("RAY_AUTH_MODE", "token")
+        self.environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        self._preload = list(preload)
+        self._log = log
+        self._before: set[int] = set()
+        self._own: set[int] = set()
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._ready = threading.Event()
+        self._folder: Path | None = None
+        self.memory = MemoryWatch()
+
+    def __enter__(self) -> Self:
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._before = {p.pid for p in psutil.Process().children(recursive=True)}
+        self._folder = Path(tempfile.mkdtemp(prefix="rcot-"))
+        self.environment["RAY_TMPDIR"] = str(self._folder / "ray")
+        (self._folder / "ray").mkdir()
+        if self._preload:
+            self._start_zygote()
+        self.memory.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.memory.stop()
+        with _signals_held():
+            if self._zygote is not None and self._zygote.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._zygote.stdin.close()
+            self.end_children(patience=0.0 if kind else 5.0)
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def python(self) -> str:
+        """The interpreter that children are started with; Ray is told to use it too."""
+        client = self.environment.get("RCOT_ZYGOTE_PYTHON")
+        return client or sys.executable
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        watch: Callable[[], None] = lambda: None,
+        stall_timeout_s: float = 1800.0,
+    ) -> float:
+        """Run one child to its end; its output goes to `log`. Returns the seconds it took.
+
+        watch: called about four times a second. Raises StageFailed when the child fails, and when
+        it writes nothing for `stall_timeout_s` (verl has states in which it waits for ever).
+        """
+        self._await_zygote()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                [self.python, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.environment | dict(environment or {}),
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        self._own.add(child.pid)
+        try:
+            code = self._wait(child, log, watch, stall_timeout_s)
+        finally:
+            keep = frozenset({self._zygote.pid} if self._zygote else ())
+            with _signals_held():
+                self.end_children(patience=2.0, keep=keep)
+        watch()
+        if code != 0:
+            raise StageFailed(f"ended with status {code}", log)
+        return time.monotonic() - started
+
+    def _wait(
+        self,
+        child: subprocess.Popen[bytes],
+        log: Path,
+        watch: Callable[[], None],
+        stall_timeout_s: float,
+    ) -> int:
+        size, changed = -1, time.monotonic()
+        while (code := child.poll()) is None:
+            watch()
+            now = log.stat().st_size
+            if now != size:
+                size, changed = now, time.monotonic()
+            elif time.monotonic() - changed > stall_timeout_s:
+                raise StageFailed(f"wrote nothing for {stall_timeout_s:.0f} s: hung", log)
+            time.sleep(0.25)
+        return code
+
+    def end_children(self, patience: float, keep: frozenset[int] = frozenset()) -> None:
+        """End every descendant started since `__enter__`, but for `keep`; TERM first, then KILL."""
+        deadline = time.monotonic() + patience
+        while True:
+            alive = self._descendants(keep)
+            if not alive:
+                return
+            final = time.monotonic() >= deadline
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill() if final else process.terminate()
+            _, alive = psutil.wait_procs(alive, timeout=1.0)
+            if final and not alive and not self._descendants(keep):
+                return
+            if time.monotonic() > deadline + 20:
+                return  # unkillable: in the kernel's hands
+
+    def _descendants(self, keep: frozenset[int]) -> list[psutil.Process]:
+        _reap(self._own | self._before)
+        out = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                dead = process.status() == psutil.STATUS_ZOMBIE
+                if not dead and process.pid not in self._before | keep:
+                    out.append(process)
+        return out
+
+    def _start_zygote(self) -> None:
+        assert self._folder is not None
+        client = write_client(self._folder)
+        self.environment["RCOT_ZYGOTE_PYTHON"] = str(client)
+        output = self._log.open("ab") if self._log else subprocess.DEVNULL
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-m", "cluster.zygote", str(self._folder / "socket"), *self._preload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=self.environment | {"OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        self._own.add(self._zygote.pid)
+        threading.Thread(target=self._read_until_ready, daemon=True).start()
+
+    def _read_until_ready(self) -> None:
+        assert self._zygote is not None and self._zygote.stdout is not None
+        for line in self._zygote.stdout:
+            if line == b"ready\n":
+                self._ready.set()
+        self._ready.set()  # it ended: clients then start ordinary interpreters
+
+    def _await_zygote(self) -> None:
+        if self._zygote is not None:
+            self._ready.wait()
+
+
+class MemoryWatch:
+    """The largest sum of this process tree's PSS, sampled every few seconds."""
+
+    def __init__(self, interval_s: float = 3.0) -> None:
+        self.peak_bytes = 0
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(self._interval_s):
+            tree = [me, *me.children(recursive=True)]
+            self.peak_bytes = max(self.peak_bytes, sum(_pss(p.pid) for p in tree))
+
+
+def _pss(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return 0
+    for line in text.splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _reap(own: set[int]) -> None:
+    """Collect adopted processes that have ended; Popen collects those it started, `own`."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+            if child.status() == psutil.STATUS_ZOMBIE and child.pid not in own:
+                os.waitpid(child.pid, os.WNOHANG)
+
+
+@contextlib.contextmanager
+def _signals_held():  # type: ignore[no-untyped-def]
+    """A second Ctrl-C must not cut the clean-up short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

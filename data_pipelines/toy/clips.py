@@ -1,0 +1,146 @@
+"""One clip of a toy corpus: its scene, its sentences and their ids, as a value.
+
+A clip follows from (seed, layout, split, index) alone, so clips can be made in any order by any
+number of processes. What a layout allows decides the sentences: one target each where a corpus
+names one object an expression; several where it can list them; none only where the published
+corpus has such sentences. Leaves out files, which `writers.py` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.toy.queries import DEFAULT_MIX, Query, make_queries
+from data_pipelines.toy.scenes import PRESETS, Scene, make_scene
+
+SINGLE_TARGET = ("ref-youtube-vos", "reasonvos", "davis17")
+"""Layouts whose expressions name exactly one object."""
+
+SOURCES = ("BURST", "VIPSeg", "MOSE", "MeViS")
+"""Where ReasonVOS takes its clips from."""
+
+_SEVERAL = 2.5
+"""Weight of sentences with several targets beside those with one, which have 1 together. A scene
+has few groups to speak of, so that about two of five sentences come out so; with a corpus of
+single targets beside two such corpora there are enough for the paper's three to one."""
+
+_ALONE = 1 / 12
+"""Share of the clips of multi-target layouts whose scene is the first one drawn."""
+
+_TRIES = 24
+"""Scenes drawn for each of the others, to find one with two groups of like objects."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a clip follows from, its index aside."""
+
+    layout: str
+    split: str
+    seed: int
+    preset: str
+    queries: int
+    absent_share: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video: `frames` are file stems, object `i` of the scene has the id `i + 1`."""
+
+    index: int
+    name: str
+    source: str
+    """ReasonVOS: which corpus it is said to come from; else empty."""
+    scene: Scene
+    frames: tuple[str, ...]
+    expressions: tuple[tuple[str, Query], ...]
+    """(expression id, query)."""
+
+
+def layout_key(layout: str, split: str) -> int:
+    """A number for the generators' seeds, different for every (layout, split)."""
+    digest = hashlib.sha256(f"{layout}/{split}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def draw_clip(spec: ClipSpec, index: int) -> Clip:
+    """Clip `index` of a split."""
+    rng = np.random.default_rng([spec.seed, layout_key(spec.layout, spec.split), index])
+    scene = _draw_scene(rng, spec)
+    if spec.layout == "davis17":
+        queries = _four_an_object(rng, scene)
+    else:
+        queries = _queries(rng, scene, spec)
+    step = 5 if spec.layout == "ref-youtube-vos" else 1
+    digest = hashlib.sha256(f"{spec.layout}/{spec.split}/{spec.seed}/{index}".encode()).hexdigest()
+    source = SOURCES[index % len(SOURCES)] if spec.layout == "reasonvos" else ""
+    return Clip(
+        index,
+        _name(spec.layout, digest, index),
+        source,
+        scene,
+        tuple(f"{step * t:05d}" for t in range(scene.n_frames)),
+        tuple((str(i), q) for i, q in enumerate(queries)),
+    )
+
+
+def _name(layout: str, digest: str, index: int) -> str:
+    """As the published corpora call their videos; the number keeps names apart."""
+    if layout == "ref-youtube-vos":
+        return f"{digest[:6]}{index:04x}"
+    if layout == "mevis":
+        return f"{digest[:8]}{index:04x}"
+    if layout == "revos":
+        folder = "UVO/all" if index % 2 == 0 else "TAO/train/YFCC100M"
+        return f"{folder}/v_{digest[:12]}{index:04x}"
+    return f"clip-{digest[:8]}{index:04x}"
+
+
+def _draw_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
+    scene = make_scene(rng, PRESETS[spec.preset])
+    if spec.layout in SINGLE_TARGET or rng.random() < _ALONE:
+        return scene
+    best = scene
+    for _ in range(_TRIES):
+        if _groups(best) >= 2:
+            break
+        scene = make_scene(rng, PRESETS[spec.preset])
+        best = max(best, scene, key=_groups)
+    return best
+
+
+def _groups(scene: Scene) -> int:
+    """How many colours and shapes several objects share."""
+    colours = Counter(o.colour for o in scene.objects)
+    shapes = Counter(o.shape for o in scene.objects)
+    return sum(n > 1 for n in (*colours.values(), *shapes.values()))
+
+
+def _queries(rng: np.random.Generator, scene: Scene, spec: ClipSpec) -> list[Query]:
+    single = {k: w for k, w in DEFAULT_MIX[spec.preset].items() if k != "several"}
+    if spec.layout in SINGLE_TARGET:
+        return make_queries(rng, scene, spec.queries, single)
+    total = sum(single.values())
+    mix = {k: w / total for k, w in single.items()} | {"several": _SEVERAL}
+    return make_queries(rng, scene, spec.queries, mix, spec.absent_share)
+
+
+def _four_an_object(rng: np.random.Generator, scene: Scene) -> list[Query]:
+    """Four sentences for every object in turn: two annotators, first frame and full video.
+
+    The first two speak of what one frame shows; the others, where the scene has it, of the clip.
+    Annotators may say the same.
+    """
+    kinds = DEFAULT_MIX[scene.preset.name].keys() - {"attribute", "several"}
+    wide = make_queries(rng, scene, 12, dict.fromkeys(sorted(kinds), 1.0))
+    out = []
+    for index, item in enumerate(scene.objects):
+        plain = Query(f"the {item.name}", (index,), "attribute")
+        other = [q for q in wide if q.targets == (index,) and q.kind != "attribute"]
+        picks = [other[int(rng.integers(len(other)))] if other else plain for _ in range(2)]
+        out += [plain, picks[0], plain, picks[1]]
+    return out

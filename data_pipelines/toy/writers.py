@@ -1,0 +1,202 @@
+"""Files of a toy corpus, one layout a class: a clip's frames and masks, then a split's metadata.
+
+Layouts are those of `data_pipelines/corpora`, with the ids' types of the published files: strings
+in Ref-YouTube-VOS and Ref-DAVIS17, integers elsewhere. Masks are palette PNGs or COCO run lengths.
+`write_clip` may run in any process and gives back what the metadata needs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from hotcoco import mask as coco
+from PIL import Image
+
+from data_pipelines.toy.clips import Clip
+
+# Full colour resolution too: otherwise small objects differ from what the scene rendered.
+_JPEG = (
+    cv2.IMWRITE_JPEG_QUALITY,
+    98,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
+
+# The colours of DAVIS and YouTube-VOS: bits of the index spread over the channels' high bits.
+_PALETTE = np.zeros((256, 3), np.uint8)
+for _i in range(256):
+    for _bit in range(8):
+        _PALETTE[_i, _bit % 3] |= ((_i >> _bit) & 1) << (7 - _bit // 3)
+_PALETTE_BYTES = _PALETTE.tobytes()
+
+Rle = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a written clip leaves for the metadata."""
+
+    clip: Clip
+    seen: tuple[tuple[str, ...], ...]
+    """Per object, the frames in which it is visible."""
+    rles: tuple[tuple[Rle | None, ...], ...] = ()
+    """Per object and frame; only where the layout has run lengths."""
+    foreground: tuple[tuple[Rle, float], ...] = ()
+    """Per frame, the union of all objects and its share of the frame; ReVOS only."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a split's parts lie, relative to the corpus' root."""
+
+    images: str
+    labels: str = ""
+    own: tuple[str, ...] = field(default=())
+    """Files and folders that are this split's alone."""
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Compact JSON with a line break at its end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def label_image(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [H, W]: object id (index + 1) at its visible pixels, which are disjoint."""
+    label = np.zeros(masks[0].shape, np.uint8)
+    for index, mask in enumerate(masks):
+        label[mask] = index + 1
+    return label
+
+
+def save_labels(path: Path, label: np.ndarray) -> None:
+    """A palette PNG of uint8 [H, W]."""
+    image = Image.fromarray(label)
+    image.putpalette(_PALETTE_BYTES)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)
+    path.write_bytes(buffer.getvalue())
+
+
+def save_frame(path: Path, rgb: np.ndarray) -> None:
+    """A JPEG of uint8 [H, W, 3] RGB."""
+    done, data = cv2.imencode(".jpg", rgb[..., ::-1], _JPEG)
+    if not done:
+        raise OSError(f"{path}: the JPEG encoder failed")
+    path.write_bytes(data.tobytes())
+
+
+def encode_rle(mask: np.ndarray) -> Rle:
+    """COCO compressed run lengths of bool [H, W]."""
+    done = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = done["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(s) for s in mask.shape], "counts": text}
+
+
+def write_clip(root: Path, layout: str, paths: Paths, clip: Clip) -> Record:
+    """Writes frames, and masks where they are files, below `root`."""
+    images = root / paths.images / clip.name
+    images.mkdir(parents=True)
+    labels = root / paths.labels
+    if layout == "reasonvos":
+        for i in range(len(clip.scene.objects)):
+            (labels / f"{clip.source}_{clip.name}_{i + 1}").mkdir(parents=True)
+    elif paths.labels:
+        (labels / clip.name).mkdir(parents=True)
+    seen: list[list[str]] = [[] for _ in clip.scene.objects]
+    rles: list[list[Rle | None]] = [[] for _ in clip.scene.objects]
+    foreground = []
+    for t, frame in enumerate(clip.frames):
+        save_frame(images / f"{frame}.jpg", clip.scene.render(t))
+        masks = clip.scene.masks(t)
+        for i, mask in enumerate(masks):
+            visible = bool(mask.any())
+            if visible:
+                seen[i].append(frame)
+            if layout == "reasonvos":
+                folder = labels / f"{clip.source}_{clip.name}_{i + 1}"
+                save_labels(folder / f"{frame}.png", mask.astype(np.uint8))
+            elif layout in ("mevis", "revos"):
+                rles[i].append(encode_rle(mask) if visible else None)
+        if layout in ("ref-youtube-vos", "davis17") and paths.labels:
+            save_labels(labels / clip.name / f"{frame}.png", label_image(masks))
+        elif layout == "revos":
+            union = np.logical_or.reduce(masks)
+            foreground.append((encode_rle(union), round(float(union.mean()), 6)))
+    return Record(clip, tuple(map(tuple, seen)), tuple(map(tuple, rles)), tuple(foreground))
+
+
+def label_expressions(record: Record, with_ids: bool) -> dict[str, Any]:
+    """A video of Ref-YouTube-VOS or Ref-DAVIS17. with_ids: name the objects."""
+    expressions = {}
+    for name, query in record.clip.expressions:
+        expressions[name] = {"exp": query.text}
+        if with_ids:
+            expressions[name]["obj_id"] = str(query.targets[0] + 1)
+    return {"expressions": expressions, "frames": list(record.clip.frames)}
+
+
+def label_objects(record: Record, with_expressions: bool) -> dict[str, Any]:
+    """A video of meta.json: every object's category and the frames that show it.
+
+    with_expressions: also which sentences mean it, where those do not say so themselves.
+    """
+    out: dict[str, Any] = {}
+    for i, item in enumerate(record.clip.scene.objects):
+        out[str(i + 1)] = {"category": item.shape, "frames": list(record.seen[i])}
+        if with_expressions:
+            means = [e for e, q in record.clip.expressions if q.targets == (i,)]
+            out[str(i + 1)]["expressions"] = means
+    return {"objects": out}
+
+
+def rle_video(record: Record, first_anno: int, layout: str) -> dict[str, Any]:
+    """A video of MeViS or ReVOS; object `i` has the annotation `first_anno + i`."""
+    clip = record.clip
+    expressions = {}
+    for name, query in clip.expressions:
+        entry: dict[str, Any] = {
+            "exp": query.text,
+            "obj_id": [i + 1 for i in query.targets],
+            "anno_id": [first_anno + i for i in query.targets],
+        }
+        if layout == "revos":
+            entry["type_id"] = type_id(query.kind)
+        expressions[name] = entry
+    out: dict[str, Any] = {"expressions": expressions, "frames": list(clip.frames)}
+    if layout == "revos":
+        height, width = clip.scene.size
+        out |= {"vid_id": clip.index, "height": height, "width": width}
+    return out
+
+
+def type_id(kind: str) -> int:
+    """ReVOS: 0 refers by looks, 1 needs reasoning over time or place, 2 means nothing there."""
+    return {"attribute": 0, "several": 0, "absent": 2}.get(kind, 1)
+
+
+def reasonvos_video(record: Record) -> dict[str, Any]:
+    """A video of ReasonVOS."""
+    clip = record.clip
+    return {
+        "source": clip.source,
+        "frames": list(clip.frames),
+        "expressions": [
+            {
+                "obj_id": query.targets[0] + 1,
+                "exp_id": int(name),
+                "exp_text": query.text,
+                "is_sent": True,
+            }
+            for name, query in clip.expressions
+        ],
+    }

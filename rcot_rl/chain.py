@@ -1,0 +1,345 @@
+"""`rcot run`: the stages of a recipe, one after the other, each resumable, finished ones skipped.
+
+The order below is the whole story of a run. Each stage is a function of the recipe and the run's
+folder; it leaves its results there and marks itself done last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.local import Host, StageFailed
+from rcot_rl.errors import InputError
+from rcot_rl.monitoring.console import Console
+from rcot_rl.monitoring.metrics import Follower
+from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
+from rcot_rl.runfolder import RunFolder, write_json
+from rcot_rl.training import jobs
+
+TRAINING = ("sft", "grpo-aks", "grpo-ktg")
+_HEAVY = frozenset({*TRAINING, "predict"})
+
+
+def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> RunFolder:
+    """Run the recipe's stages (or only `stages`) in RUN = `root`.
+
+    Raises InputError for input or configuration at fault, StageFailed when a stage's process ends
+    badly; in both cases, and after Ctrl-C, the same call goes on where this one stopped.
+    """
+    from cluster.preflight import check_host
+
+    chosen = tuple(s for s in STAGES if s in (stages or recipe.stages))
+    folder = RunFolder.claim(root, recipe)
+    console = Console()
+    with folder.locked():
+        todo = [s for s in chosen if not folder.is_done(s)]
+        for stage in chosen:
+            if stage not in todo:
+                console.line(f"{stage}: done before ({_minutes(folder, stage)})")
+        if not todo:
+            return folder
+        check_host(recipe, folder.root, todo)
+        heavy = bool(_HEAVY.intersection(todo))
+        preload = jobs.PRELOAD if heavy and recipe.device == "cpu" else ()
+        with Host(
+            {"RCOT_RL_PLUGIN": "required", **_platform(recipe)}, preload, folder.root / "zygote.log"
+        ) as host:
+            state = _Run(recipe, folder, host, console)
+            for stage in todo:
+                _timed(state, stage)
+    return folder
+
+
+@dataclass
+class _Run:
+    recipe: Recipe
+    folder: RunFolder
+    host: Host
+    console: Console
+
+
+def _timed(state: _Run, stage: str) -> None:
+    started = time.monotonic()
+    state.console.stage(stage)
+    try:
+        facts = _STAGES[stage](state) or {}
+    except StageFailed as error:
+        reason = jobs.failure_reason(error.log)
+        raise StageFailed(f"{stage} {error}: {reason}", error.log) from error
+    minutes = (time.monotonic() - started) / 60
+    peak = state.host.memory.peak_bytes / 2**30
+    state.folder.mark_done(stage, minutes=round(minutes, 2), peak_gib=round(peak, 2), **facts)
+    state.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB so far)")
+
+
+def _data(state: _Run) -> dict[str, Any]:
+    from data_pipelines.build import build
+
+    recipe = state.recipe
+    if recipe.toy is not None:
+        _toy_corpora(state)
+    data = recipe.data.model_copy(
+        update={
+            "corpora": [
+                c.model_copy(
+                    update={"root": str(corpus_root(state.folder, recipe, c.dataset, c.root))}
+                )
+                for c in recipe.data.corpora
+            ]
+        }
+    )
+    result = build(
+        data,
+        state.folder.root / "shards",
+        recipe.prompts,
+        seed=recipe.seed,
+        progress=state.console.progress,
+        canvas=recipe.canvas.image,
+    )
+    return {"sets": {name: m.get("rows") for name, m in result["sets"].items()}}
+
+
+def build_shards(recipe: Recipe, out: Path) -> str:
+    """`rcot data build`: the recipe's shard sets below `out`; returns the plan's table."""
+    from data_pipelines.build import build
+
+    console = Console()
+    result = build(
+        recipe.data,
+        out,
+        recipe.prompts,
+        seed=recipe.seed,
+        progress=console.progress,
+        canvas=recipe.canvas.image,
+    )
+    return str(result["plan"])
+
+
+def _toy_corpora(state: _Run) -> None:
+    from data_pipelines.toy.layouts import write_corpus
+
+    toy = state.recipe.toy
+    assert toy is not None
+    for corpus in toy.corpora:
+        state.console.line(f"toy corpus {corpus.layout} {corpus.split}: {corpus.videos} videos")
+        write_corpus(
+            state.folder.root / "corpora" / corpus.layout,
+            corpus.layout,
+            corpus.split,
+            corpus.videos,
+            toy.seed,
+            toy.preset,
+            absent_share=corpus.absent_share,
+            workers=state.recipe.data.workers,
+        )
+
+
+def corpus_root(folder: RunFolder, recipe: Recipe, dataset: str, root: str | None) -> Path:
+    """Where a corpus lies: as the recipe says, or the run's toy corpus. Raises InputError."""
+    if root is not None:
+        path = Path(root)
+        if not path.is_dir():
+            raise InputError("no such corpus", file=path)
+        return path.resolve()
+    if recipe.toy is None or dataset not in {c.layout for c in recipe.toy.corpora}:
+        raise InputError(f"{dataset} has no root, and the recipe no toy corpus of it", key="data")
+    return folder.root / "corpora" / dataset
+
+
+def _sft(state: _Run) -> dict[str, Any]:
+    recipe, stage = state.recipe, state.folder.stage("sft")
+    base = base_model(recipe)
+    attempt = state.folder.new_attempt("sft")
+    shards = state.folder.root / "shards" / recipe.sft.shard_set
+    job = jobs.sft_job(recipe, base, shards, stage, attempt)
+    if job.resumes_from < job.total_steps:
+        _train(state, "sft", job, attempt)
+    checkpoint = jobs.newest_checkpoint(stage / "checkpoints")
+    arguments = jobs.merge_job(recipe, base, checkpoint, stage / "model", attempt)
+    state.console.line("sft: merging the adapter")
+    state.host.run(arguments, attempt / "merge.log")
+    return {"steps": job.total_steps}
+
+
+def _grpo(name: str, after: str) -> Callable[[_Run], dict[str, Any]]:
+    def stage_of(state: _Run) -> dict[str, Any]:
+        recipe, stage = state.recipe, state.folder.stage(name)
+        section = recipe.grpo(name)
+        attempt = state.folder.new_attempt(name)
+        job = jobs.grpo_job(
+            recipe,
+            name,
+            model_of(state.folder, recipe, after),
+            state.folder.root / "shards" / section.shard_set,
+            stage,
+            attempt,
+            py_executable=state.host.environment.get("RCOT_ZYGOTE_PYTHON"),
+        )
+        if job.resumes_from < job.total_steps:
+            _train(state, name, job, attempt)
+        jobs.link_model(jobs.newest_checkpoint(stage / "checkpoints"), stage / "model")
+        return {"steps": job.total_steps, "reward": section.reward}
+
+    return stage_of
+
+
+def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
+    follower = Follower(job.verl_log, state.folder.stage(stage) / "metrics.jsonl")
+    if job.resumes_from:
+        state.console.line(f"{stage}: resuming from step {job.resumes_from}")
+    state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
+
+    def watch() -> None:
+        for line in follower.poll():
+            state.console.step(stage, line, job.total_steps)
+
+    state.host.run(
+        job.arguments,
+        attempt / "log.txt",
+        environment=job.environment,
+        watch=watch,
+        stall_timeout_s=state.recipe.cluster.stall_timeout_s,
+    )
+
+
+def base_model(recipe: Recipe) -> Path:
+    """The folder of the recipe's base policy, whole. Raises InputError."""
+    from rcot_rl.inference.model_folder import check_model, find_model
+
+    path = find_model(recipe.models.policy)
+    check_model(path)
+    return path
+
+
+def model_of(folder: RunFolder, recipe: Recipe, stage: str) -> Path:
+    """The model that a training stage left; `base`: the recipe's. Raises InputError."""
+    if stage == "base":
+        return base_model(recipe)
+    path = folder.stage(stage) / "model"
+    if not (path / "config.json").is_file():
+        raise InputError(f"there is no model of stage {stage} yet", file=path)
+    return path.resolve()
+
+
+def _predict(state: _Run) -> dict[str, Any]:
+    recipe, folder = state.recipe, state.folder
+    attempt = folder.new_attempt("predict")
+    heldout = {}
+    for task in ("aks", "ktg"):
+        shards = folder.root / "shards" / recipe.grpo(f"grpo-{task}").shard_set
+        if recipe.eval.heldout_prompts:
+            heldout[task] = [str(p) for p in jobs.split_files(shards, "val")]
+    plan = {
+        "recipe": str(attempt / "recipe.yaml"),
+        "out": str(folder.root),
+        "checkpoints": [[c, str(model_of(folder, recipe, c))] for c in recipe.eval.checkpoints],
+        "benchmarks": [
+            {
+                "dataset": b.dataset,
+                "root": str(benchmark_root(folder, recipe, b)),
+                "split": b.split,
+                "limit": b.limit,
+            }
+            for b in recipe.eval.benchmarks
+        ],
+        "heldout": heldout,
+    }
+    from rcot_rl.recipe.loader import dump_recipe
+
+    (attempt / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    write_json(attempt / "plan.json", plan)
+    log = attempt / "log.txt"
+    state.console.line(f"predict: starting, log {log}")
+    events = EventReader(log, state.console)
+    state.host.run(
+        ["-m", "rcot_rl.inference.stage", str(attempt / "plan.json")],
+        log,
+        watch=events.poll,
+        stall_timeout_s=recipe.cluster.stall_timeout_s,
+    )
+    return {"checkpoints": [c for c, _ in plan["checkpoints"]]}
+
+
+def benchmark_root(folder: RunFolder, recipe: Recipe, benchmark: Benchmark) -> Path:
+    """Where a benchmark's corpus lies."""
+    return corpus_root(folder, recipe, benchmark.dataset, benchmark.root)
+
+
+class EventReader:
+    """Shows the predict process' progress lines, which it prints among vLLM's own."""
+
+    def __init__(self, log: Path, console: Console) -> None:
+        self._log, self._console, self._offset = log, console, 0
+
+    def poll(self) -> None:
+        if not self._log.is_file():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for raw in whole.splitlines():
+            if raw.startswith(b"RCOT "):
+                self._console.event("predict", raw[5:].decode("utf-8", "replace"))
+
+
+def _eval(state: _Run) -> dict[str, Any]:
+    from rcot_rl.evaluation.benchmarks import BASELINES, evaluate, evaluate_masks
+    from rcot_rl.inference.stage import FIRST_FRAME
+
+    recipe, folder = state.recipe, state.folder
+    scores = {}
+    for benchmark in recipe.eval.benchmarks:
+        root, split, limit = (
+            benchmark_root(folder, recipe, benchmark),
+            benchmark.split,
+            benchmark.limit,
+        )
+        state.console.line(f"eval: {benchmark.dataset} {split}")
+        last = folder.root / "predictions" / benchmark.dataset
+        result = evaluate(benchmark.dataset, root, split, last, limit=limit)
+        others = {}
+        for name in recipe.eval.checkpoints[:-1]:
+            place = folder.root / "predict" / name / benchmark.dataset
+            others[name] = evaluate(benchmark.dataset, root, split, place, limit=limit)
+        others[recipe.eval.checkpoints[-1]] = result
+        baselines = {}
+        if recipe.eval.baselines:
+            place = folder.root / "predict" / FIRST_FRAME / benchmark.dataset
+            baselines[FIRST_FRAME] = evaluate(benchmark.dataset, root, split, place, limit=limit)
+            for name, masks in BASELINES.items():
+                baselines[name] = evaluate_masks(benchmark.dataset, root, split, masks, limit=limit)
+        whole = dict(result) | {"checkpoints": others, "baselines": baselines}
+        write_json(folder.root / "eval" / f"{benchmark.dataset}.json", whole)
+        scores[benchmark.dataset] = {name: r["J&F"] for name, r in others.items()}
+    return {"J&F": scores}
+
+
+def _report(state: _Run) -> dict[str, Any]:
+    from rcot_rl.monitoring.report import write_report
+
+    return {"page": str(write_report(state.folder.root))}
+
+
+_STAGES: dict[str, Callable[[_Run], dict[str, Any]]] = {
+    "data": _data,
+    "sft": _sft,
+    "grpo-aks": _grpo("grpo-aks", after="sft"),
+    "grpo-ktg": _grpo("grpo-ktg", after="grpo-aks"),
+    "predict": _predict,
+    "eval": _eval,
+    "report": _report,
+}
+
+
+def _platform(recipe: Recipe) -> dict[str, str]:
+    return {"VERL_PLATFORM": "cpu"} if recipe.device == "cpu" else {}
+
+
+def _minutes(folder: RunFolder, stage: str) -> str:
+    return f"{folder.done(stage).get('minutes', 0):.1f} min"

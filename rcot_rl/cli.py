@@ -1,0 +1,260 @@
+"""The console script: parses, calls one function, prints. `rcot --help`.
+
+Exit status: 0 done; 2 the input or the configuration is at fault (one line on standard error);
+1 anything else; 130 after Ctrl-C. Heavy modules are imported inside commands.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rcot_rl import __version__
+from rcot_rl.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RCoT-Seg: train a multimodal model to reason about video and segment what a sentence means.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, in YAML.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (runs/<name>).")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"rcot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
+    """Run the whole chain of a recipe; finished stages are skipped, unfinished ones resume."""
+    _run_stages(recipe, overrides, out, None)
+
+
+@app.command()
+def sft(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
+    """CoT-SFT only (the data stage must be done)."""
+    _run_stages(recipe, overrides, out, ("sft",))
+
+
+@app.command()
+def grpo(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    task: Annotated[str, typer.Option(help="aks, ktg, or both.")] = "both",
+) -> None:
+    """The GRPO stages only."""
+    tasks = {"aks": ("grpo-aks",), "ktg": ("grpo-ktg",), "both": ("grpo-aks", "grpo-ktg")}
+    if task not in tasks:
+        raise InputError(f"'{task}' is not aks, ktg or both", key="--task")
+    _run_stages(recipe, overrides, out, tasks[task])
+
+
+@app.command()
+def predict(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
+    """Predictions and held-out rewards of a run's checkpoints."""
+    _run_stages(recipe, overrides, out, ("predict",))
+
+
+def _run_stages(
+    recipe: str, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...] | None
+) -> None:
+    from rcot_rl.chain import run as run_chain
+    from rcot_rl.recipe.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    folder = run_chain(loaded, out or Path("runs") / loaded.name, stages)
+    if stages is None:
+        from rcot_rl.monitoring.summary import summary_table
+
+        typer.echo(summary_table(folder.root))
+
+
+@app.command()
+def score(
+    reward: Annotated[str, typer.Argument(help="A reward's name, YAML file, or FILE.py:FUNCTION.")],
+    source: Annotated[
+        Path | None, typer.Option("--in", help="JSON lines (standard input).")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="JSON lines (standard output).")
+    ] = None,
+) -> None:
+    """Score responses offline, one JSON line each."""
+    from reward_fns.cli_score import score_file
+
+    score_file(reward, source, target)
+
+
+@app.command("eval")
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="<video>/<expression_id>/<frame>.png")],
+    dataset: Annotated[str, typer.Option(help="The benchmark.")],
+    corpus: Annotated[Path, typer.Option(help="Its folder.")],
+    split: Annotated[str, typer.Option()] = "valid",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """J, F and J&F of predictions on a benchmark."""
+    from rcot_rl.evaluation.benchmarks import evaluate as evaluate_predictions
+
+    result = evaluate_predictions(dataset, corpus, split, predictions)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    segmenter = result.get("segmenter") or "unknown"
+    typer.echo(f"{dataset} {split}: {result['n_expressions']} expressions, masks by {segmenter}")
+    typer.echo(f"J {result['J']:.1f}  F {result['F']:.1f}  J&F {result['J&F']:.1f}")
+    if result["missing"]:
+        typer.echo(f"{len(result['missing'])} predictions are missing and count 0")
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """One self-contained HTML page of a run."""
+    from rcot_rl.monitoring.report import write_report
+
+    typer.echo(str(write_report(run_dir)))
+
+
+@app.command()
+def segment(
+    video: Annotated[Path, typer.Argument(help="An mp4, or a folder of frames.")],
+    query: Annotated[str, typer.Argument(help="What to segment.")],
+    out: Annotated[Path, typer.Option(help="Where masks, overlay and trace go.")] = Path(
+        "segmented"
+    ),
+    model: Annotated[str, typer.Option(help="A Qwen2.5-VL folder or hub id, or `tiny`.")] = "tiny",
+    sam2: Annotated[str, typer.Option(help="A SAM2 folder or hub id, `tiny` or `flow`.")] = "tiny",
+    prompts: Annotated[str | None, typer.Option(help="A prompt set; default: the model's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    every: Annotated[int, typer.Option(help="Take every k-th frame.", min=1)] = 1,
+) -> None:
+    """Segment what a sentence means in a video of one's own."""
+    from rcot_rl.inference.segment import segment as segment_video
+
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"'{device}' is not cpu or cuda", key="--device")
+    trace = segment_video(
+        video, query, out, model=model, sam2=sam2, prompts=prompts, device=device, every=every
+    )
+    typer.echo(f"keyframe {trace.keyframe}, {len(trace.boxes_source)} objects; see {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Compare what is installed with the pinned versions."""
+    from rcot_rl.doctor import examine
+
+    faults = examine()
+    for fault in faults:
+        typer.echo(fault, err=True)
+    if faults:
+        raise typer.Exit(2)
+    typer.echo("everything installed is as pinned")
+
+
+@data_app.command("toy")
+def data_toy(
+    root: Annotated[Path, typer.Argument(help="Where to write.")],
+    layout: Annotated[
+        str | None, typer.Option(help="One public layout; default: all five.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Default: every split of the layout.")] = None,
+    videos: Annotated[int, typer.Option(min=1)] = 20,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    preset: Annotated[str, typer.Option(help="lattice or rich.")] = "rich",
+    absent: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of absent targets.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Write procedurally generated corpora in the public layouts."""
+    from data_pipelines.toy.layouts import write_toy
+
+    for line in write_toy(
+        root, layout, split, videos, seed, preset, absent_share=absent, workers=workers
+    ):
+        typer.echo(line)
+
+
+@data_app.command("build")
+def data_build(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
+    """Corpora to shards: OUT/<shard-set>/…"""
+    from rcot_rl.chain import build_shards
+    from rcot_rl.recipe.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    typer.echo(build_shards(loaded, out or Path("shards")))
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="A shard set, or a folder of sets.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Verify shards: checksums, schema, media, ratios, disjointness."""
+    from data_pipelines.check import check
+
+    found = check(folder)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    else:
+        for fault in found.faults:
+            typer.echo(str(fault), err=True)
+        typer.echo("no faults" if found.ok else f"{len(found.faults)} faults")
+    if not found.ok:
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """The console script's entry point: errors become exit statuses here, and only here."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here", 130)
+    except Exception as error:
+        from cluster.local import StageFailed
+
+        if not isinstance(error, StageFailed):
+            raise
+        _fail(f"{error}\nthe whole log: {error.log}", 1)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"rcot: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""From expressions' scores to a benchmark's figures: the means that its protocol asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+PROTOCOLS = {
+    "ref-youtube-vos": "mean over annotated frames, then over expressions",
+    "mevis": "mean over frames, then over expressions",
+    "reasonvos": "mean over annotated frames, then over expressions",
+    "davis17": "mean over frames, then over expressions, each alone (VISA)",
+    "revos": "expressions rounded to 2 decimals; mean of the referring and reasoning means (VISA)",
+}
+KEYFRAME_FIGURES = (
+    "keyframe_area_ratio_initial",
+    "keyframe_area_ratio",
+    "aks_rounds",
+    "box_iou",
+)
+SUBSETS = ("referring", "reasoning", "single_target", "multi_target", "no_target")
+
+
+def summarise(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one benchmark.
+
+    rows: a dictionary an expression, with "J" and "F" as fractions, "subset" (one of SUBSETS),
+    "empty" (nothing predicted in any frame), "found" (something predicted in some frame) and, where
+    there was a trace, the keyframe figures and "segmenter". Returns, scores in percent and None
+    where nothing was to be averaged:
+
+        protocol, J, F, J&F, n_expressions
+        per_subset      {subset: {J, F, J&F, n_expressions}}; no_target also has N-Acc and T-Acc
+        per_expression  the rows, in percent, with J&F
+        keyframe_area_ratio_initial, keyframe_area_ratio, aks_rounds, box_iou
+                        means over the expressions that have them (Tables 13 and 14)
+        n_traces        how many had a trace
+        segmenter       what made the masks, by the traces
+    """
+    rows = [_in_percent(row) for row in rows]
+    subsets = {name: [row for row in rows if row["subset"] == name] for name in SUBSETS}
+    means = {name: _means(dataset, members) for name, members in subsets.items() if members}
+    if "no_target" in means:
+        means["no_target"] |= _accuracies(rows)
+    if dataset == "revos":
+        parts = [means[name] for name in ("referring", "reasoning") if name in means]
+        overall = {key: _mean([part[key] for part in parts]) for key in ("J", "F", "J&F")}
+    else:
+        overall = _means(dataset, rows)
+    traced = [row for row in rows if "segmenter" in row]
+    return {
+        "protocol": PROTOCOLS[dataset],
+        **overall,
+        "n_expressions": len(rows),
+        "per_subset": means,
+        **{key: _mean([row[key] for row in traced]) for key in KEYFRAME_FIGURES},
+        "n_traces": len(traced),
+        "segmenter": ", ".join(sorted({row["segmenter"] for row in traced})) or None,
+        "per_expression": rows,
+    }
+
+
+def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
+    jaccard, boundary = 100 * row["J"], 100 * row["F"]
+    return {**row, "J": jaccard, "F": boundary, "J&F": (jaccard + boundary) / 2}
+
+
+def _means(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    decimals = 2 if dataset == "revos" else None
+    jaccard, boundary = (_mean([row[key] for row in rows], decimals) for key in ("J", "F"))
+    both = None if jaccard is None or boundary is None else (jaccard + boundary) / 2
+    return {"J": jaccard, "F": boundary, "J&F": both, "n_expressions": len(rows)}
+
+
+def _mean(values: Sequence[float | None], decimals: int | None = None) -> float | None:
+    """Mean of the values that are there, each rounded first as numpy rounds."""
+    there = np.array([value for value in values if value is not None], dtype=float)
+    if not there.size:
+        return None
+    return float(np.mean(there if decimals is None else np.round(there, decimals)))
+
+
+def _accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """N-Acc: expressions without a target left empty. T-Acc: those with one not left empty.
+
+    A missing prediction is right for neither.
+    """
+    absent = [100.0 * row["empty"] for row in rows if row["subset"] == "no_target"]
+    present = [100.0 * row["found"] for row in rows if row["subset"] != "no_target"]
+    return {"N-Acc": _mean(absent), "T-Acc": _mean(present)}

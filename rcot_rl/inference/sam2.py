@@ -1,0 +1,165 @@
+"""Masks by SAM2 (eq. 7 of the paper: the key frame's boxes and points, propagated both ways).
+
+The model is transformers' `Sam2VideoModel` with its own inference session; released SAM2 weights
+and the shipped tiny ones go the same way. Its processor needs torchvision and does no more than
+`preprocess` and `_decide` below, so it is not used. Objects are tracked independently of one
+another: their masks may overlap, as in the original. Left out: prompts on several frames.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import Sam2VideoModel
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+from rcot_rl.errors import InputError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+BOX_FIRST, BOX_SECOND, POSITIVE = 2, 3, 1  # SAM's prompt labels; a box's corners come first
+
+
+def preprocess(frames_thwc: np.ndarray, side: int) -> torch.Tensor:
+    """uint8 [T, H, W, 3] RGB to float32 [T, 3, side, side], normalised as ImageNet is.
+
+    The aspect is not kept, as SAM2 was trained.
+    """
+    if frames_thwc.shape[1:3] != (side, side):
+        shrink = frames_thwc.shape[1] * frames_thwc.shape[2] > side * side
+        how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        frames_thwc = np.stack(
+            [cv2.resize(f, (side, side), interpolation=how) for f in frames_thwc]
+        )
+    scaled = (frames_thwc.astype(np.float32) / 255.0 - np.float32(MEAN)) / np.float32(STD)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+
+
+class Sam2Segmenter:
+    """SAM2 from a transformers Sam2Video folder (or a model id that transformers can resolve)."""
+
+    def __init__(self, model: Sam2VideoModel, name: str) -> None:
+        self.model = model.eval()
+        self.name = name
+
+    @classmethod
+    def load(cls, source: str | Path, device: str = "cpu") -> Sam2Segmenter:
+        """Loads in float32.
+
+        Raises InputError when `source` holds no Sam2Video model.
+        """
+        try:
+            model, loaded = Sam2VideoModel.from_pretrained(
+                str(source), dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            message = f"cannot be loaded as a SAM2 video model: {first}"
+            raise InputError(message, file=source) from error
+        # transformers would fill these at random and go on
+        missing = sorted(loaded["missing_keys"])
+        if missing:
+            message = f"lacks {len(missing)} of the weights of a SAM2 video model"
+            raise InputError(message, file=source, key=missing[0])
+        return cls(model.to(device), f"sam2:{Path(source).name}")
+
+    @torch.no_grad()
+    def segment(
+        self,
+        frames_thwc: np.ndarray,
+        key: int,
+        boxes_source: np.ndarray,
+        points_source: np.ndarray,
+    ) -> np.ndarray:
+        """bool [N, T, H, W]: object n in every frame, from its prompts in frame `key`.
+
+        frames_thwc: uint8 [T, H, W, 3] RGB. boxes_source: [N, 4] x1, y1, x2, y2; points_source:
+        [N, 2] x, y; both in source pixels. Forward, then backward: each pass sees only the key
+        frame and its own side, so that the order of the passes does not matter.
+        """
+        return self._segment(frames_thwc, key, boxes_source, points_source, (False, True))
+
+    def _segment(
+        self,
+        frames: np.ndarray,
+        key: int,
+        boxes: np.ndarray,
+        points: np.ndarray,
+        passes: tuple[bool, ...],
+    ) -> np.ndarray:
+        length, height, width = frames.shape[:3]
+        masks = np.zeros((len(boxes), length, height, width), dtype=bool)
+        if len(boxes) == 0:
+            return masks
+        session = self._session(frames)
+        self._add_prompts(session, key, boxes, points, (width, height))
+        self.model(session, frame_idx=key)
+        for reverse in passes:
+            for out in self.model.propagate_in_video_iterator(
+                session, start_frame_idx=key, reverse=reverse
+            ):
+                masks[:, out.frame_idx] = _decide(out.pred_masks, (height, width))
+                _drop_unused(session)
+            _forget_tracked(session)
+        return masks
+
+    def _session(self, frames: np.ndarray) -> Sam2VideoInferenceSession:
+        """The video stays in main memory; only the current frame goes to the model's device."""
+        return Sam2VideoInferenceSession(
+            video=preprocess(frames, self.model.image_size),
+            video_height=frames.shape[1],
+            video_width=frames.shape[2],
+            inference_device=self.model.device,
+            inference_state_device=self.model.device,
+            video_storage_device="cpu",
+            dtype=torch.float32,
+        )
+
+    def _add_prompts(
+        self,
+        session: Sam2VideoInferenceSession,
+        key: int,
+        boxes: np.ndarray,
+        points: np.ndarray,
+        size: tuple[int, int],
+    ) -> None:
+        """All objects at once: the session takes one set of new prompts per frame."""
+        scale = np.array([self.model.image_size / size[0], self.model.image_size / size[1]])
+        for index, (box, point) in enumerate(zip(boxes, points, strict=True)):
+            where = np.concatenate([np.reshape(box, (2, 2)), np.reshape(point, (1, 2))]) * scale
+            device = self.model.device
+            prompt = {
+                "point_coords": torch.tensor(where, dtype=torch.float32, device=device)[None, None],
+                "point_labels": torch.tensor(
+                    [[[BOX_FIRST, BOX_SECOND, POSITIVE]]], dtype=torch.int32, device=device
+                ),
+            }
+            session.add_point_inputs(session.obj_id_to_idx(index + 1), key, prompt)
+        session.obj_with_new_inputs = list(range(1, len(boxes) + 1))
+
+
+def _decide(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Mask logits [N, 1, h, w] to bool [N, H, W]: bilinear to the source, above 0."""
+    full = torch.nn.functional.interpolate(
+        logits.float(), size=size, mode="bilinear", align_corners=False
+    )
+    return (full[:, 0] > 0).cpu().numpy()
+
+
+def _drop_unused(session: Sam2VideoInferenceSession) -> None:
+    """transformers keeps 4 MiB of full-size logits per object and frame and never reads them."""
+    for per_object in session.output_dict_per_obj.values():
+        for kind in ("cond_frame_outputs", "non_cond_frame_outputs"):
+            for stored in per_object[kind].values():
+                stored.pop("high_res_masks", None)
+
+
+def _forget_tracked(session: Sam2VideoInferenceSession) -> None:
+    """Else the next pass would read this pass's memory from the key frame's other side."""
+    for index in session.output_dict_per_obj:
+        session.output_dict_per_obj[index]["non_cond_frame_outputs"].clear()
+        session.frames_tracked_per_obj[index].clear()

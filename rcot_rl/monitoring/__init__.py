@@ -1,0 +1,1 @@
+"""Metrics files, W&B and the report page."""

@@ -1,0 +1,80 @@
+"""What a run says on the terminal: stages, steps, progress; one line each, flushed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+
+class Console:
+    """Lines on standard error, with the minutes since the start; rewritten in place on a tty."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._tty = sys.stderr.isatty()
+        self._open = False
+        self._shown: dict[str, float] = {}
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._close()
+        print(f"[{self._clock()}] {text}", file=sys.stderr, flush=True)
+
+    def stage(self, name: str) -> None:
+        """The start of a stage."""
+        self.line(f"== {name}")
+
+    def step(self, stage: str, metrics: dict[str, Any], total: int) -> None:
+        """One optimizer step."""
+        parts = [f"{stage} step {metrics['step']}/{total}"]
+        for key, label, digits in (
+            ("train/loss", "loss", 3),
+            ("reward/mean", "reward", 2),
+            ("group/zero_variance_fraction", "zero-variance", 2),
+            ("response_length/mean", "length", 0),
+            ("actor/kl_loss", "KL", 4),
+            ("timing_s/step", "s/step", 1),
+        ):
+            if key in metrics:
+                parts.append(f"{label} {metrics[key]:.{digits}f}")
+        self._passing("  ".join(parts), stage, last=metrics["step"] >= total)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Work in items."""
+        self._passing(f"{what} {done}/{total}", what, last=done >= total)
+
+    def event(self, stage: str, text: str) -> None:
+        """A JSON event that a stage's process printed."""
+        try:
+            event = json.loads(text)
+        except json.JSONDecodeError:
+            return
+        if event.get("event") == "predict":
+            self.progress(f"{stage}: {event['what']}", event["done"], event["total"])
+        else:
+            shown = {k: v for k, v in event.items() if k != "event"}
+            self.line(f"{stage}: " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+
+    def _passing(self, text: str, key: str, last: bool) -> None:
+        """A line that the next replaces on a terminal; elsewhere, one every few seconds."""
+        if self._tty:
+            print(f"\r\033[K[{self._clock()}] {text}", end="", file=sys.stderr, flush=True)
+            self._open = True
+            if last:
+                self._close()
+            return
+        now = time.monotonic()
+        if last or now - self._shown.get(key, -1e9) >= 10:
+            self._shown[key] = now
+            self.line(text)
+
+    def _close(self) -> None:
+        if self._open:
+            print(file=sys.stderr)
+            self._open = False
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        return f"{minutes:02d}:{seconds:02d}"

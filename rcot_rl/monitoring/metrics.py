@@ -1,0 +1,72 @@
+"""From verl's file log to the run's `metrics.jsonl`: one flat JSON object a step.
+
+verl's `file` logger writes {"step", "data"} and starts its file anew with each process, so every
+attempt has one of its own. `Follower` reads it as it grows and appends to the stage's
+`metrics.jsonl`, which spans attempts: steps that a resumed attempt does again replace the old ones.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Follower:
+    """Follows `source` (verl's log of one attempt) into `target` (the stage's metrics)."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self.source = source
+        self.target = target
+        self.latest: dict[str, Any] | None = None
+        self._offset = 0
+        self._first = True
+
+    def poll(self) -> list[dict[str, Any]]:
+        """New complete lines since the last call, written and returned."""
+        if not self.source.is_file():
+            return []
+        with self.source.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        lines = []
+        for raw in whole.splitlines():
+            entry = json.loads(raw)
+            line = {"step": entry["step"], "time": time.time()} | entry["data"]
+            if "training/global_step" in line or "train/loss" in line:
+                lines.append(line)
+        if lines:
+            self._write(lines)
+            self.latest = lines[-1]
+        return lines
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        if self._first:
+            keep_steps_before(self.target, lines[0]["step"])
+            self._first = False
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        with self.target.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All steps of a `metrics.jsonl`; an unfinished last line is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def keep_steps_before(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later: they are about to be done again."""
+    lines = read_metrics(path)
+    kept = [line for line in lines if line["step"] < step]
+    if len(kept) == len(lines):
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)

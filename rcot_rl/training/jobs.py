@@ -1,0 +1,190 @@
+"""Training stages as jobs: what process to run, with which configuration, to which end.
+
+The chain runs a job and follows its metrics; this room knows how verl is told and what it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import Recipe
+from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
+
+PRELOAD = (
+    "ray",
+    "torch",
+    "datasets",
+    "peft",
+    "scipy.optimize",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
+    "verl.trainer.main_ppo",
+    "verl.trainer.sft_trainer",
+    "verl.trainer.ppo.v1",
+    "verl.workers.engine_workers",
+    "verl.experimental.reward_loop",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    "verl.workers.rollout.vllm_rollout.utils",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.model_executor.models.qwen2_5_vl",
+    "rcot_rl.training.engine_cpu",
+    "rcot_rl.training.trainer",
+    "rcot_rl.training.reward",
+    "rcot_rl.training.vllm_worker",
+)
+"""What a local run's processes import; see cluster.zygote."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of a training stage."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    verl_log: Path
+    total_steps: int
+    resumes_from: int
+    """The step of the newest checkpoint; 0: from the start."""
+
+
+def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path) -> Job:
+    """CoT-SFT of `model` on `shards`; out: the stage's folder. Raises InputError."""
+    train = split_files(shards, "train")
+    config = sft_config(recipe, model=model, train=train, val=[], out=out)
+    rows = count_rows(train)
+    steps = rows // recipe.sft.batch_size * recipe.sft.epochs
+    if steps == 0:
+        raise InputError(
+            f"{rows} rows make no batch of sft.batch_size={recipe.sft.batch_size}", file=shards
+        )
+    path = _save(config, attempt)
+    ranks = recipe.cluster.gpus_per_node
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return Job(
+        [*launcher, "-m", "rcot_rl.training.sft_main", str(path)],
+        training_environment(recipe, attempt),
+        attempt / "verl.jsonl",
+        steps,
+        newest_step(out / "checkpoints"),
+    )
+
+
+def grpo_job(
+    recipe: Recipe,
+    stage: str,
+    model: Path,
+    shards: Path,
+    out: Path,
+    attempt: Path,
+    py_executable: str | None = None,
+) -> Job:
+    """GRPO from `model` on `shards`. py_executable: what Ray starts workers with. InputError."""
+    train, val = split_files(shards, "train"), split_files(shards, "val")
+    section = recipe.grpo(stage)
+    rows = count_rows(train)
+    if rows < section.prompts_per_step:
+        raise InputError(
+            f"{rows} rows make no step of {section.prompts_per_step} prompts", file=shards
+        )
+    config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
+    environment = training_environment(recipe, attempt)
+    runtime = {"env_vars": environment}
+    if py_executable is not None:
+        runtime["py_executable"] = py_executable
+    OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env", runtime, force_add=True)
+    path = _save(config, attempt)
+    return Job(
+        ["-m", "rcot_rl.training.grpo_main", str(path)],
+        environment,
+        attempt / "verl.jsonl",
+        section.steps,
+        newest_step(out / "checkpoints"),
+    )
+
+
+def merge_job(recipe: Recipe, base: Path, checkpoint: Path, out: Path, attempt: Path) -> list[str]:
+    """Arguments of the process that merges an SFT checkpoint's adapter into `base`."""
+    return ["-m", "rcot_rl.training.merge", str(base), str(checkpoint), str(out)]
+
+
+def newest_step(checkpoints: Path) -> int:
+    """The step that verl would resume from: its tracker's, if that checkpoint is there."""
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    if not tracker.is_file():
+        return 0
+    text = tracker.read_text(encoding="ascii", errors="replace").strip()
+    whole = text.isdigit() and (checkpoints / f"global_step_{text}").is_dir()
+    return int(text) if whole else 0
+
+
+def newest_checkpoint(checkpoints: Path) -> Path:
+    """The folder of the newest checkpoint. Raises InputError when there is none."""
+    step = newest_step(checkpoints)
+    if step == 0:
+        raise InputError("holds no checkpoint", file=checkpoints)
+    return checkpoints / f"global_step_{step}"
+
+
+def link_model(checkpoint: Path, link: Path) -> None:
+    """Make `link` name the Hugging Face folder of a GRPO checkpoint, atomically."""
+    target = checkpoint / "actor" / "huggingface"
+    if not (target / "config.json").is_file():
+        raise InputError("the checkpoint has no Hugging Face folder", file=checkpoint)
+    temporary = link.with_name(f".{link.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+
+
+def split_files(shards: Path, split: str) -> list[Path]:
+    """The parquet files of one split, in order. Raises InputError for none."""
+    if not (shards / "manifest.json").is_file():
+        raise InputError("is no shard set (no manifest.json); run the data stage", file=shards)
+    files = sorted(shards.glob(f"{split}-*.parquet"))
+    if not files:
+        raise InputError(f"has no {split} shard", file=shards)
+    return files
+
+
+def count_rows(files: list[Path]) -> int:
+    """Rows of parquet files, from their footers. Raises InputError for an unreadable or empty one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    total = 0
+    for file in files:
+        try:
+            rows = pq.ParquetFile(file).metadata.num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise InputError("is not a readable parquet file", file=file) from error
+        if rows == 0:
+            raise InputError("the shard is empty", file=file)
+        total += rows
+    return total
+
+
+def _save(config: DictConfig, attempt: Path) -> Path:
+    attempt.mkdir(parents=True, exist_ok=True)
+    path = attempt / "verl.yaml"
+    OmegaConf.save(config, path)
+    return path
+
+
+def failure_reason(log: Path, lines: int = 12) -> str:
+    """The last exception in a log, or its last lines: what a person would look for first."""
+    text = log.read_text(encoding="utf-8", errors="replace")[-200_000:]
+    rows = [row for row in text.splitlines() if row.strip()]
+    for index in range(len(rows) - 1, -1, -1):
+        head = rows[index].strip().split(":", 1)[0].split(" ")[-1]
+        if head.endswith(("Error", "Exception", "Interrupt")) and "Traceback" not in rows[index]:
+            return rows[index].strip()[:600]
+    return json.dumps(rows[-lines:], ensure_ascii=False)

@@ -1,0 +1,133 @@
+"""Sentences mean what their words say: targets are found again by reading the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from data_pipelines.toy.queries import DEFAULT_MIX, Query, make_queries
+from data_pipelines.toy.scenes import PRESETS, SHAPES, Scene, make_scene
+
+KINDS = ("attribute", "several", "time", "motion", "relation", "absent")
+
+
+def drawn(preset: str, kind: str, n: int = 40) -> list[tuple[Scene, Query]]:
+    """Queries of one kind, each with its scene."""
+    out = []
+    for i in range(n):
+        rng = np.random.default_rng([4, i])
+        scene = make_scene(rng, PRESETS[preset])
+        out += [(scene, q) for q in make_queries(rng, scene, 4, {kind: 1.0}) if q.kind == kind]
+    return out
+
+
+def frames_of(scene: Scene, index: int) -> list[int]:
+    return [t for t in range(scene.n_frames) if scene.whole_masks(t)[index].any()]
+
+
+def centre(scene: Scene, index: int, t: int) -> np.ndarray:
+    """(x, y) of the stamp's middle."""
+    return np.array(scene.corner(index, t)) + scene.objects[index].diameter / 2
+
+
+def named(scene: Scene, text: str) -> tuple[int, ...]:
+    return tuple(i for i, o in enumerate(scene.objects) if f"the {o.name}" == text)
+
+
+def several(scene: Scene, text: str) -> tuple[int, ...]:
+    """All whose colour, or whose shape's plural, is the word after "all"."""
+    word = text.split()[1]
+    if text.endswith(" shapes"):
+        return tuple(i for i, o in enumerate(scene.objects) if o.colour == word)
+    plural = {s: f"{s}es" if s.endswith("s") else f"{s}s" for s in SHAPES}
+    return tuple(i for i, o in enumerate(scene.objects) if plural[o.shape] == word)
+
+
+def timed(scene: Scene, text: str) -> tuple[int, ...]:
+    firsts = [frames_of(scene, i)[0] for i in range(len(scene.objects))]
+    best = max(firsts) if text.endswith("last") else min(firsts)
+    return tuple(i for i, f in enumerate(firsts) if f == best)
+
+
+def moving(scene: Scene, text: str) -> tuple[int, ...]:
+    way = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[text.split()[-1]]
+    along = []
+    for i in range(len(scene.objects)):
+        frames = frames_of(scene, i)
+        moved = centre(scene, i, frames[-1]) - centre(scene, i, frames[0])
+        along.append(float(moved @ way))
+    best = max(along)
+    assert best > 0
+    return tuple(i for i, a in enumerate(along) if a > 0.5 * best)
+
+
+def beside(scene: Scene, text: str) -> tuple[int, ...]:
+    words = text.removeprefix("the shape ").split(" of ", 1)
+    (anchor,) = named(scene, words[1])
+    sign = {"left": -1, "right": 1}[words[0]]
+    out = []
+    for i in range(len(scene.objects)):
+        shared = set(frames_of(scene, i)) & set(frames_of(scene, anchor))
+        gaps = [sign * (centre(scene, i, t) - centre(scene, anchor, t))[0] for t in shared]
+        if i != anchor and gaps and min(gaps) > 0:
+            out.append(i)
+    return tuple(out)
+
+
+ORACLES: dict[str, Callable[[Scene, str], tuple[int, ...]]] = {
+    "attribute": named,
+    "several": several,
+    "time": timed,
+    "motion": moving,
+    "relation": beside,
+    "absent": named,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_targets_follow_from_the_words(preset: str, kind: str) -> None:
+    found = drawn(preset, kind)
+    assert len(found) >= 10
+    for scene, query in found:
+        assert ORACLES[kind](scene, query.text) == query.targets
+        assert query.targets == tuple(sorted(query.targets))
+        if kind not in ("several", "absent"):
+            assert len(query.targets) == 1
+
+
+def test_absent_things_share_a_word_with_the_palette_of_the_preset() -> None:
+    """What is asked for in vain could have been there."""
+    colours = {o.colour for scene, _ in drawn("lattice", "attribute") for o in scene.objects}
+    assert {q.text.split()[1] for _, q in drawn("lattice", "absent")} == colours
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_sentences_differ_and_repeat_for_the_same_generator(preset: str) -> None:
+    for i in range(20):
+        scene = make_scene(np.random.default_rng(i), PRESETS[preset])
+        once, again = (make_queries(np.random.default_rng(i), scene, 5) for _ in range(2))
+        assert once == again and 1 <= len(once) <= 5
+        assert len({q.text for q in once}) == len(once)
+        assert {q.kind for q in once} <= set(DEFAULT_MIX[preset])
+
+
+def test_the_absent_share() -> None:
+    kinds = []
+    for i in range(80):
+        scene = make_scene(np.random.default_rng(i), PRESETS["rich"])
+        queries = make_queries(np.random.default_rng(i), scene, 4, absent_share=0.25)
+        kinds += [q.kind for q in queries]
+    assert 0.18 < kinds.count("absent") / len(kinds) < 0.34
+
+
+def test_a_kind_that_the_scene_lacks_gives_way_to_attributes() -> None:
+    for i in range(40):
+        scene = make_scene(np.random.default_rng(i), PRESETS["lattice"])
+        if len(scene.objects) == 1:
+            queries = make_queries(np.random.default_rng(i), scene, 2, {"time": 1.0})
+            assert queries == [Query(f"the {scene.objects[0].name}", (0,), "attribute")]
+            return
+    pytest.fail("no scene of one object was drawn")

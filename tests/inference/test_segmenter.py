@@ -1,0 +1,209 @@
+"""Segmenters: shapes, order independence, the flow propagator on known motion, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rcot_rl.errors import InputError
+from rcot_rl.inference.flow_propagator import FlowSegmenter, cut_box
+from rcot_rl.inference.sam2 import Sam2Segmenter, preprocess
+from rcot_rl.inference.segmenter import TINY, load_segmenter
+from rcot_rl.tiny.sam2_model import build_tiny_sam2
+
+
+def moving_square(length=9, height=96, width=128, side=28, step=4, gone=()):
+    """A textured background with an orange square: frames [T, H, W, 3], masks [T, H, W]."""
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(20, 130, (height // 8, width // 8, 3))
+    ground = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
+    paint = rng.integers(-15, 15, (side, side, 3)) + np.array([230, 120, 20])
+    frames, masks = [], []
+    for t in range(length):
+        frame, mask = ground.copy(), np.zeros((height, width), bool)
+        x, y = 20 + step * t, 30 + t
+        if t not in gone:
+            frame[y : y + side, x : x + side] = np.clip(paint, 0, 255)
+            mask[y : y + side, x : x + side] = True
+        frames.append(frame)
+        masks.append(mask)
+    return np.stack(frames), np.stack(masks)
+
+
+def prompt(mask):
+    ys, xs = np.nonzero(mask)
+    box = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], float)
+    return box, np.array([[xs.mean(), ys.mean()]])
+
+
+def iou(a, b):
+    return (a & b).sum() / max((a | b).sum(), 1)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """Random weights whose masks are neither empty nor full."""
+    model = build_tiny_sam2(64, seed=5)
+    return Sam2Segmenter(model, "untrained")
+
+
+def segmenters():
+    return ["tiny", "flow"]
+
+
+@pytest.mark.parametrize("spec", segmenters())
+def test_no_objects_give_an_empty_array(spec):
+    frames, _ = moving_square(3)
+    masks = load_segmenter(spec).segment(frames, 1, np.zeros((0, 4)), np.zeros((0, 2)))
+    assert masks.shape == (0, 3, 96, 128)
+    assert masks.dtype == bool
+
+
+@pytest.mark.parametrize("spec", segmenters())
+@pytest.mark.parametrize("key", [0, 1, 2])
+def test_shape_and_dtype_for_two_objects(spec, key):
+    frames, truth = moving_square(3)
+    box, point = prompt(truth[key])
+    masks = load_segmenter(spec).segment(frames, key, np.repeat(box, 2, 0), np.repeat(point, 2, 0))
+    assert masks.shape == (2, 3, 96, 128)
+    assert masks.dtype == bool
+    assert np.array_equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("spec", segmenters())
+def test_one_frame(spec):
+    frames, truth = moving_square(1)
+    assert load_segmenter(spec).segment(frames, 0, *prompt(truth[0])).shape == (1, 1, 96, 128)
+
+
+def test_names_say_what_made_the_masks():
+    assert load_segmenter("tiny").name == "sam2:tiny-sam2"
+    assert load_segmenter(str(TINY)).name == "sam2:tiny-sam2"
+    assert load_segmenter("flow").name == "flow (GrabCut + DIS)"
+
+
+@pytest.mark.parametrize("key", [0, 4, 8])
+def test_flow_follows_a_square_both_ways(key):
+    frames, truth = moving_square()
+    found = FlowSegmenter().segment(frames, key, *prompt(truth[key]))[0]
+    assert min(iou(f, t) for f, t in zip(found, truth, strict=True)) > 0.8
+
+
+def test_flow_shows_nothing_while_the_object_is_away():
+    frames, truth = moving_square(step=1, gone=(5, 6))
+    found = FlowSegmenter().segment(frames, 2, *prompt(truth[2]))[0]
+    assert not found[5:7].any()
+    assert iou(found[7], truth[7]) > 0.7
+
+
+def test_flow_mirrors_with_its_input():
+    frames, truth = moving_square(5)
+    box, point = prompt(truth[2])
+    width = frames.shape[2]
+    flipped_box = np.array([[width - box[0, 2], box[0, 1], width - box[0, 0], box[0, 3]]])
+    flipped_point = np.array([[width - 1 - point[0, 0], point[0, 1]]])
+    straight = FlowSegmenter().segment(frames, 2, box, point)[0]
+    mirrored = FlowSegmenter().segment(
+        np.ascontiguousarray(frames[:, :, ::-1]), 2, flipped_box, flipped_point
+    )[0]
+    assert iou(straight, mirrored[:, :, ::-1]) > 0.95
+
+
+@pytest.mark.parametrize(
+    "box", [[200, 200, 300, 300], [-50, -50, -1, -1], [10, 10, 10, 40], [np.nan, 0, 5, 5]]
+)
+def test_a_box_without_pixels_gives_an_empty_cut(box):
+    frames, _ = moving_square(1)
+    cut = cut_box(frames[0], np.array(box, float), np.array([5.0, 5.0]))
+    assert cut.shape == frames.shape[1:3]
+    if not np.isnan(box).any():
+        assert not cut.any()
+
+
+def test_the_point_settles_what_the_box_leaves_open():
+    """Two squares of different colours share the box; the one under the point is kept."""
+    image = np.full((80, 120, 3), 90, np.uint8)
+    image += np.random.default_rng(0).integers(0, 10, image.shape, dtype=np.uint8)
+    image[20:60, 20:55] = (200, 30, 30)
+    cut = cut_box(image, np.array([15, 15, 60, 65]), np.array([37.0, 40.0]))
+    assert cut[40, 37]
+    assert cut[25:55, 25:50].mean() > 0.95
+
+
+def test_sam2_passes_do_not_depend_on_their_order(untrained):
+    frames, truth = moving_square(7)
+    box, point = prompt(truth[3])
+    there = untrained._segment(frames, 3, box, point, (False, True))
+    back = untrained._segment(frames, 3, box, point, (True, False))
+    assert 0 < there.mean() < 1
+    assert np.array_equal(there, back)
+
+
+def test_sam2_backward_is_forward_on_the_reversed_clip(untrained):
+    frames, truth = moving_square(6)
+    box, point = prompt(truth[5])
+    backward = untrained.segment(frames, 5, box, point)
+    forward = untrained.segment(np.ascontiguousarray(frames[::-1]), 0, box, point)
+    assert np.array_equal(backward, forward[:, ::-1])
+
+
+def test_sam2_keeps_no_full_size_logits(untrained, monkeypatch):
+    kept = []
+    session_of = untrained._session
+
+    def spy(frames):
+        kept.append(session_of(frames))
+        return kept[-1]
+
+    monkeypatch.setattr(untrained, "_session", spy)
+    frames, truth = moving_square(4)
+    untrained.segment(frames, 0, *prompt(truth[0]))
+    stored = kept[0].output_dict_per_obj[0]
+    assert stored["cond_frame_outputs"]
+    assert not stored["non_cond_frame_outputs"]
+    assert all("high_res_masks" not in v for v in stored["cond_frame_outputs"].values())
+
+
+def test_preprocess_normalises_as_imagenet():
+    frames = np.zeros((2, 10, 20, 3), np.uint8)
+    frames[..., 0] = 255
+    pixels = preprocess(frames, 8)
+    assert pixels.shape == (2, 3, 8, 8)
+    wanted = torch.tensor([(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    assert torch.allclose(pixels.mean((0, 2, 3)), wanted, atol=1e-5)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        load_segmenter(str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    weights = load_file(TINY / "model.safetensors")
+    weights.pop("no_object_pointer")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((TINY / "config.json").read_text())
+    with pytest.raises(InputError, match="no_object_pointer"):
+        load_segmenter(str(tmp_path))
+
+
+def test_folders_that_are_not_sam2_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no config"):
+        load_segmenter(str(tmp_path))
+    config = tmp_path / "config.json"
+    config.write_text("{")
+    with pytest.raises(InputError, match="JSON"):
+        load_segmenter(str(tmp_path))
+    config.write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    with pytest.raises(InputError, match="qwen2_5_vl"):
+        load_segmenter(str(tmp_path))
+    config.write_text((TINY / "config.json").read_text())
+    with pytest.raises(InputError, match="safetensors"):
+        load_segmenter(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_segmenter(str(tmp_path))

@@ -1,0 +1,149 @@
+"""The tiny SAM2: its training pass is the inference pass, and the shipped weights track."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from rcot_rl.inference.sam2 import Sam2Segmenter
+from rcot_rl.inference.segmenter import TINY, load_segmenter
+from rcot_rl.tiny.sam2_data import (
+    Clip,
+    Stage,
+    Track,
+    draw_clip,
+    draw_prompt,
+    resize_clip,
+    sample_batch,
+)
+from rcot_rl.tiny.sam2_eval import StaticBox, cases, evaluate, jaccard
+from rcot_rl.tiny.sam2_model import build_tiny_sam2, save_half
+from rcot_rl.tiny.sam2_train import STAGES, ClipForward, mask_loss, train_step
+
+SHORT = Stage("short", 1.0, 64, 2, 3, 2, 5e-4, 0.0)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    rng = np.random.default_rng(0)
+    return [draw_clip(rng) for _ in range(4)]
+
+
+@pytest.fixture
+def model():
+    return build_tiny_sam2(64, seed=1)
+
+
+def test_the_training_pass_equals_the_session(model, pool):
+    """Frame by frame logits of the differentiable pass and of transformers' own session."""
+    model.eval()
+    clip = resize_clip(Clip(pool[0].frames[:6], pool[0].labels[:6]), 64)
+    box, point = np.array([[8, 10, 40, 50]], np.float32), np.array([[20, 30]], np.float32)
+    run = ClipForward(model, [clip], [Track(0, clip.labels == 1)])
+    prompts = run.prompt(box, point, "both")
+    segmenter = Sam2Segmenter(model, "random")
+    session = segmenter._session(clip.frames)
+    segmenter._add_prompts(session, 0, box, point, (64, 64))
+    with torch.no_grad():
+        model(session, frame_idx=0)
+        for out in model.propagate_in_video_iterator(session, start_frame_idx=0):
+            logits, score = run.frame(out.frame_idx, prompts)
+            if score.item() > 0:
+                wanted = F.interpolate(out.pred_masks, (64, 64), mode="bilinear")
+                assert torch.allclose(logits, wanted, atol=2e-2), out.frame_idx
+            else:  # the session answers with a constant where it sees no object
+                assert (out.pred_masks < -100).all()
+            run.remember(out.frame_idx, logits, score)
+    assert out.frame_idx == 5
+
+
+def test_gradients_reach_every_part_of_the_memory(model, pool):
+    model.train()
+    train_step(model, np.random.default_rng(2), pool, SHORT, 0.0).backward()
+    for part in ("vision_encoder", "prompt_encoder", "mask_decoder", "memory_attention"):
+        total = sum(
+            p.grad.abs().sum() for p in getattr(model, part).parameters() if p.grad is not None
+        )
+        assert total > 0, part
+    assert sum(p.grad.abs().sum() for p in model.memory_encoder.parameters()) > 0
+    assert model.memory_temporal_positional_encoding.grad.abs().sum() > 0
+
+
+def test_a_few_steps_lower_the_loss_on_one_batch(model, pool):
+    single = Stage("single", 1.0, 64, 2, 1, 2, 5e-4, 0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        loss = train_step(model, np.random.default_rng(7), pool, single, 0.0)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_positions_are_tied_and_seeds_repeat(model):
+    shared = model.shared_image_embedding.positional_embedding
+    assert torch.equal(shared, model.prompt_encoder.shared_embedding.positional_embedding)
+    again = build_tiny_sam2(64, seed=1).state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_do_not_depend_on_the_side(model):
+    build_tiny_sam2(128).load_state_dict(model.state_dict())
+
+
+def test_saving_rounds_to_half_precision_only(model, tmp_path):
+    save_half(model.state_dict(), 64, tmp_path / "out")
+    loaded = load_segmenter(str(tmp_path / "out"))
+    assert loaded.name == "sam2:out"
+    weights = loaded.model.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(weights[key], value.half().float()), key
+
+
+def test_batches_start_with_a_visible_object(pool):
+    for seed in range(5):
+        clips, tracks = sample_batch(np.random.default_rng(seed), pool, STAGES[2])
+        assert len(clips) == STAGES[2].clips
+        for track in tracks:
+            assert track.masks.shape == (5, 128, 128)
+            assert track.masks[0].any()
+            _, (x, y) = draw_prompt(np.random.default_rng(seed), track.masks[0])
+            assert track.masks[0][int(y), int(x)]
+
+
+def test_a_right_mask_costs_less_and_absence_counts_by_its_score():
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[..., 2:5, 2:5] = 1
+    sure = torch.tensor([8.0])
+    right, wrong = 20 * truth - 10, 10 - 20 * truth
+    assert mask_loss(right, truth, sure) < 0.01 < mask_loss(wrong, truth, sure)
+    empty = torch.zeros_like(truth)
+    assert torch.equal(mask_loss(right, empty, sure), mask_loss(wrong, empty, sure))
+    assert mask_loss(right, empty, -sure) < mask_loss(right, empty, sure)
+
+
+def test_jaccard_by_hand():
+    a, b = np.zeros((3, 4, 4), bool), np.zeros((3, 4, 4), bool)
+    a[0, :2], b[0, 1:3] = True, True
+    a[1, 0, 0] = True
+    assert jaccard(a, b).tolist() == [1 / 3, 0.0, 1.0]
+
+
+def test_held_out_cases_are_prompted_where_the_object_is():
+    for case in cases(3):
+        x, y = case.point.astype(int)
+        assert case.masks[case.key][y, x]
+
+
+def test_shipped_weights_beat_the_static_box():
+    assert sum(f.stat().st_size for f in TINY.iterdir()) < 6 << 20
+    with safe_open(TINY / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(k).get_dtype() for k in weights.keys()} == {"F16"}  # noqa: SIM118
+    tiny, box = evaluate(load_segmenter("tiny"), 4), evaluate(StaticBox(), 4)
+    assert tiny["j_video"] > box["j_video"] + 0.1
+    assert tiny["j_where_visible"] > box["j_where_visible"]
