@@ -185,6 +185,7 @@ class Host:
         assert self._folder is not None
         client = write_client(self._folder)
         self.environment["RCOT_ZYGOTE_PYTHON"] = str(client)
+        self.environment["PYTHON_EXEC"] = str(client)  # torchrun's name for it
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "cluster.zygote", str(self._folder / "socket"), *self._preload],

@@ -1,1 +1,1 @@
-"""Corpora to shards: readers, geometry, sampling plan, traces, rows, and procedurally made corpora."""
+"""Corpora to shards: readers, geometry, plan, traces, rows; and procedural corpora."""

@@ -159,21 +159,30 @@ def _sft(state: _Run) -> dict[str, Any]:
     if job.resumes_from < job.total_steps:
         _train(state, "sft", job, attempt)
     checkpoint = jobs.newest_checkpoint(stage / "checkpoints")
-    arguments = jobs.merge_job(recipe, base, checkpoint, stage / "model", attempt)
+    arguments = jobs.merge_job(base, checkpoint, stage / "model")
     state.console.line("sft: merging the adapter")
     state.host.run(arguments, attempt / "merge.log")
+    jobs.write_card(stage / "model", recipe)
     return {"steps": job.total_steps}
 
 
-def _grpo(name: str, after: str) -> Callable[[_Run], dict[str, Any]]:
+def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any]]:
+    """The stage `name`. Its reference is CoT-SFT's model (eq. 15); its policy starts there too, or
+    where the stage `after` ended, when the recipe has that one."""
+
     def stage_of(state: _Run) -> dict[str, Any]:
         recipe, stage = state.recipe, state.folder.stage(name)
         section = recipe.grpo(name)
         attempt = state.folder.new_attempt(name)
+        if after in recipe.stages and not jobs.is_started(stage / "checkpoints"):
+            previous = jobs.newest_checkpoint(state.folder.stage(after) / "checkpoints")
+            state.host.run(
+                jobs.start_job(recipe, name, previous, stage), attempt / "start.log"
+            )
         job = jobs.grpo_job(
             recipe,
             name,
-            model_of(state.folder, recipe, after),
+            model_of(state.folder, recipe, "sft"),
             state.folder.root / "shards" / section.shard_set,
             stage,
             attempt,
@@ -181,7 +190,8 @@ def _grpo(name: str, after: str) -> Callable[[_Run], dict[str, Any]]:
         )
         if job.resumes_from < job.total_steps:
             _train(state, name, job, attempt)
-        jobs.link_model(jobs.newest_checkpoint(stage / "checkpoints"), stage / "model")
+        newest = jobs.newest_checkpoint(stage / "checkpoints")
+        jobs.write_card(jobs.link_model(newest, stage / "model"), recipe)
         return {"steps": job.total_steps, "reward": section.reward}
 
     return stage_of
@@ -329,7 +339,7 @@ def _report(state: _Run) -> dict[str, Any]:
 _STAGES: dict[str, Callable[[_Run], dict[str, Any]]] = {
     "data": _data,
     "sft": _sft,
-    "grpo-aks": _grpo("grpo-aks", after="sft"),
+    "grpo-aks": _grpo("grpo-aks"),
     "grpo-ktg": _grpo("grpo-ktg", after="grpo-aks"),
     "predict": _predict,
     "eval": _eval,

@@ -183,26 +183,21 @@ class Scene:
 def make_scene(rng: np.random.Generator, preset: Preset) -> Scene:
     """A scene drawn from `rng`; every (colour, shape) occurs once.
 
-    Scenes with frames in which two boxes overlap much are drawn again on the lattice, where
-    occlusion would only blur the task.
+    What is in it is drawn first; motions in which two boxes overlap much are drawn again on the
+    lattice, where occlusion would only blur the task. So the number of objects stays uniform.
     """
-    for _ in range(50):
-        scene = _draw_scene(rng, preset)
-        if not preset.lattice or not _crowded(scene):
-            break
-    return scene
-
-
-def _draw_scene(rng: np.random.Generator, preset: Preset) -> Scene:
     n_frames = int(rng.integers(preset.frames[0], preset.frames[1] + 1))
     colours, shapes = list(COLOURS)[: preset.colours], SHAPES[: preset.shapes]
     count = int(rng.integers(preset.objects[0], preset.objects[1] + 1))
-    kinds = rng.choice(len(colours) * len(shapes), count, replace=False)
-    objects = []
-    for kind in kinds:
-        colour, shape = colours[kind % len(colours)], shapes[kind // len(colours)]
-        objects.append(_draw_object(rng, preset, n_frames, colour, shape))
-    return Scene(preset, n_frames, tuple(objects), int(rng.integers(1 << 31)))
+    kinds = [int(k) for k in rng.choice(len(colours) * len(shapes), count, replace=False)]
+    names = [(colours[k % len(colours)], shapes[k // len(colours)]) for k in kinds]
+    seed = int(rng.integers(1 << 31))
+    for _ in range(400):
+        objects = tuple(_draw_object(rng, preset, n_frames, *name) for name in names)
+        scene = Scene(preset, n_frames, objects, seed)
+        if not preset.lattice or not _crowded(scene):
+            break
+    return scene
 
 
 def _draw_object(

@@ -12,7 +12,7 @@ Left out: expressions without a target in the whole video, for which neither is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,9 +45,7 @@ def keyframe_figures(
     }
 
 
-def box_iou(
-    boxes: list[tuple[float, float, float, float]], objects: Mapping[str, np.ndarray]
-) -> float:
+def box_iou(boxes: Sequence[Sequence[float]], objects: Mapping[str, np.ndarray]) -> float:
     """Mean over the visible objects of the best IoU that a predicted box has with their own.
 
     boxes [x1, y1, x2, y2] half-open in source pixels; objects: masks, bool [H, W]. 0 without a
@@ -60,7 +58,7 @@ def box_iou(
     return float(np.mean(best))
 
 
-def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

@@ -9,11 +9,13 @@ Only an id of the corpus that cannot name a folder is an InputError.
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -24,7 +26,7 @@ from rcot_rl.errors import InputError
 TRACE = "trace.json"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _MODES = ("1", "L", "P", "I;16", "I")
-_Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+_Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 
 
 class KeyframeTrace(BaseModel):
@@ -115,11 +117,12 @@ def read_trace(
     if not path.is_file():
         return None, None
     try:
-        trace = KeyframeTrace.model_validate_json(path.read_bytes())
+        # Python's reader, since a model's answer may hold halves of surrogate pairs.
+        trace = KeyframeTrace.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         return None, ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-    except OSError as error:
+    except (OSError, ValueError, RecursionError) as error:
         return None, f"cannot be read ({type(error).__name__})"
     if max(trace.keyframe, trace.initial_keyframe) >= n_frames:
         return None, f"a keyframe beyond the video's {n_frames} frames"

@@ -50,10 +50,23 @@ def load_segmenter(spec: str, device: str = "cpu") -> Segmenter:
     Sam2Video format, or a hub id such as facebook/sam2.1-hiera-large. device: of the SAM2 ones.
     Raises InputError when `spec` is none of them or cannot be loaded.
     """
-    if spec == "flow":
+    source = check_segmenter(spec)
+    if source is None:
         from rcot_rl.inference.flow_propagator import FlowSegmenter
 
         return FlowSegmenter()
+    from rcot_rl.inference.sam2 import Sam2Segmenter
+
+    return Sam2Segmenter.load(source, device)
+
+
+def check_segmenter(spec: str) -> str | None:
+    """The folder or hub id that `spec` means, None for `flow`; without importing torch.
+
+    Raises InputError when it is none of them, or a folder that holds no SAM2.
+    """
+    if spec == "flow":
+        return None
     source = str(TINY) if spec == "tiny" else spec
     folder = Path(source)
     if folder.exists():
@@ -62,9 +75,7 @@ def load_segmenter(spec: str, device: str = "cpu") -> Segmenter:
         raise InputError(
             "no such folder; expected tiny, flow, a Sam2Video folder or a hub id", file=source
         )
-    from rcot_rl.inference.sam2 import Sam2Segmenter
-
-    return Sam2Segmenter.load(source, device)
+    return source
 
 
 def _check_folder(folder: Path) -> None:

@@ -6,9 +6,9 @@ puts them together. Field defaults are the paper's values (Table 7, section 4.2,
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
@@ -110,6 +110,22 @@ class Recipe(Section):
     predict: PredictSection = PredictSection()
     eval: EvalSection = EvalSection()
     wandb: WandbSection = WandbSection()
+
+    @model_validator(mode="after")
+    def _batches(self) -> Self:
+        ranks = self.cluster.nodes * self.cluster.gpus_per_node
+        for name, size, micro in (
+            ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size),
+            *(
+                (f"{key}.prompts_per_step x n", g.prompts_per_step * g.n, g.micro_batch_size)
+                for key, g in (("grpo_aks", self.grpo_aks), ("grpo_ktg", self.grpo_ktg))
+            ),
+        ):
+            if size % (ranks * micro):
+                raise ValueError(
+                    f"{name} = {size} is no multiple of ranks x micro_batch_size = {ranks} x {micro}"
+                )
+        return self
 
     def grpo(self, stage: str) -> GrpoSection:
         """The section of stage `grpo-aks` or `grpo-ktg`."""

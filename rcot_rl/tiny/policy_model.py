@@ -10,6 +10,7 @@ Left out: gradient checkpointing, mixed precision, several images in one prompt.
 from __future__ import annotations
 
 import math
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,6 +164,8 @@ def save_policy(
     tokenizer.save_pretrained(partial)
     build_processor(tokenizer).save_pretrained(partial)
     model.generation_config.save_pretrained(partial)
+    card = {"prompts": "compact", "image_canvas": IMAGE_CANVAS, "video_canvas": VIDEO_CANVAS}
+    (partial / "rcot.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     for file in partial.iterdir():
         file.chmod(0o644)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
-from rcot_rl.inference.sam2 import preprocess
+from rcot_rl.inference.sam2 import Sam2Segmenter, preprocess
 from rcot_rl.tiny.sam2_data import (
     SIDE,
     Clip,
@@ -206,11 +207,13 @@ class Average:
             self.weights[key].lerp_(value, 1 - keep)
 
 
-def train(out: Path, minutes: float, seed: int) -> None:
+def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) -> None:
     """Trains for `minutes` of CPU time and writes float16 checkpoints into `out` on the way.
 
-    From a fifth of the time on (the start of the clips) one is written every four minutes, and one
-    at the end. The same seed gives the same run up to where the clock cuts the stages.
+    While it learns on clips one is written every four minutes, and one at the end. The same seed
+    gives the same run up to where the clock cuts the stages. start_from: a checkpoint's folder;
+    with it, all the time goes to clips.
+    Raises InputError when `start_from` holds no tiny SAM2.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -218,9 +221,12 @@ def train(out: Path, minutes: float, seed: int) -> None:
     began = saved = time.process_time()
     pool = [draw_clip(rng) for _ in range(POOL)]
     print(f"{POOL} clips drawn in {time.process_time() - began:.0f} CPU s", flush=True)
-    weights = None
+    stages, weights = STAGES, None
+    if start_from is not None:
+        stages = (replace(STAGES[-1], share=1.0, teacher=0.2),)
+        weights = Sam2Segmenter.load(start_from).model.state_dict()
     steps = 0
-    for stage in STAGES:
+    for stage in stages:
         model = build_tiny_sam2(stage.side, seed)
         if weights is not None:
             model.load_state_dict(weights)
@@ -228,7 +234,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
         average = Average(model)
         optimiser = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)
         start, budget, recent = time.process_time(), stage.share * minutes * 60, []
-        floor = 0.03 if stage is STAGES[-1] else 0.3
+        floor = 0.03 if stage is stages[-1] else 0.3
         for step in range(10**9):
             done = (time.process_time() - start) / budget
             if done >= 1:
@@ -250,7 +256,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
                     f"{stage.name} step {step + 1} {spent:.0f}s {np.mean(recent):.3f}", flush=True
                 )
                 recent = []
-            if stage is STAGES[-1] and time.process_time() - saved > SAVE_EVERY:
+            if stage is stages[-1] and time.process_time() - saved > SAVE_EVERY:
                 save_half(average.weights, stage.side, out)
                 saved = time.process_time()
         weights = average.weights
@@ -264,8 +270,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--from", type=Path, dest="start_from", help="go on from this checkpoint")
     args = parser.parse_args()
-    train(args.out, args.minutes, args.seed)
+    train(args.out, args.minutes, args.seed, args.start_from)
 
 
 if __name__ == "__main__":

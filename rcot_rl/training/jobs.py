@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""verl's pointer to the newest checkpoint."""
 
 PRELOAD = (
     "ray",
@@ -111,14 +115,26 @@ def grpo_job(
     )
 
 
-def merge_job(recipe: Recipe, base: Path, checkpoint: Path, out: Path, attempt: Path) -> list[str]:
+def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str]:
+    """Arguments of the process that makes `previous` (a checkpoint) this stage's step 0."""
+    section = recipe.grpo(stage)
+    numbers = [str(section.learning_rate), str(section.weight_decay)]
+    return ["-m", "rcot_rl.training.handoff", str(previous), str(out / "checkpoints"), *numbers]
+
+
+def is_started(checkpoints: Path) -> bool:
+    """Whether verl would find a checkpoint to start from, step 0 included."""
+    return (checkpoints / TRACKER).is_file()
+
+
+def merge_job(base: Path, checkpoint: Path, out: Path) -> list[str]:
     """Arguments of the process that merges an SFT checkpoint's adapter into `base`."""
     return ["-m", "rcot_rl.training.merge", str(base), str(checkpoint), str(out)]
 
 
 def newest_step(checkpoints: Path) -> int:
     """The step that verl would resume from: its tracker's, if that checkpoint is there."""
-    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    tracker = checkpoints / TRACKER
     if not tracker.is_file():
         return 0
     text = tracker.read_text(encoding="ascii", errors="replace").strip()
@@ -134,8 +150,8 @@ def newest_checkpoint(checkpoints: Path) -> Path:
     return checkpoints / f"global_step_{step}"
 
 
-def link_model(checkpoint: Path, link: Path) -> None:
-    """Make `link` name the Hugging Face folder of a GRPO checkpoint, atomically."""
+def link_model(checkpoint: Path, link: Path) -> Path:
+    """Make `link` name the Hugging Face folder of a GRPO checkpoint, atomically; returns it."""
     target = checkpoint / "actor" / "huggingface"
     if not (target / "config.json").is_file():
         raise InputError("the checkpoint has no Hugging Face folder", file=checkpoint)
@@ -143,6 +159,17 @@ def link_model(checkpoint: Path, link: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
+    return target
+
+
+def write_card(model: Path, recipe: Recipe) -> None:
+    """`rcot.json` of a trained model: the prompts and canvases that it knows."""
+    card = {
+        "prompts": recipe.prompts,
+        "image_canvas": recipe.canvas.image,
+        "video_canvas": recipe.canvas.video,
+    }
+    (model / "rcot.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def split_files(shards: Path, split: str) -> list[Path]:
@@ -179,12 +206,19 @@ def _save(config: DictConfig, attempt: Path) -> Path:
     return path
 
 
-def failure_reason(log: Path, lines: int = 12) -> str:
-    """The last exception in a log, or its last lines: what a person would look for first."""
-    text = log.read_text(encoding="utf-8", errors="replace")[-200_000:]
-    rows = [row for row in text.splitlines() if row.strip()]
-    for index in range(len(rows) - 1, -1, -1):
-        head = rows[index].strip().split(":", 1)[0].split(" ")[-1]
-        if head.endswith(("Error", "Exception", "Interrupt")) and "Traceback" not in rows[index]:
-            return rows[index].strip()[:600]
-    return json.dumps(rows[-lines:], ensure_ascii=False)
+_ERROR = re.compile(r"^(?:\[[^\]]{1,40}\]:? *|\([^)]{1,60}\) *)*([\w.]{0,120}(?:Error|Exception))\b[:(]")
+_WRAPPERS = ("ChildFailedError", "RayTaskError", "ActorDiedError")
+
+
+def failure_reason(log: Path) -> str:
+    """The last error that a log names, wrappers aside: what a person would look for first."""
+    text = log.read_text(encoding="utf-8", errors="replace")[-400_000:]
+    rows = [_COLOUR.sub("", row).strip() for row in text.splitlines() if row.strip()]
+    for row in reversed(rows):
+        found = _ERROR.match(row[:400])
+        if found and not found[1].endswith(_WRAPPERS):
+            return row[found.start(1) : found.start(1) + 600]
+    return " | ".join(rows[-3:])[-600:]
+
+
+_COLOUR = re.compile("\x1b\\[[0-9;]{0,20}m")

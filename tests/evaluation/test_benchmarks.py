@@ -238,7 +238,7 @@ def traced(make_world, make_predictions) -> tuple:
         "rounds": 3,
         "boxes_source": [exact, [0, 0, 1, 1]],
         "segmenter": "flow",
-        "steps": "whatever",
+        "steps": "whatever \ud800",
     }
     return world, root, truth, trace
 
@@ -310,6 +310,7 @@ def test_without_traces_the_figures_are_none(traced) -> None:
         {"boxes_source": [[0, 0, 1, "x"]]},
         {"boxes_source": {"a": 1}},
         {"segmenter": None},
+        {"boxes_source": [[0, 0, 1, float("nan")]]},
     ],
 )
 def test_bad_traces_are_faults(change: object, traced: tuple) -> None:

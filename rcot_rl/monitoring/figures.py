@@ -1,0 +1,205 @@
+"""The report's two tables: rewards on held-out prompts, and J, F and J&F of the benchmarks.
+
+Each takes a document of the run as it was read, or None, and gives HTML that says what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rcot_rl.intervals import paired_difference
+from rcot_rl.monitoring.page import details, missing, section, table, text
+
+TRAINING = {"sft": "CoT-SFT", "grpo-aks": "GRPO-AKS", "grpo-ktg": "GRPO-KTG"}
+"""The stages of training, as folders and as they are called."""
+
+TASKS = ("aks", "ktg")
+DASH = "–"
+
+
+def rewards_section(rewards: Any) -> str:
+    """From predict/rewards.json: {task: {checkpoint: {"sampled" | "greedy": {"mean", …}}}}."""
+    title = "Held-out reward"
+    tasks = {t: r for t, r in _mapping(rewards).items() if t in TASKS and _mapping(r)}
+    if not tasks:
+        return section(title, missing("predict/rewards.json (rewards on held-out prompts)"))
+    names = [n for n in ("base", *TRAINING) if any(n in results for results in tasks.values())]
+    reference = "sft" if "sft" in names else names[0] if names else ""
+    rows = []
+    for task, results in tasks.items():
+        for way in ("sampled", "greedy"):
+            base = at(results, reference, way)
+            cells = [
+                _reward_cell(at(results, name, way), None if name == reference else base)
+                for name in names
+            ]
+            prompts = at(base, "per_prompt")
+            rows.append([task.upper(), way, *cells, _count(prompts)])
+    absent = [task.upper() for task in TASKS if task not in tasks]
+    called = TRAINING.get(reference, reference)
+    return section(
+        title,
+        table(["task", "responses", *(TRAINING.get(n, n) for n in names), "prompts"], rows, 2),
+        '<p class="soft">Mean over the same held-out prompts after each stage; “sampled” at the '
+        f"training temperature. Below: the paired change from {text(called)} and its 95 % interval "
+        "over prompts (Student’s t). It does not tell how training runs with other seeds would "
+        "differ.</p>",
+        details("Components of the sampled responses, unweighted", _components(tasks, names)),
+        missing(f"rewards of {', '.join(absent)}") if absent else "",
+    )
+
+
+def _components(tasks: Mapping[str, Any], names: list[str]) -> str:
+    rows = []
+    for task, results in tasks.items():
+        parts = {n: _mapping(at(results, n, "sampled", "components")) for n in names}
+        for component in dict.fromkeys(key for values in parts.values() for key in values):
+            means = [number(parts[n].get(component), 3) for n in names]
+            rows.append([task.upper(), text(component, 60), *means])
+    if not rows:
+        return missing("components in predict/rewards.json")
+    return table(["task", "component", *(TRAINING.get(n, n) for n in names)], rows, 2)
+
+
+def _reward_cell(result: Any, base: Any) -> str:
+    mean = number(at(result, "mean"), 3)
+    if base is None or mean == DASH:
+        return mean
+    try:
+        change = paired_difference(base["per_prompt"], result["per_prompt"])
+    except (KeyError, TypeError, ValueError):
+        return f"{mean}<small>change not known</small>"
+    if change.low is None or change.high is None:
+        return f"{mean}<small>{change.mean:+.3f}, one prompt</small>"
+    sure = "up" if change.low > 0 else "down" if change.high < 0 else ""
+    interval = f"[{change.low:+.3f}, {change.high:+.3f}]"
+    return f'{mean}<small class="{sure}">{change.mean:+.3f} {interval}</small>'
+
+
+def scores_section(scores: Mapping[str, Any]) -> str:
+    """From eval/<benchmark>.json: a result, with "checkpoints" and "baselines" {name: result}."""
+    title = "Segmentation"
+    if not scores:
+        return section(title, missing("eval/*.json (J, F and J&F of the benchmarks)"))
+    return section(title, *(_benchmark(name, result) for name, result in scores.items()))
+
+
+def _benchmark(name: str, result: Any) -> str:
+    if not isinstance(result, dict):
+        return missing(f"eval/{name}.json (it cannot be read)")
+    stages, baselines = (_mapping(result.get(key)) for key in ("checkpoints", "baselines"))
+    if not stages:
+        stages = {"the predictions": result}
+    base = stages.get("sft")
+    rows = [_score_row(TRAINING.get(n, n), r, base, "") for n, r in stages.items()]
+    rows += [_score_row(f"baseline: {n}", r, base, "plain") for n, r in baselines.items()]
+    head = [
+        "",
+        "J&amp;F",
+        "J",
+        "F",
+        "change from CoT-SFT",
+        "area ratio",
+        "AKS rounds",
+        "box IoU",
+        "missing",
+        "faults",
+    ]
+    keys = ("J&F", "J", "F", "N-Acc", "T-Acc")
+    parts = [
+        [text(n, 60), *(number(at(s, k), 1) for k in keys), number(at(s, "n_expressions"), 0)]
+        for n, s in _mapping(result.get("per_subset")).items()
+    ]
+    unscorable = at(result, "unscorable")
+    apart = f" and {_count(unscorable)} without usable ground truth" if unscorable else ""
+    facts = (
+        f"{number(at(result, 'n_expressions'), 0)} expressions{apart} · "
+        f"masks by <b>{text(at(result, 'segmenter') or 'unknown', 100)}</b> · "
+        f"{text(at(result, 'protocol') or '', 200)}"
+    )
+    return (
+        f"<h3>{text(name, 100)} {text(at(result, 'split') or '', 40)}</h3>"
+        f"<p>{facts}</p>{table(head, rows)}"
+        + details(
+            "Subsets, after the last stage",
+            table(["subset", "J&amp;F", "J", "F", "N-Acc", "T-Acc", "expressions"], parts),
+        )
+        + '<p class="soft">All in percent. Area ratio: the target’s area in the keyframe over its '
+        "largest in the video, first choice → after AKS. Box IoU: best predicted box of each "
+        "visible target. Change: paired difference of the expressions’ J&amp;F with its 95 % "
+        "interval (ReVOS: without those that have no target). Missing predictions count as 0.</p>"
+    )
+
+
+def _change(result: Any, base: Any) -> str:
+    """Paired change of J&F over the expressions that both results score."""
+    before, after = _by_expression(base), _by_expression(result)
+    shared = [key for key in before if key in after]
+    if result is base or not shared:
+        return DASH
+    change = paired_difference([before[k] for k in shared], [after[k] for k in shared])
+    if change.low is None or change.high is None:
+        return f"{change.mean:+.1f}"
+    sure = "up" if change.low > 0 else "down" if change.high < 0 else "soft"
+    return f'<span class="{sure}">{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]</span>'
+
+
+def _by_expression(result: Any) -> dict[tuple[str, str], float]:
+    """(video, expression) -> J&F of the expressions that the benchmark's overall score counts."""
+    rows = at(result, "per_expression")
+    if not isinstance(rows, list):
+        return {}
+    apart = "no_target" if at(result, "benchmark") == "revos" else None
+    return {
+        (str(at(row, "video")), str(at(row, "expression_id"))): row["J&F"]
+        for row in rows
+        if is_number(at(row, "J&F")) and (apart is None or at(row, "subset") != apart)
+    }
+
+
+def _score_row(name: str, result: Any, first: Any, kind: str) -> list[str]:
+    ratios = [
+        number(at(result, key), 1) for key in ("keyframe_area_ratio_initial", "keyframe_area_ratio")
+    ]
+    both = at(result, "J&F")
+    share = min(max(both, 0), 100) if is_number(both) else 0
+    bar = f'<span class="bar {kind}"><i style="width:{share:.1f}%"></i></span>'
+    return [
+        text(name, 100),
+        f"{bar}<b>{number(both, 1)}</b>",
+        *(number(at(result, key), 1) for key in ("J", "F")),
+        _change(result, first),
+        " → ".join(ratios) if ratios != [DASH, DASH] else DASH,
+        number(at(result, "aks_rounds"), 2),
+        number(at(result, "box_iou"), 1),
+        *(_count(at(result, key)) for key in ("missing", "faults")),
+    ]
+
+
+def at(value: Any, *keys: str) -> Any:
+    """value[key][key]…, None as soon as there is no such thing."""
+    for key in keys:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """A real number that can be printed and drawn."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and -1e300 < value < 1e300
+
+
+def number(value: Any, decimals: int) -> str:
+    """The number, or a dash for anything else."""
+    return f"{value:.{decimals}f}" if is_number(value) else DASH
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> str:
+    return str(len(value)) if isinstance(value, list) else DASH

@@ -1,0 +1,215 @@
+"""The report page: it shows what the files hold, escapes what is foreign, says what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.intervals import paired_difference
+from rcot_rl.monitoring.figures import scores_section
+from rcot_rl.monitoring.report import write_report
+
+VOID = {"meta", "br", "img", "line", "rect", "circle", "path", "image", "link"}
+
+
+class Checker(HTMLParser):
+    """Tags in balance, and all that could fetch or run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.suspect: list[tuple[str, str]] = []
+        self.text: list[str] = []
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self._see(tag, attrs)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self._see(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    def _see(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            fetches = name in ("src", "href", "xlink:href", "action", "data", "srcset")
+            if name.startswith("on") or (
+                fetches and not value.startswith("data:image/jpeg;base64,")
+            ):
+                self.suspect.append((name, value))
+
+
+def read(path: Path) -> tuple[str, Checker]:
+    page = path.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    return page, checker
+
+
+def test_a_whole_run(make_run) -> None:
+    run = make_run()
+    path = write_report(run)
+    assert path == run / "report.html"
+    page, found = read(path)
+    said = " ".join(found.text)
+    assert "Missing: curves of entropy, gradient norm" in said
+    assert said.count("Missing:") == 4  # those in two stages, learning rate in one, components
+    assert "made-up" in said and "lattice" in said and "tiny-sam2" in said
+    result = json.loads((run / "eval" / "reasonvos.json").read_text())
+    rows = (*result["checkpoints"].values(), *result["baselines"].values())
+    for row in rows:
+        assert f"<b>{row['J&F']:.1f}</b>" in page
+    assert "baseline: whole-frame" in said
+    rewards = json.loads((run / "predict" / "rewards.json").read_text())["ktg"]
+    change = paired_difference(
+        rewards["sft"]["sampled"]["per_prompt"], rewards["grpo-ktg"]["sampled"]["per_prompt"]
+    )
+    assert change.low > 0
+    interval = f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    assert f'<small class="up">{interval}</small>' in page
+    gains = [
+        after["J&F"] - before["J&F"]
+        for before, after in zip(
+            result["checkpoints"]["sft"]["per_expression"], result["per_expression"], strict=True
+        )
+    ]
+    assert f"{sum(gains) / len(gains):+.1f} [" in said
+    assert "Groups whose responses all earned the same give no gradient" in said
+    assert found.tags.count("image") == 5
+    assert len(re.findall('class="chart"', page)) == 1 + 2 * 6
+    assert not list(run.glob(".*tmp"))
+
+
+def test_revos_change_leaves_out_what_its_score_leaves_out() -> None:
+    def result(gains: list[float]) -> dict:
+        subsets = ("referring", "reasoning", "no_target")
+        rows = [
+            {"video": "v", "expression_id": str(k), "J&F": g, "subset": s}
+            for k, (g, s) in enumerate(zip(gains, subsets, strict=True))
+        ]
+        return {"benchmark": "revos", "per_expression": rows}
+
+    before, after = result([10.0, 10.0, 0.0]), result([20.0, 40.0, 100.0])
+    checkpoints = {"sft": before, "grpo-ktg": after}
+    page = scores_section({"revos": after | {"checkpoints": checkpoints}})
+    change = paired_difference([10.0, 10.0], [20.0, 40.0])
+    assert change.mean == 20
+    assert f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" in page
+
+
+def test_nothing_foreign_runs_or_is_fetched(make_run) -> None:
+    page, found = read(write_report(make_run()))
+    assert found.suspect == []
+    assert "script" not in found.tags and "img" not in found.tags and "b" in found.tags
+    assert "default-src 'none'" in page
+    assert not re.findall(r"(?:url\(|@import|https?://)", page)
+    said = " ".join(found.text)
+    assert '<script>alert("query")</script>' in said  # as text
+    assert "<img src=x onerror=alert(1)>" in said
+    assert "A <b>disc</b> drifts" in said
+
+
+def test_foreign_names_are_escaped_everywhere(make_run) -> None:
+    run = make_run(n_videos=1)
+    evil = "<script>1</script>"
+    path = run / "eval" / "reasonvos.json"
+    result = json.loads(path.read_text())
+    last = result["checkpoints"]["grpo-ktg"]
+    for part in (result, last):
+        part["segmenter"] = part["protocol"] = part["split"] = evil
+        part["per_subset"] = {evil: {"J": evil}}
+    result["checkpoints"][evil] = last
+    result["baselines"] = {evil: {"J&F": evil, "missing": evil}}
+    path.write_text(json.dumps(result))
+    (run / "sft" / "metrics.jsonl").write_text("{" + evil + "\n")
+    lines = [{"step": 1, f"reward/{evil}/mean": 1.0, "reward/mean": 2.0}]
+    (run / "grpo-aks" / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    record = (run / "recipe.yaml").read_text().replace("made-up", evil).replace("0.9.1", evil)
+    (run / "recipe.yaml").write_text(record.replace("feedc0ffee", evil))
+    _, found = read(write_report(run))
+    assert "script" not in found.tags and not found.suspect
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("recipe.yaml", "recipe.yaml"),
+        ("predict/rewards.json", "predict/rewards.json"),
+        ("eval", "eval/*.json"),
+        ("grpo-aks", "grpo-aks/metrics.jsonl"),
+        ("sft/metrics.jsonl", "sft/metrics.jsonl"),
+        ("predictions/reasonvos/clip-00/0/trace.json", "clip-00 / 0: cannot be drawn"),
+        ("predictions", "clip-00 / 0: cannot be drawn"),
+        ("../corpus", "the corpus of reasonvos"),
+    ],
+)
+def test_what_is_missing_is_said(gone: str, said: str, make_run) -> None:
+    run = make_run(n_videos=1)
+    place = run / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    _, found = read(write_report(run))
+    missing = [t for t in found.text if t.startswith("Missing:")]
+    assert any(said in line for line in missing), missing
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "eval/reasonvos.json", "predict/rewards.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"\xff\xfe", b"null", b'{"aks": [], "recipe": 3}']
+)
+def test_damaged_files_do_not_break_the_page(name: str, content: bytes, make_run) -> None:
+    run = make_run(n_videos=1)
+    (run / name).write_bytes(content)
+    read(write_report(run))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keyframe": 99},
+        {"keyframe": "x"},
+        {"boxes_source": [[1, 2, 3]]},
+        {"boxes_source": [[float("nan"), 0, 1, 1]]},
+        {"boxes_source": [[-1e308, -5, 1e308, 5], [9, 9, 3, 3]], "points_source": [[1e308, -7]]},
+        {"steps": [{"task": "x" * 10_000, "response": "y" * 100_000}] * 60},
+    ],
+)
+def test_odd_traces(change: dict, make_run) -> None:
+    run = make_run(n_videos=1)
+    path = run / "predictions" / "reasonvos" / "clip-00" / "0" / "trace.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    page, _ = read(write_report(run))
+    assert len(page) < 1_000_000
+    assert not re.search(r"(nan|inf)\b", "".join(re.findall("<svg.*?</svg>", page)))
+
+
+def test_ids_cannot_lead_out(make_run) -> None:
+    run = make_run(n_videos=1)
+    path = run / "eval" / "reasonvos.json"
+    result = json.loads(path.read_text())
+    result["per_expression"][0]["video"] = "../../corpus"
+    path.write_text(json.dumps(result))
+    _, found = read(write_report(run))
+    assert "image" not in found.tags
+
+
+def test_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nothing of a run"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
