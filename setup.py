@@ -1,4 +1,6 @@
-"""Packaging of rcot_rl. Pins live here (what it is built for) and in requirements/ (complete locks)."""
+"""Packaging of rcot_rl. Direct pins live here, complete locks in requirements/."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -34,15 +36,14 @@ CORE = [
 setup(
     name="rcot-rl",
     version="0.1.0",
-    description="RCoT-Seg as a platform: reinforced chain-of-thought for video reasoning segmentation",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="RCoT-Seg as a platform: reinforced reasoning about video, and segmentation",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(
-        include=["rcot_rl*", "reward_fns*", "data_pipelines*", "cluster*"]
-    ),
+    packages=find_packages(include=["rcot_rl*", "reward_fns*", "data_pipelines*", "cluster*"]),
     package_data={
         "rcot_rl": ["assets/*/*", "protocol/prompts/*.yaml"],
+        "cluster": ["zygote_client.py"],
     },
     install_requires=CORE,
     extras_require={

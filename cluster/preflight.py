@@ -1,4 +1,4 @@
-"""What can be known before a stage starts: checked here, so that it fails in a second, not in minutes.
+"""What can be known before a stage starts, so that it fails in a second and not in minutes.
 
 Left out for now: memory estimates, token counts, placement on clusters.
 """

@@ -18,6 +18,7 @@ A fork is safe while the zygote has one thread and has opened no engine, no Ray 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import random
@@ -122,18 +123,14 @@ def _reap(children: dict[int, _Child]) -> None:
         if child is not None:
             code = os.waitstatus_to_exitcode(status)
             code = 128 - code if code < 0 else code
-            try:
+            with contextlib.suppress(OSError):  # the client may not have waited
                 child.connection.sendall(code.to_bytes(8, "big"))
-            except OSError:
-                pass  # the client did not wait
             child.connection.close()
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _fork(

@@ -5,6 +5,7 @@ names it as Ray's `py_executable` and as multiprocessing's. Standard library onl
 `-I -S`: it must cost milliseconds. What the zygote cannot serve is executed by the real python.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -74,10 +75,8 @@ def _receive(connection, count):
 
 
 def _forward(pid, number):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 if __name__ == "__main__":

@@ -176,9 +176,7 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
         attempt = state.folder.new_attempt(name)
         if after in recipe.stages and not jobs.is_started(stage / "checkpoints"):
             previous = jobs.newest_checkpoint(state.folder.stage(after) / "checkpoints")
-            state.host.run(
-                jobs.start_job(recipe, name, previous, stage), attempt / "start.log"
-            )
+            state.host.run(jobs.start_job(recipe, name, previous, stage), attempt / "start.log")
         job = jobs.grpo_job(
             recipe,
             name,

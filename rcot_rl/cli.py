@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="RCoT-Seg: train a multimodal model to reason about video and segment what a sentence means.",
+    help="RCoT-Seg: train a model to reason about video and to segment what a sentence means.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
 app.add_typer(data_app, name="data")
@@ -122,6 +122,7 @@ def evaluate(
 ) -> None:
     """J, F and J&F of predictions on a benchmark."""
     from rcot_rl.evaluation.benchmarks import evaluate as evaluate_predictions
+    from rcot_rl.monitoring.summary import score_text
 
     result = evaluate_predictions(dataset, corpus, split, predictions)
     if as_json:
@@ -129,7 +130,7 @@ def evaluate(
         return
     segmenter = result.get("segmenter") or "unknown"
     typer.echo(f"{dataset} {split}: {result['n_expressions']} expressions, masks by {segmenter}")
-    typer.echo(f"J {result['J']:.1f}  F {result['F']:.1f}  J&F {result['J&F']:.1f}")
+    typer.echo(f"J&F {score_text(result)}")
     if result["missing"]:
         typer.echo(f"{len(result['missing'])} predictions are missing and count 0")
 
@@ -183,22 +184,31 @@ def doctor() -> None:
 def data_toy(
     root: Annotated[Path, typer.Argument(help="Where to write.")],
     layout: Annotated[
-        str | None, typer.Option(help="One public layout; default: all five.")
+        str | None,
+        typer.Option(help="One public layout, into DIR; default: all, into DIR/<layout>."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Default: every split of the layout.")] = None,
-    videos: Annotated[int, typer.Option(min=1)] = 20,
+    videos: Annotated[int, typer.Option(min=1, help="Clips to train on.")] = 20,
+    eval_videos: Annotated[
+        int | None, typer.Option(min=1, help="Clips to evaluate on (a fifth of --videos).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     preset: Annotated[str, typer.Option(help="lattice or rich.")] = "rich",
-    absent: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of absent targets.")] = 0.0,
+    absent: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of absent targets (MeViS, ReVOS).")
+    ] = 0.0,
     workers: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Write procedurally generated corpora in the public layouts."""
-    from data_pipelines.toy.layouts import write_toy
+    """Write procedurally generated corpora in the public layouts, with exact masks."""
+    from data_pipelines.toy.layouts import write_all, write_layout
 
-    for line in write_toy(
-        root, layout, split, videos, seed, preset, absent_share=absent, workers=workers
-    ):
-        typer.echo(line)
+    options = {"n_eval": eval_videos, "absent_share": absent, "workers": workers}
+    if layout is None:
+        written = write_all(root, seed, preset, videos, **options)
+    else:
+        written = {layout: write_layout(root, layout, seed, preset, videos, **options)}
+    for name, splits in written.items():
+        for split, counts in splits.items():
+            typer.echo(f"{name} {split}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
 
 
 @data_app.command("build")

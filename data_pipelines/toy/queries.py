@@ -72,9 +72,7 @@ def _several(scene: Scene) -> list[Query]:
     out = []
     for field, plural in (("colour", "all {} shapes"), ("shape", "all {}s")):
         for value in sorted({getattr(o, field) for o in scene.objects}):
-            targets = tuple(
-                i for i, o in enumerate(scene.objects) if getattr(o, field) == value
-            )
+            targets = tuple(i for i, o in enumerate(scene.objects) if getattr(o, field) == value)
             out.append(Query(plural.format(value).replace("crosss", "crosses"), targets, "several"))
     many = [q for q in out if len(q.targets) > 1]
     return many or out
@@ -139,9 +137,7 @@ def _beside(scene: Scene, index: int, anchor: int, sign: int) -> bool:
     def centre(i: int, t: int) -> float:
         return scene.corner(i, t)[0] + scene.objects[i].diameter / 2
 
-    return bool(shared) and all(
-        sign * (centre(index, t) - centre(anchor, t)) > 0 for t in shared
-    )
+    return bool(shared) and all(sign * (centre(index, t) - centre(anchor, t)) > 0 for t in shared)
 
 
 def _absent(scene: Scene) -> list[Query]:

@@ -60,9 +60,7 @@ class Preset:
 
 
 PRESETS = {
-    "lattice": Preset(
-        "lattice", (128, 128), (8, 8), (1, 4), 4, 3, (32, 48), 16, 0.06, 0.5, 6.0
-    ),
+    "lattice": Preset("lattice", (128, 128), (8, 8), (1, 4), 4, 3, (32, 48), 16, 0.06, 0.5, 6.0),
     "rich": Preset("rich", (144, 192), (12, 20), (2, 5), 8, 7, (18, 56), 0, 0.045, 0.5, 5.0),
 }
 
@@ -205,7 +203,9 @@ def _draw_object(
 ) -> SceneObject:
     height, width = preset.size
     small, large = preset.diameters
-    diameter = int(rng.choice([small, large])) if preset.lattice else int(rng.integers(small, large))
+    diameter = (
+        int(rng.choice([small, large])) if preset.lattice else int(rng.integers(small, large))
+    )
     start = (float(rng.uniform(0, width - diameter)), float(rng.uniform(0, height - diameter)))
     speed = preset.speed * np.array([width, height])
     velocity = rng.uniform(-1, 1, 2) * speed

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rcot_rl.evaluation.intervals import paired_difference
+from rcot_rl.intervals import paired_difference
+from rcot_rl.recipe.schema import STAGES
 
 _TASKS = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
 
@@ -47,20 +48,32 @@ def _reward_line(task: str, way: str, before: dict[str, Any], after: dict[str, A
 def _score_lines(root: Path) -> list[str]:
     lines = []
     for path in sorted((root / "eval").glob("*.json")):
+        if path.name == "done.json":
+            continue
         result = json.loads(path.read_text(encoding="utf-8"))
         lines.append(f"J&F {path.stem}   masks by {result.get('segmenter') or 'unknown'}")
         rows = {**result.get("checkpoints", {}), **result.get("baselines", {})}
         for name, row in rows.items():
-            lines.append(f"  {name:<12} {row['J&F']:5.1f}   (J {row['J']:.1f}, F {row['F']:.1f})")
+            lines.append(f"  {name:<12} " + score_text(row))
     return lines
+
+
+def score_text(result: dict[str, Any]) -> str:
+    """J&F of one evaluation, in percent; a benchmark may have nothing to score."""
+    if result["J&F"] is None:
+        return "nothing to score"
+    return f"{result['J&F']:5.1f}   (J {result['J']:.1f}, F {result['F']:.1f})"
 
 
 def _time_lines(root: Path) -> list[str]:
     stages = {}
     peak = 0.0
-    for path in root.glob("*/done.json"):
+    for stage in STAGES:
+        path = root / stage / "done.json"
+        if not path.is_file():
+            continue
         facts = json.loads(path.read_text(encoding="utf-8"))
-        stages[path.parent.name] = facts["minutes"]
+        stages[stage] = facts["minutes"]
         peak = max(peak, facts.get("peak_gib", 0.0))
     each = ", ".join(f"{name} {minutes:.1f}" for name, minutes in stages.items())
     return [f"minutes  {sum(stages.values()):.1f} in all ({each}); peak memory {peak:.1f} GiB"]

@@ -66,8 +66,10 @@ class Benchmark(Section):
 
 
 class EvalSection(Section):
-    benchmarks: list[Benchmark] = []
-    checkpoints: list[Literal["base", "sft", "grpo-aks", "grpo-ktg"]] = ["sft", "grpo-ktg"]
+    benchmarks: list[Benchmark] = Field(default_factory=list)
+    checkpoints: list[Literal["base", "sft", "grpo-aks", "grpo-ktg"]] = Field(
+        default=["sft", "grpo-ktg"], min_length=1
+    )
     """The stages of training whose model is run through the pipeline and scored."""
 
     heldout_prompts: int = Field(default=256, ge=0)
@@ -94,7 +96,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 1
     device: Literal["cuda", "cpu"] = "cuda"
-    stages: list[Stage] = list(STAGES)
+    stages: list[Stage] = Field(default=list(STAGES), min_length=1)
     prompts: str = "qwen"
     """A shipped prompt set, or the path of one's own."""
 
@@ -123,7 +125,8 @@ class Recipe(Section):
         ):
             if size % (ranks * micro):
                 raise ValueError(
-                    f"{name} = {size} is no multiple of ranks x micro_batch_size = {ranks} x {micro}"
+                    f"{name} = {size} is no multiple of ranks x micro_batch_size = "
+                    f"{ranks} x {micro}"
                 )
         return self
 

@@ -1,4 +1,4 @@
-"""Recipe sections of training: CoT-SFT, GRPO, and the cluster they run on (Table 7, section 4.2)."""
+"""Recipe sections of training: CoT-SFT, GRPO, the cluster they run on (Table 7, section 4.2)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SftSection(Section):
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step always makes one."""
 
-    verl: dict[str, Any] = {}
+    verl: dict[str, Any] = Field(default_factory=dict)
     """Further keys of verl's SFT configuration, dotted."""
 
 
@@ -77,7 +77,7 @@ class GrpoSection(Section):
     dump_rollouts: bool = True
     """Write rollouts/STEP.jsonl: every response with its reward, components and reasons."""
 
-    verl: dict[str, Any] = {}
+    verl: dict[str, Any] = Field(default_factory=dict)
     """Further keys of verl's configuration, dotted."""
 
 

@@ -9,8 +9,8 @@ Left out: gradient checkpointing, mixed precision, several images in one prompt.
 
 from __future__ import annotations
 
-import math
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

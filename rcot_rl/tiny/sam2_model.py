@@ -120,3 +120,4 @@ def save_half(weights: dict[str, torch.Tensor], side: int, folder: Path) -> None
     model.load_state_dict(weights)
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # written for its owner alone; this one ships

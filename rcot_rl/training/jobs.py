@@ -183,7 +183,7 @@ def split_files(shards: Path, split: str) -> list[Path]:
 
 
 def count_rows(files: list[Path]) -> int:
-    """Rows of parquet files, from their footers. Raises InputError for an unreadable or empty one."""
+    """Rows of parquet files, from their footers. InputError for an unreadable or empty one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -206,7 +206,9 @@ def _save(config: DictConfig, attempt: Path) -> Path:
     return path
 
 
-_ERROR = re.compile(r"^(?:\[[^\]]{1,40}\]:? *|\([^)]{1,60}\) *)*([\w.]{0,120}(?:Error|Exception))\b[:(]")
+_ERROR = re.compile(
+    r"^(?:\[[^\]]{1,40}\]:? *|\([^)]{1,60}\) *)*([\w.]{0,120}(?:Error|Exception))\b[:(]"
+)
 _WRAPPERS = ("ChildFailedError", "RayTaskError", "ActorDiedError")
 
 

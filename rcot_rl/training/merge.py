@@ -1,4 +1,4 @@
-"""CoT-SFT's LoRA adapter merged into the base model: `python -m rcot_rl.training.merge BASE CKPT OUT`.
+"""CoT-SFT's adapter merged into the base: `python -m rcot_rl.training.merge BASE CKPT OUT`.
 
 verl saves each rank's shard of the whole PEFT-wrapped state. The shards are put together, the
 adapter's tensors loaded into a PEFT model over BASE, merged, and written with BASE's tokenizer,

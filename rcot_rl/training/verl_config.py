@@ -1,8 +1,8 @@
 """From a recipe to verl's configuration, without importing torch or verl.
 
-The base is verl's own `ppo_trainer` (GRPO) or `sft_trainer_engine` (SFT), composed by hydra from the
-installed wheel; the recipe's values are written over it. A key that verl does not know is refused
-here: verl itself accepts typos in YAML silently.
+The base is verl's own `ppo_trainer` (GRPO) or `sft_trainer_engine` (SFT), composed by hydra from
+the installed wheel; the recipe's values are written over it. A key that verl does not know is
+refused here: verl itself accepts typos in YAML silently.
 
 Two dictionaries make up the GRPO configuration: `method`, what the paper's experiment is, and
 `host`, sizes and devices, which alone may differ between a laptop and a cluster.
@@ -129,7 +129,7 @@ def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
 
 
 def _cpu_values(recipe: Recipe) -> dict[str, Any]:
-    """What verl and vLLM need to be told where there is no accelerator; each for a measured reason."""
+    """What verl and vLLM must be told where there is no accelerator, each for a measured reason."""
     rollout, model = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
     vllm = f"{rollout}.engine_kwargs.vllm"
     values: dict[str, Any] = {

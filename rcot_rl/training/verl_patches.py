@@ -69,7 +69,7 @@ def position_ids_3d() -> None:
     _must_have(tensordict_utils, "nested_tensor_from_tensor_list")
 
     def maybe_fix_3d_position_ids(data: Any) -> None:
-        if "position_ids" not in data.keys():
+        if "position_ids" not in data.keys():  # noqa: SIM118  a TensorDict, not a dict
             return
         positions = data["position_ids"]
         if not positions.is_nested or positions.dim() != 3:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from rcot_rl.inference.sam2 import Sam2Segmenter
 from rcot_rl.inference.segmenter import TINY, load_segmenter
+from rcot_rl.tiny import sam2_train
 from rcot_rl.tiny.sam2_data import (
     Clip,
     Stage,
@@ -21,7 +22,7 @@ from rcot_rl.tiny.sam2_data import (
 )
 from rcot_rl.tiny.sam2_eval import StaticBox, cases, evaluate, jaccard
 from rcot_rl.tiny.sam2_model import build_tiny_sam2, save_half
-from rcot_rl.tiny.sam2_train import STAGES, ClipForward, mask_loss, train_step
+from rcot_rl.tiny.sam2_train import STAGES, ClipForward, mask_loss, train, train_step
 
 SHORT = Stage("short", 1.0, 64, 2, 3, 2, 5e-4, 0.0)
 
@@ -103,6 +104,17 @@ def test_saving_rounds_to_half_precision_only(model, tmp_path):
     weights = loaded.model.state_dict()
     for key, value in model.state_dict().items():
         assert torch.equal(weights[key], value.half().float()), key
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(sam2_train, "POOL", 3)
+    threads = torch.get_num_threads()
+    train(tmp_path / "out", 0.02, 3, start_from=TINY)
+    torch.set_num_threads(threads)
+    before = load_segmenter("tiny").model.state_dict()
+    after = load_segmenter(str(tmp_path / "out")).model.state_dict()
+    moved = [(after[k] - v).abs().max().item() for k, v in before.items()]
+    assert 0 < max(moved) < 0.05
 
 
 def test_batches_start_with_a_visible_object(pool):
