@@ -1,0 +1,161 @@
+"""The whole chain on the real stack: Ray, verl, FSDP2, vLLM, SAM2, with the shipped models.
+
+One run serves most tests here. It is stopped by Ctrl-C in the middle of GRPO, and goes on.
+"""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+
+def metrics(run: Path, stage: str) -> list[dict]:
+    path = run / stage / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def logs(run: Path, stage: str) -> str:
+    return "".join(p.read_text(errors="replace") for p in sorted((run / stage).glob("*/log.txt")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, rcot, survivors, small):
+    """The run's folder, what its last command printed, and what Ctrl-C left alive."""
+    run = tmp_path_factory.mktemp("chain") / "run"
+    command = ["run", "laptop", *small, "--out", str(run)]
+    first = rcot(*command, mark="first", stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 900
+    while len(metrics(run, "grpo-aks")) < 1 and first.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=120)
+    interrupted = {
+        "status": first.returncode,
+        "said": said,
+        "survivors": survivors("first"),
+        "steps": [line["step"] for line in metrics(run, "grpo-aks")],
+    }
+    second = rcot(*command, mark="second", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    table, errors = second.communicate(timeout=1500)
+    assert second.returncode == 0, errors[-3000:]
+    return run, table, interrupted, errors, survivors("second")
+
+
+def test_ctrl_c_stops_everything_and_says_how_to_go_on(finished):
+    _, _, interrupted, _, _ = finished
+    assert interrupted["status"] == 130
+    assert "goes on from here" in interrupted["said"]
+    assert interrupted["survivors"] == []
+
+
+def test_the_second_command_resumes(finished):
+    run, _, _, said, _ = finished
+    assert "sft: done before" in said
+    assert len(list((run / "sft").glob("attempt-*"))) == 1
+    assert len(list((run / "grpo-aks").glob("attempt-*"))) == 2
+    steps = [line["step"] for line in metrics(run, "grpo-aks")]
+    assert steps == [1, 2, 3], "every step once, whichever attempt did it"
+
+
+def test_nothing_outlives_a_finished_run(finished):
+    assert finished[4] == []
+
+
+def test_every_stage_left_what_the_contract_says(finished):
+    run, table, *_ = finished
+    for stage in ("data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"):
+        assert (run / stage / "done.json").is_file(), stage
+    recorded = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recorded["versions"]["verl"] == "0.9.1"
+    for stage, steps in (("grpo-aks", 3), ("grpo-ktg", 2)):
+        latest = run / stage / "checkpoints" / "latest"
+        assert latest.is_symlink() and latest.resolve().name == f"global_step_{steps}"
+        for step in range(1, steps + 1):
+            lines = (run / stage / "rollouts" / f"{step}.jsonl").read_text().splitlines()
+            assert len(lines) == 32
+            row = json.loads(lines[0])
+            assert {"prompt_id", "response", "ground_truth", "reward", "components"} <= row.keys()
+    masks = list((run / "predictions" / "mevis").rglob("*.png"))
+    assert masks and (run / "eval" / "mevis.json").is_file()
+    assert "J&F mevis" in table and str(run / "report.html") in table
+
+
+def test_the_engines_are_the_real_ones(finished):
+    run, *_ = finished
+    for stage in ("grpo-aks", "grpo-ktg"):
+        attempt = sorted((run / stage).glob("attempt-*"))[-1]
+        config = yaml.safe_load((attempt / "verl.yaml").read_text())
+        assert config["actor_rollout_ref"]["rollout"]["name"] == "vllm"
+        assert config["actor_rollout_ref"]["actor"]["strategy"] == "fsdp2"
+        log = logs(run, stage)
+        assert "CpuWorkerExtension" in log and "vLLMHttpServer" in log
+        saved = json.loads((run / stage / "checkpoints/latest/actor/fsdp_config.json").read_text())
+        assert saved["FSDP_version"] == 2
+
+
+def test_the_engine_samples_from_the_weights_that_were_just_trained(finished):
+    """The actor has moved away from the reference (KL), and yet the engine's probabilities of its
+    own samples equal the actor's: so each sync brought it the new weights."""
+    run, *_ = finished
+    last = metrics(run, "grpo-aks")[-1]
+    assert last["actor/kl_loss"] > 1e-5
+    assert last["training/rollout_probs_diff_max"] < 1e-3
+    assert last["training/rollout_actor_probs_pearson_corr"] > 0.9999
+
+
+def test_the_second_stage_starts_where_the_first_ended_with_sft_as_reference(finished):
+    run, *_ = finished
+    import torch
+    from safetensors.torch import load_file
+
+    aks = load_file(run / "grpo-aks/model/model.safetensors")
+    sft = load_file(run / "sft/model/model.safetensors")
+    start = torch.load(
+        run / "grpo-ktg/checkpoints/global_step_0/actor/model_world_size_1_rank_0.pt",
+        weights_only=False,
+    )
+    name = next(n for n in aks if n.endswith("mlp.down_proj.weight") and "visual" not in n)
+    tensor = start[name]
+    tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    assert torch.equal(tensor.float(), aks[name].float())
+    assert not torch.equal(aks[name], sft[name])
+    first = metrics(run, "grpo-ktg")[0]
+    assert first["actor/kl_loss"] > 0, "the reference is CoT-SFT's model, not the start"
+
+
+def test_the_vision_tower_is_frozen_in_sft(finished):
+    run, *_ = finished
+    import torch
+    from safetensors.torch import load_file
+
+    from rcot_rl.inference.model_folder import find_model
+
+    base = load_file(find_model("tiny") / "model.safetensors")
+    sft = load_file(run / "sft/model/model.safetensors")
+    assert base.keys() == sft.keys()
+    moved = {name for name in base if not torch.equal(base[name], sft[name])}
+    assert moved and not any("visual" in name for name in moved)
+
+
+def test_a_finished_run_does_nothing_again(finished, rcot, small):
+    run, *_ = finished
+    started = time.monotonic()
+    again = rcot("run", "laptop", *small, "--out", str(run), stdout=subprocess.PIPE)
+    table, _ = again.communicate(timeout=60)
+    assert again.returncode == 0 and "J&F mevis" in table
+    assert time.monotonic() - started < 30
+
+
+def test_another_recipe_is_refused(finished, rcot, small):
+    run, *_ = finished
+    other = rcot("run", "laptop", *small, "seed=2", "--out", str(run), stderr=subprocess.PIPE)
+    _, said = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "another recipe (differs in: seed)" in said and said.count("\n") == 1

@@ -1,0 +1,104 @@
+"""Nothing that a `Host` started outlives it, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local import Host, StageFailed
+
+# a child that leaves a grandchild in a session of its own behind, as a daemon would
+LEAVES_A_DAEMON = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
+                         start_new_session=True)
+print(child.pid, flush=True)
+"""
+
+
+def gone(pid: int, within: float = 10.0) -> bool:
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_daemon_left_by_a_finished_child_is_ended(tmp_path):
+    log = tmp_path / "log.txt"
+    with Host({}) as host:
+        host.run(["-c", LEAVES_A_DAEMON], log)
+    assert gone(int(log.read_text()))
+
+
+def test_a_failing_child_raises_with_its_log(tmp_path):
+    log = tmp_path / "log.txt"
+    with Host({}) as host, pytest.raises(StageFailed, match="status 3") as caught:
+        host.run(["-c", "print('because'); raise SystemExit(3)"], log)
+    assert caught.value.log == log
+    assert "because" in log.read_text()
+
+
+def test_a_child_that_writes_nothing_is_ended_as_hung(tmp_path):
+    log = tmp_path / "log.txt"
+    with Host({}) as host, pytest.raises(StageFailed, match="hung"):
+        host.run(
+            ["-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"],
+            log,
+            stall_timeout_s=1.0,
+        )
+    assert gone(int(log.read_text()))
+
+
+def test_a_failing_child_is_noticed_although_descendants_are_reaped(tmp_path):
+    for _ in range(3):
+        with Host({}) as host, pytest.raises(StageFailed, match="status 1"):
+            host.run(["-c", LEAVES_A_DAEMON + "\nraise SystemExit(1)"], tmp_path / "log.txt")
+
+
+def test_environment_reaches_children(tmp_path):
+    with Host({"MARK": "here"}) as host:
+        host.run(
+            ["-c", "import os; print(os.environ['MARK'], os.environ['MORE'])"],
+            tmp_path / "log.txt",
+            environment={"MORE": "too"},
+        )
+    assert (tmp_path / "log.txt").read_text().split() == ["here", "too"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_children_end_with_the_command_whatever_ends_it(tmp_path, number):
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from cluster.local import Host\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "try:\n"
+        "    with Host({}) as host:\n"
+        "        host.run(['-c', 'import os,time; print(os.getpid(), flush=True); "
+        "time.sleep(600)'], Path(sys.argv[1]))\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    log = tmp_path / "log.txt"
+    command = subprocess.Popen([sys.executable, str(script), str(log)])
+    for _ in range(400):
+        if log.is_file() and log.read_text().strip():
+            break
+        time.sleep(0.05)
+    child = int(log.read_text())
+    os.kill(command.pid, number)
+    status = command.wait(timeout=30)
+    assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    assert gone(child)

@@ -1,0 +1,82 @@
+"""Each patched name of verl still exists, and does what the patch says that it repairs."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def run(code: str, **environment: str) -> str:
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_equally_long_samples_keep_their_positions():
+    out = run(
+        """
+import torch, verl
+from tensordict import TensorDict
+import verl.utils.tensordict_utils as tu
+samples = [torch.arange(12).view(4, 3) + 100 * k for k in range(5)]
+ragged = torch.nested.as_nested_tensor(samples, layout=torch.jagged)
+data = {"position_ids": ragged}
+tu.maybe_fix_3d_position_ids(data)
+parts = data["position_ids"].unbind()
+print(all(torch.equal(a, b) for a, b in zip(parts, samples)))
+""",
+        RCOT_RL_PLUGIN="required",
+    )
+    assert out.strip().endswith("True")
+
+
+def test_verl_finds_the_cpu_platform_and_engine_and_vllm():
+    out = run(
+        """
+import verl
+from verl.plugin.platform import get_platform
+from verl.third_party.vllm import vllm_version
+import rcot_rl.training.engine_cpu
+from verl.workers.engine import EngineRegistry
+print(get_platform().device_name, get_platform().communication_backend_name(), vllm_version)
+""",
+        RCOT_RL_PLUGIN="required",
+        VERL_PLATFORM="cpu",
+    )
+    assert out.split()[-3:-1] == ["cpu", "gloo"]
+    assert out.split()[-1].startswith("0.24.0")
+
+
+def test_without_the_variable_a_users_own_verl_is_left_alone():
+    out = run("import verl, sys; print('rcot_rl.training.verl_patches' in sys.modules)")
+    assert out.strip().endswith("False")
+
+
+def test_another_version_of_verl_is_refused_loudly():
+    code = """
+import importlib.metadata as metadata
+lookup = metadata.version
+metadata.version = lambda name: "0.10.0" if name == "verl" else lookup(name)
+import verl
+"""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RCOT_RL_PLUGIN": "required"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "rcot_rl patches verl 0.9.1, found 0.10.0" in done.stderr
