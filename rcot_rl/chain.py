@@ -346,7 +346,11 @@ _STAGES: dict[str, Callable[[_Run], dict[str, Any]]] = {
 
 
 def _platform(recipe: Recipe) -> dict[str, str]:
-    return {"VERL_PLATFORM": "cpu"} if recipe.device == "cpu" else {}
+    """What the zygote's imports read; on a CPU, threads of one pool must not spin while another
+    process works on their core."""
+    if recipe.device != "cpu":
+        return {}
+    return {"VERL_PLATFORM": "cpu", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 def _minutes(folder: RunFolder, stage: str) -> str:
