@@ -23,10 +23,10 @@ SINGLE_TARGET = ("ref-youtube-vos", "reasonvos", "davis17")
 SOURCES = ("BURST", "VIPSeg", "MOSE", "MeViS")
 """Where ReasonVOS takes its clips from."""
 
-_SEVERAL = 2.5
-"""Weight of sentences with several targets beside those with one, which have 1 together. A scene
-has few groups to speak of, so that about two of five sentences come out so; with a corpus of
-single targets beside two such corpora there are enough for the paper's three to one."""
+_SEVERAL = 5 / 7
+"""Share of draws that speak of several targets. A scene has few groups to speak of, so that about
+two of five sentences come out so; with a corpus of single targets beside two such corpora there are
+enough for the paper's three to one."""
 
 _ALONE = 1 / 12
 """Share of the clips of multi-target layouts whose scene is the first one drawn."""
@@ -45,6 +45,8 @@ class ClipSpec:
     preset: str
     queries: int
     absent_share: float
+    multi_share: float | None = None
+    """Share of draws that speak of several targets; None: as `_SEVERAL` weighs them."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ def _queries(rng: np.random.Generator, scene: Scene, spec: ClipSpec) -> list[Que
     single = {k: w for k, w in DEFAULT_MIX[spec.preset].items() if k != "several"}
     if spec.layout in SINGLE_TARGET:
         return make_queries(rng, scene, spec.queries, single)
-    total = sum(single.values())
-    mix = {k: w / total for k, w in single.items()} | {"several": _SEVERAL}
+    share = _SEVERAL if spec.multi_share is None else spec.multi_share
+    rest = (1 - share) / sum(single.values())
+    mix = {k: rest * w for k, w in single.items()} | {"several": share}
     return make_queries(rng, scene, spec.queries, mix, spec.absent_share)
 
 

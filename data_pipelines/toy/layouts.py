@@ -3,6 +3,7 @@
     write_corpus   one split of one layout
     write_layout   the training and evaluation splits of one layout
     write_all      every layout, each in a folder of its own
+    summarise      what a corpus holds
 
 A split is made in a hidden temporary folder and then moved to its place. `toy.json` at the corpus'
 root holds what every split was made from, so that the same one is not made again, and what
@@ -23,23 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.parallel import ordered_map
+from data_pipelines.toy.arguments import LAYOUT_SPLITS, checked_split
 from data_pipelines.toy.clips import SINGLE_TARGET, ClipSpec, draw_clip
 from data_pipelines.toy.metadata import WRITERS, Split, paths_of
-from data_pipelines.toy.scenes import PRESETS
-from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar
+from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar, summarise
 from data_pipelines.toy.writers import Paths, Record, save_json, write_clip
 from rcot_rl.errors import InputError
 
-LAYOUT_SPLITS: Mapping[str, tuple[str, ...]] = {
-    "ref-youtube-vos": ("train", "valid"),
-    "mevis": ("train", "valid_u"),
-    "revos": ("train", "valid"),
-    "reasonvos": ("test",),
-    "davis17": ("train", "valid"),
-}
-"""Layout -> its splits with masks: training first where it has one, evaluation last."""
+__all__ = ["LAYOUT_SPLITS", "summarise", "write_all", "write_corpus", "write_layout"]
 
-_OTHER_SPLITS: Mapping[str, tuple[str, ...]] = {"mevis": ("valid",)}
 _NO_ROOM = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -49,7 +42,6 @@ _NO_ROOM = (
     errno.ENOTDIR,
     errno.EEXIST,
 )
-_ALIASES = {("reasonvos", "valid"): "test"}
 
 
 def write_corpus(
@@ -62,6 +54,7 @@ def write_corpus(
     queries_per_video: int = 4,
     absent_share: float = 0.0,
     workers: int = 1,
+    multi_share: float | None = None,
 ) -> dict[str, int]:
     """Writes one split below `root` and returns {"videos", "frames", "expressions", "objects"}.
 
@@ -72,11 +65,13 @@ def write_corpus(
 
     preset: of `scenes.PRESETS`. queries_per_video: fewer where a scene has no more; Ref-DAVIS17
     always has four an object. absent_share: share of sentences without a target; MeViS and ReVOS
-    only. workers: processes; bytes do not depend on it.
+    only. multi_share: share of sentences drawn to speak of several targets (None: about two of
+    five come out so), there only too. workers: processes; bytes do not depend on it.
     Raises InputError for arguments out of range and for a place taken by something else.
     """
-    split = _ALIASES.get((layout, split), split)
-    _check_arguments(layout, split, n_videos, seed, preset, queries_per_video, absent_share)
+    split = checked_split(
+        layout, split, n_videos, seed, preset, queries_per_video, absent_share, multi_share
+    )
     root = Path(root).resolve()
     made_from = {
         "preset": preset,
@@ -84,12 +79,13 @@ def write_corpus(
         "n_videos": n_videos,
         "queries_per_video": queries_per_video,
         "absent_share": absent_share,
+        "multi_share": multi_share,
     }
     sidecar = read_sidecar(root, layout)
     if sidecar is not None and split in sidecar["splits"]:
         return _reuse(root, sidecar, split, made_from)
     _stop_if_taken(root, layout, split, sidecar is not None)
-    spec = ClipSpec(layout, split, seed, preset, queries_per_video, absent_share)
+    spec = ClipSpec(layout, split, seed, preset, queries_per_video, absent_share, multi_share)
     try:
         # Beside the corpus, or in it where it is there: it may be on a file system of its own.
         above = root if root.is_dir() else root.parent
@@ -169,36 +165,6 @@ def write_all(
         )
         for layout in LAYOUT_SPLITS
     }
-
-
-def _check_arguments(
-    layout: str,
-    split: str,
-    n_videos: int,
-    seed: int,
-    preset: str,
-    queries_per_video: int,
-    absent_share: float,
-) -> None:
-    if layout not in LAYOUT_SPLITS:
-        raise InputError(f"unknown layout; known: {', '.join(LAYOUT_SPLITS)}", key=layout)
-    splits = LAYOUT_SPLITS[layout] + _OTHER_SPLITS.get(layout, ())
-    if split not in splits:
-        raise InputError(f"{layout} has no toy split of this name; it has: {', '.join(splits)}",
-                         key=split)  # fmt: skip
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset; known: {', '.join(PRESETS)}", key=preset)
-    for name, value, least in (
-        ("n_videos", n_videos, 1),
-        ("queries_per_video", queries_per_video, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise InputError(f"must be at least {least}, not {value}", key=name)
-    if not 0.0 <= absent_share <= 1.0:
-        raise InputError(f"must be between 0 and 1, not {absent_share}", key="absent_share")
-    if absent_share and layout in SINGLE_TARGET:
-        raise InputError(f"{layout} has no sentences without a target", key="absent_share")
 
 
 def _reuse(

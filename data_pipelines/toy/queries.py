@@ -3,9 +3,10 @@
 | kind | example | means |
 | --- | --- | --- |
 | attribute | the red circle | the one object so named |
-| several | all red shapes, all circles | every object of that colour, or shape |
+| several | all red shapes, both circles | every object of that colour, or shape |
 | time | the shape that appears last | the one whose first frame is latest (earliest: first) |
 | motion | the shape moving left | the one whose net displacement over the clip is most that way |
+| motion | the one moving left and then up | the one whose way has these two legs (`has_legs`) |
 | relation | the shape left of the red circle | the only object left of it in every shared frame |
 | absent | the red circle, when there is none | nothing |
 """
@@ -34,6 +35,10 @@ DEFAULT_MIX: dict[str, dict[str, float]] = {
     "rich": {"attribute": 0.3, "several": 0.2, "time": 0.15, "motion": 0.2, "relation": 0.15},
 }
 """Preset -> share of each kind."""
+
+
+_WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+"""Word -> (x, y), y pointing down."""
 
 
 def make_queries(
@@ -73,7 +78,11 @@ def _several(scene: Scene) -> list[Query]:
     for field, plural in (("colour", "all {} shapes"), ("shape", "all {}s")):
         for value in sorted({getattr(o, field) for o in scene.objects}):
             targets = tuple(i for i, o in enumerate(scene.objects) if getattr(o, field) == value)
-            out.append(Query(plural.format(value).replace("crosss", "crosses"), targets, "several"))
+            text = plural.format(value).replace("crosss", "crosses")
+            out.append(Query(text, targets, "several"))
+            # The lattice keeps to the few words of the tiny policy.
+            if len(targets) == 2 and not scene.preset.lattice:
+                out.append(Query(text.replace("all ", "both "), targets, "several"))
     many = [q for q in out if len(q.targets) > 1]
     return many or out
 
@@ -98,19 +107,45 @@ def displacement(scene: Scene, index: int) -> tuple[int, int]:
 def _motion(scene: Scene) -> list[Query]:
     moved = [displacement(scene, i) for i in range(len(scene.objects))]
     margin = 0.08 * scene.size[1]
-    ways: dict[str, Callable[[tuple[int, int]], float]] = {
-        "left": lambda d: -d[0],
-        "right": lambda d: d[0],
-        "up": lambda d: -d[1],
-        "down": lambda d: d[1],
-    }
     out = []
-    for word, along in ways.items():
-        values = sorted((along(d), i) for i, d in enumerate(moved))
+    for word, (x, y) in _WAYS.items():
+        values = sorted((x * d[0] + y * d[1], i) for i, d in enumerate(moved))
         best, target = values[-1]
         second = values[-2][0] if len(values) > 1 else 0.0
         if best > margin and best > 2 * max(second, 0.0):
             out.append(Query(f"the shape moving {word}", (target,), "motion"))
+    return out + _bends(scene)
+
+
+def has_legs(path_xy: np.ndarray, first: str, then: str, least: float, ratio: float) -> bool:
+    """Whether a way [N, 2] in pixels goes `first` and `then` ("left", "right", "up", "down").
+
+    It does when some frame parts it in two whose net displacements are at least `least` pixels that
+    way, and more than `ratio` times what they are across it.
+    """
+
+    def goes(moved: np.ndarray, way: str) -> np.ndarray:
+        x, y = _WAYS[way]
+        along, across = x * moved[:, 0] + y * moved[:, 1], y * moved[:, 0] + x * moved[:, 1]
+        return (along >= least) & (along > ratio * abs(across))
+
+    return bool((goes(path_xy - path_xy[0], first) & goes(path_xy[-1] - path_xy, then)).any())
+
+
+def _bends(scene: Scene) -> list[Query]:
+    """One object goes the two ways clearly, and no other does so even vaguely."""
+    margin = 0.12 * min(scene.size)
+    paths = [
+        np.array([scene.corner(i, t) for t in range(scene.n_frames) if o.present(t)])
+        for i, o in enumerate(scene.objects)
+    ]
+    out = []
+    for first, (x, _) in _WAYS.items():
+        for then in ("up", "down") if x else ("left", "right"):
+            clear = [i for i, p in enumerate(paths) if has_legs(p, first, then, margin, 2.0)]
+            vague = [i for i, p in enumerate(paths) if has_legs(p, first, then, margin / 2, 1.0)]
+            if len(clear) == len(vague) == 1:
+                out.append(Query(f"the one moving {first} and then {then}", (clear[0],), "motion"))
     return out
 
 

@@ -2,8 +2,9 @@
 
 Two difficulties. `lattice` can be learnt by a policy of a million parameters: positions on a
 lattice, so that an object's box is one of few, before a background from which absolute position can
-be read. `rich` has what real video has and a lattice hides: textures, moving backgrounds, free
-motion, rotation, occlusion, small objects, objects that enter late, leave and return.
+be read. `rich` has what real video has and a lattice hides: frames of several sizes, textures,
+moving backgrounds, free motion that may turn a corner, rotation, occlusion, small objects, objects
+that enter late, leave and return.
 
 A scene is a value: everything follows from the generator it was made with. Frames and masks are
 rendered on demand. Later objects are drawn over earlier ones; a mask is what remains visible.
@@ -11,58 +12,17 @@ rendered on demand. Later objects are drawn over earlier ones; a mask is what re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data_pipelines.toy.presets import COLOURS, PRESETS, SHAPES, Preset
 from data_pipelines.toy.shapes import Texture, background, shape_mask
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (225, 40, 40),
-    "green": (40, 200, 60),
-    "blue": (60, 90, 240),
-    "yellow": (235, 220, 50),
-    "white": (240, 240, 240),
-    "purple": (170, 60, 200),
-    "orange": (240, 135, 30),
-    "cyan": (50, 205, 210),
-}
-SHAPES = ("circle", "square", "triangle", "cross", "star", "ellipse", "pentagon")
+__all__ = ["COLOURS", "PRESETS", "SHAPES", "Preset", "Scene", "SceneObject", "make_scene"]
 
-
-@dataclass(frozen=True)
-class Preset:
-    """A difficulty. Sizes and positions are in source pixels."""
-
-    name: str
-    size: tuple[int, int]
-    """[H, W]."""
-
-    frames: tuple[int, int]
-    """Fewest and most frames, both included."""
-
-    objects: tuple[int, int]
-    colours: int
-    shapes: int
-    diameters: tuple[int, int]
-    """Smallest and largest; on a lattice, the only two."""
-
-    lattice: int
-    """Positions and sizes are multiples of it; 0: free."""
-
-    speed: float
-    """Largest displacement a frame, as a share of the frame's side."""
-
-    partial: float
-    """Share of objects that are not there all the time."""
-
-    noise: float
-
-
-PRESETS = {
-    "lattice": Preset("lattice", (128, 128), (8, 8), (1, 4), 4, 3, (32, 48), 16, 0.06, 0.5, 6.0),
-    "rich": Preset("rich", (144, 192), (12, 20), (2, 5), 8, 7, (18, 56), 0, 0.045, 0.5, 5.0),
-}
+_LEG = 3
+"""Fewest frames on either side of a bend."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +33,17 @@ class SceneObject:
     shape: str
     diameter: int
     start: tuple[float, float]
-    """Top-left corner (x, y) at the middle frame."""
+    """Top-left corner (x, y) at frame `bend`."""
 
+    bend: int
     velocity: tuple[float, float]
-    """Pixels a frame before reflection at the borders."""
+    """Pixels a frame until `bend`, before reflection at the borders."""
 
-    turn: float
-    """Degrees a frame."""
+    velocity_after: tuple[float, float]
+    """The same from `bend` on; a straight motion has the one velocity twice."""
+
+    turn: float | None
+    """Degrees a frame; None: it does not turn."""
 
     spans: tuple[tuple[int, int], ...]
     texture: Texture | None
@@ -102,21 +66,21 @@ class Scene:
     """A clip: objects in drawing order, whose index is also their id minus one."""
 
     preset: Preset
+    size: tuple[int, int]
+    """[H, W]."""
+
     n_frames: int
     objects: tuple[SceneObject, ...]
     seed: int
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.preset.size
-
     def corner(self, index: int, t: int) -> tuple[int, int]:
-        """Top-left corner (x, y) of object `index`: straight motion, reflected at the borders."""
-        item, (height, width) = self.objects[index], self.preset.size
+        """Top-left corner (x, y) of object `index`, its motion reflected at the borders."""
+        item, (height, width) = self.objects[index], self.size
+        velocity = item.velocity if t < item.bend else item.velocity_after
         out = []
         for axis, side in enumerate((width, height)):
             room = side - item.diameter
-            moved = item.start[axis] + item.velocity[axis] * (t - self.n_frames // 2)
+            moved = item.start[axis] + velocity[axis] * (t - item.bend)
             folded = moved % (2 * room) if room else 0.0
             place = 2 * room - folded if folded > room else folded
             if self.preset.lattice:
@@ -129,10 +93,11 @@ class Scene:
         """Per object, bool [H, W] before occlusion; all False when it is not there."""
         out = []
         for index, item in enumerate(self.objects):
-            mask = np.zeros(self.preset.size, dtype=bool)
+            mask = np.zeros(self.size, dtype=bool)
             if item.present(t):
                 x, y = self.corner(index, t)
-                stamp = shape_mask(item.shape, item.diameter, round(item.turn * t) % 360)
+                angle = None if item.turn is None else round(item.turn * t) % 360
+                stamp = shape_mask(item.shape, item.diameter, angle)
                 mask[y : y + item.diameter, x : x + item.diameter] = stamp
             out.append(mask)
         return out
@@ -140,7 +105,7 @@ class Scene:
     def masks(self, t: int) -> list[np.ndarray]:
         """Per object, bool [H, W] of what is visible in frame `t`."""
         masks = self.whole_masks(t)
-        covered = np.zeros(self.preset.size, dtype=bool)
+        covered = np.zeros(self.size, dtype=bool)
         for index in range(len(masks) - 1, -1, -1):
             masks[index] &= ~covered
             covered |= masks[index]
@@ -153,13 +118,13 @@ class Scene:
     def render(self, t: int) -> np.ndarray:
         """Frame `t`, uint8 [H, W, 3] RGB."""
         rng = np.random.default_rng([self.seed, t])
-        image = background(self.preset.name, self.preset.size, self.seed, t)
+        image = background(self.preset.name, self.size, self.seed, t)
         for item, mask in zip(self.objects, self.masks(t), strict=True):
             colour = np.array(COLOURS[item.colour], np.float32)
             if item.texture is None:
                 image[mask] = colour
             else:
-                image[mask] = item.texture.paint(colour, self.preset.size, t)[mask]
+                image[mask] = item.texture.paint(colour, self.size, t)[mask]
         image += rng.standard_normal(image.shape, dtype=np.float32) * self.preset.noise
         return np.clip(image, 0, 255).astype(np.uint8)
 
@@ -181,8 +146,9 @@ class Scene:
 def make_scene(rng: np.random.Generator, preset: Preset) -> Scene:
     """A scene drawn from `rng`; every (colour, shape) occurs once.
 
-    What is in it is drawn first; motions in which two boxes overlap much are drawn again on the
-    lattice, where occlusion would only blur the task. So the number of objects stays uniform.
+    What is in it is drawn first, and then motions until they fit, so that the number of objects
+    stays uniform. On the lattice no two boxes overlap much, since occlusion would only blur the
+    task; elsewhere an object is not hidden when it first appears, since sentences speak of that.
     """
     n_frames = int(rng.integers(preset.frames[0], preset.frames[1] + 1))
     colours, shapes = list(COLOURS)[: preset.colours], SHAPES[: preset.shapes]
@@ -190,36 +156,77 @@ def make_scene(rng: np.random.Generator, preset: Preset) -> Scene:
     kinds = [int(k) for k in rng.choice(len(colours) * len(shapes), count, replace=False)]
     names = [(colours[k % len(colours)], shapes[k // len(colours)]) for k in kinds]
     seed = int(rng.integers(1 << 31))
+    # One size takes nothing from the generator: the lattice's scenes do not depend on this line.
+    size = preset.sizes[seed % len(preset.sizes)]
+    unfit = _crowded if preset.lattice else _hidden_at_first
     for _ in range(400):
-        objects = tuple(_draw_object(rng, preset, n_frames, *name) for name in names)
-        scene = Scene(preset, n_frames, objects, seed)
-        if not preset.lattice or not _crowded(scene):
+        objects = tuple(_draw_object(rng, preset, size, n_frames, *name) for name in names)
+        scene = Scene(preset, size, n_frames, objects, seed)
+        if not unfit(scene):
             break
     return scene
 
 
 def _draw_object(
-    rng: np.random.Generator, preset: Preset, n_frames: int, colour: str, shape: str
+    rng: np.random.Generator,
+    preset: Preset,
+    size: tuple[int, int],
+    n_frames: int,
+    colour: str,
+    shape: str,
 ) -> SceneObject:
-    height, width = preset.size
+    height, width = size
     small, large = preset.diameters
     diameter = (
         int(rng.choice([small, large])) if preset.lattice else int(rng.integers(small, large))
     )
     start = (float(rng.uniform(0, width - diameter)), float(rng.uniform(0, height - diameter)))
     speed = preset.speed * np.array([width, height])
-    velocity = rng.uniform(-1, 1, 2) * speed
-    turn = 0.0 if preset.lattice else float(rng.uniform(-6, 6))
+    drawn = rng.uniform(-1, 1, 2) * speed
+    velocity = (float(drawn[0]), float(drawn[1]))
+    turn = None if preset.lattice else float(rng.uniform(-6, 6))
     texture = None if preset.lattice else Texture.draw(rng)
-    return SceneObject(
-        colour,
-        shape,
-        diameter,
-        start,
-        (float(velocity[0]), float(velocity[1])),
-        turn,
-        _draw_spans(rng, preset, n_frames),
-        texture,
+    spans = _draw_spans(rng, preset, n_frames)
+    straight = SceneObject(
+        colour, shape, diameter, start, n_frames // 2, velocity, velocity, turn, spans, texture
+    )
+    before, after = _legs(spans)
+    if preset.bends and min(before, after) >= _LEG and rng.random() < preset.bends:
+        return _bent(rng, straight, size, speed)
+    return straight
+
+
+def _legs(spans: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """Frames from the first to the middle of an object's life, and from there to the last."""
+    first, last = spans[0][0], spans[-1][1] - 1
+    middle = (first + last) // 2
+    return middle - first, last - middle
+
+
+def _bent(
+    rng: np.random.Generator, item: SceneObject, size: tuple[int, int], speed: np.ndarray
+) -> SceneObject:
+    """`item` moving along one axis, and from the middle of its life along the other.
+
+    speed: largest (x, y) in pixels a frame. Neither leg meets a border.
+    """
+    axes = (0, 1) if rng.random() < 0.5 else (1, 0)
+    room = (size[1] - item.diameter, size[0] - item.diameter)
+    start, velocities = [0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]
+    for leg, (axis, frames) in enumerate(zip(axes, _legs(item.spans), strict=True)):
+        length = min(float(speed[axis]) * frames, room[axis]) * float(rng.uniform(0.6, 1.0))
+        forward = bool(rng.random() < 0.5)
+        velocities[leg][axis] = (length if forward else -length) / frames
+        # At the bend the first leg ends and the second begins.
+        ahead = forward if leg == 1 else not forward
+        low, high = (0.0, room[axis] - length) if ahead else (length, float(room[axis]))
+        start[axis] = float(rng.uniform(low, high))
+    return replace(
+        item,
+        start=(start[0], start[1]),
+        bend=item.first + _legs(item.spans)[0],
+        velocity=(velocities[0][0], velocities[0][1]),
+        velocity_after=(velocities[1][0], velocities[1][1]),
     )
 
 
@@ -243,6 +250,15 @@ def _crowded(scene: Scene) -> bool:
         for k, a in enumerate(boxes):
             if any(_box_iou(a, b) > 0.05 for b in boxes[k + 1 :]):
                 return True
+    return False
+
+
+def _hidden_at_first(scene: Scene) -> bool:
+    """Whether some object is covered by more than half in the frame in which it first appears."""
+    for index, item in enumerate(scene.objects):
+        whole, seen = scene.whole_masks(item.first)[index], scene.masks(item.first)[index]
+        if 2 * seen.sum() < whole.sum():
+            return True
     return False
 
 

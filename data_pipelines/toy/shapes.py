@@ -10,13 +10,17 @@ import numpy as np
 
 
 @functools.lru_cache(maxsize=4096)
-def shape_mask(shape: str, diameter: int, degrees: int) -> np.ndarray:
-    """The shape inside a `diameter` x `diameter` box, turned; bool, not to be written to."""
+def shape_mask(shape: str, diameter: int, degrees: int | None = None) -> np.ndarray:
+    """The shape in a `diameter` x `diameter` box; bool [d, d], not to be written to.
+
+    degrees: how far it is turned; it is then drawn small enough to fit the box at every angle.
+    None: not turned and as large as the box.
+    """
     y, x = (np.mgrid[0:diameter, 0:diameter].astype(np.float32) + 0.5) / diameter - 0.5
-    if degrees:
+    if degrees is not None:
         angle = np.deg2rad(degrees)
         x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-        x, y = x * 1.3, y * 1.3  # a turned square still fits the box
+        x, y = x * np.sqrt(2), y * np.sqrt(2)
     radius, direction = np.hypot(x, y), np.arctan2(y, x)
     if shape == "circle":
         mask = radius <= 0.5
@@ -29,7 +33,7 @@ def shape_mask(shape: str, diameter: int, degrees: int) -> np.ndarray:
     elif shape == "ellipse":
         mask = (x / 0.5) ** 2 + (y / 0.3) ** 2 <= 1
     elif shape == "star":
-        mask = radius <= 0.33 + 0.17 * np.cos(5 * (direction + np.pi / 2))
+        mask = _star(radius, direction)
     elif shape == "pentagon":
         wedge = np.mod(direction + np.pi / 2, 2 * np.pi / 5) - np.pi / 5
         mask = radius * np.cos(wedge) <= 0.5 * np.cos(np.pi / 5)
@@ -37,6 +41,15 @@ def shape_mask(shape: str, diameter: int, degrees: int) -> np.ndarray:
         raise ValueError(f"unknown shape {shape}")
     mask.flags.writeable = False
     return mask
+
+
+def _star(radius: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Five tips at radius 0.5, the first upwards, and notches at 0.21 half-way between them."""
+    fifth = 2 * np.pi / 5
+    from_tip = abs(np.mod(direction + np.pi / 2 + fifth / 2, fifth) - fifth / 2)
+    x, y = radius * np.cos(from_tip), radius * np.sin(from_tip)
+    notch_x, notch_y = 0.21 * np.cos(fifth / 2), 0.21 * np.sin(fifth / 2)
+    return (x - 0.5) * notch_y <= y * (notch_x - 0.5)
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Texture:
 
     def paint(self, colour: np.ndarray, size: tuple[int, int], t: int) -> np.ndarray:
         """float32 [H, W, 3]: `colour` (RGB) with the stripes of frame `t`."""
-        y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+        y, x = np.arange(size[0], dtype=np.float32)[:, None], np.arange(size[1], dtype=np.float32)
         along = x * np.cos(self.angle) + y * np.sin(self.angle) + self.drift * t
         wave = self.amplitude * np.sin(2 * np.pi * along / self.period)
         return colour + wave[..., None].astype(np.float32)
@@ -80,11 +93,29 @@ def _two_axis_gradient(size: tuple[int, int]) -> np.ndarray:
 
 
 def _moving_clouds(size: tuple[int, int], seed: int, t: int) -> np.ndarray:
+    """Clouds over a plain colour and a finer grain, drifting sideways past a fixed window."""
+    plain, strips = _cloud_strips(size, seed)
+    image = np.empty((*size, 3), np.float32)
+    image[:] = plain
+    for strip, drift in strips:
+        left = size[1] + round(drift * t)
+        image += strip[:, left : left + size[1]]
+    return image
+
+
+@functools.lru_cache(maxsize=4)
+def _cloud_strips(
+    size: tuple[int, int], seed: int
+) -> tuple[np.ndarray, list[tuple[np.ndarray, float]]]:
+    """A colour, and strips three windows wide with their drift in pixels a frame.
+
+    A window starts at its strip's middle third, so that nothing has to wrap around in a clip.
+    """
     rng = np.random.default_rng([seed, 1 << 20])
-    cells = int(rng.integers(3, 9))
-    coarse = rng.uniform(50, 170, (cells, 2 * cells, 3)).astype(np.float32)
-    height, width = size
-    wide = cv2.resize(coarse, (2 * width, height), interpolation=cv2.INTER_CUBIC)
-    shift = round(float(rng.uniform(-2, 2)) * t) % width
-    base = rng.uniform(50, 170, 3).astype(np.float32)
-    return 0.5 * wide[:, shift : shift + width] + 0.5 * base
+    plain = (0.45 * rng.uniform(50, 170, 3)).astype(np.float32)
+    strips = []
+    for cells, weight in ((int(rng.integers(3, 9)), 0.4), (int(rng.integers(12, 30)), 0.15)):
+        coarse = rng.uniform(50, 170, (cells, 3 * cells, 3)).astype(np.float32)
+        strip = cv2.resize(coarse, (3 * size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+        strips.append((weight * strip, float(rng.uniform(-2, 2))))
+    return plain, strips

@@ -2,7 +2,7 @@
 
     {"format": 1, "layout", "preset", "seed", "split",
      "splits": {SPLIT: {"preset", "seed", "n_videos", "queries_per_video", "absent_share",
-                        "summary"}},
+                        "multi_share", "summary"}},
      "videos": {VIDEO: {"split", "description", "objects": {OBJECT: {"name", "anno_id"}},
                         "order": [OBJECT], "expressions": {EXPRESSION: {"kind"}}}}}
 
@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ SIDECAR = "toy.json"
 FORMAT = 1
 
 
-def read_sidecar(root: Path, layout: str) -> dict[str, Any] | None:
-    """toy.json of `root`; None when there is none. Raises InputError for another layout's."""
+def read_sidecar(root: Path, layout: str | None = None) -> dict[str, Any] | None:
+    """toy.json of `root`; None when there is none. Raises InputError for another layout's.
+
+    layout: None takes any.
+    """
     path = root / SIDECAR
     if not path.is_file():
         return None
     top = Node(read_json(path), path)
     if top["format"].of(int) != FORMAT:
         raise InputError(f"is not of format {FORMAT}", file=path, key="format")
-    if top["layout"].of(str) != layout:
-        found = top["layout"].of(str)
+    found = top["layout"].of(str)
+    if layout not in (None, found):
         raise InputError(f"holds a toy corpus in the layout {found}, not {layout}", file=root)
     for _, split in top["splits"].items():
         for what in ("videos", "frames", "expressions", "objects"):
@@ -43,6 +47,34 @@ def read_sidecar(root: Path, layout: str) -> dict[str, Any] | None:
     for _, video in top["videos"].items():
         video["split"].of(str)
     return top.of(dict)
+
+
+def summarise(root: Path | str) -> dict[str, Any]:
+    """{"layout", "splits": {SPLIT: {"preset", "seed", "videos", "frames", "expressions",
+    "objects", "kinds": {KIND: sentences}}}} of a toy corpus.
+
+    Counts are those of `write_corpus`. Raises InputError where there is no toy corpus.
+    """
+    path = Path(root) / SIDECAR
+    document = read_sidecar(Path(root))
+    if document is None:
+        raise InputError("no such file; is this a toy corpus?", file=path)
+    top = Node(document, path)
+    splits: dict[str, dict[str, Any]] = {}
+    for name, split in top["splits"].items():
+        kinds = Counter(
+            expression["kind"].of(str)
+            for _, video in top["videos"].items()
+            if video["split"].of(str) == name
+            for _, expression in video["expressions"].items()
+        )
+        splits[name] = {
+            "preset": split["preset"].of(str),
+            "seed": split["seed"].of(int),
+            **split["summary"].of(dict),
+            "kinds": dict(sorted(kinds.items())),
+        }
+    return {"layout": top["layout"].of(str), "splits": splits}
 
 
 def merged(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ def sft_config(
     }
     if recipe.device == "cpu":
         values |= {
-            "data.num_workers": 0,
+            "data.num_workers": 1,  # samples are prepared on the second core
             "model.external_lib": "rcot_rl.training.engine_cpu",
             "model.use_remove_padding": False,
             "model.enable_gradient_checkpointing": False,
@@ -269,6 +270,9 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "RAY_enable_worker_prestart": "0",
+            # Ray gives an actor one thread; these take turns, so each may have all of its share
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // recipe.cluster.gpus_per_node)),
+            "RAY_worker_niceness": "0",  # Ray makes workers yield to everything else
         }
     return variables
 

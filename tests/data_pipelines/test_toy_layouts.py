@@ -15,7 +15,13 @@ from data_pipelines.build import build
 from data_pipelines.check import check
 from data_pipelines.corpora import Corpus, open_corpus
 from data_pipelines.toy.clips import Clip, ClipSpec, draw_clip
-from data_pipelines.toy.layouts import LAYOUT_SPLITS, write_all, write_corpus, write_layout
+from data_pipelines.toy.layouts import (
+    LAYOUT_SPLITS,
+    summarise,
+    write_all,
+    write_corpus,
+    write_layout,
+)
 from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
@@ -285,6 +291,8 @@ def test_an_interrupted_write_leaves_nothing(
         ({"seed": -1}, "seed"),
         ({"absent_share": 1.5}, "absent_share"),
         ({"layout": "davis17", "absent_share": 0.1}, "without a target"),
+        ({"multi_share": -0.1}, "multi_share"),
+        ({"layout": "reasonvos", "split": "test", "multi_share": 0.1}, "with several targets"),
     ],
 )
 def test_bad_arguments(change: dict, says: str, tmp_path: Path) -> None:
@@ -292,6 +300,35 @@ def test_bad_arguments(change: dict, says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         write_corpus(tmp_path / "c", **{**arguments, **change})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_share_of_several_targets_is_a_setting(tmp_path: Path) -> None:
+    kinds = {}
+    for share in (0.0, 0.25, 1.0):
+        spec = ClipSpec("mevis", "train", 5, "rich", 2, 0.0, share)
+        drawn = [q.kind for i in range(30) for _, q in draw_clip(spec, i).expressions]
+        kinds[share] = drawn.count("several")
+    assert kinds[0.0] == 0 < kinds[0.25] < 0.5 * kinds[1.0]
+    write_corpus(tmp_path / "c", "mevis", "train", 1, 5, "lattice", multi_share=0.25)
+    with pytest.raises(InputError, match=r"multi_share 0\.25 there, 0\.5 asked"):
+        write_corpus(tmp_path / "c", "mevis", "train", 1, 5, "lattice", multi_share=0.5)
+
+
+def test_summary_of_a_corpus(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    written = write_layout(root, "revos", 5, "rich", 6, absent_share=0.3)
+    found = summarise(root)
+    assert found["layout"] == "revos" and found["splits"].keys() == written.keys()
+    for split, facts in found["splits"].items():
+        assert {k: facts[k] for k in written[split]} == written[split]
+        assert (facts["preset"], facts["seed"]) == ("rich", 5)
+        listed = [
+            e.object_ids for v in open_corpus("revos", root, split).videos() for e in v.expressions
+        ]
+        assert sum(facts["kinds"].values()) == facts["expressions"] == len(listed)
+        assert facts["kinds"].get("absent", 0) == listed.count(())
+    with pytest.raises(InputError, match=r"toy\.json"):
+        summarise(tmp_path)
 
 
 def test_write_all(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from data_pipelines.toy.queries import DEFAULT_MIX, Query, make_queries
+from data_pipelines.toy.queries import DEFAULT_MIX, Query, has_legs, make_queries
 from data_pipelines.toy.scenes import PRESETS, SHAPES, Scene, make_scene
 
 KINDS = ("attribute", "several", "time", "motion", "relation", "absent")
@@ -37,12 +37,15 @@ def named(scene: Scene, text: str) -> tuple[int, ...]:
 
 
 def several(scene: Scene, text: str) -> tuple[int, ...]:
-    """All whose colour, or whose shape's plural, is the word after "all"."""
-    word = text.split()[1]
+    """Those whose colour, or whose shape's plural, follows "all", or "both" if they are two."""
+    how_many, word = text.split()[:2]
     if text.endswith(" shapes"):
-        return tuple(i for i, o in enumerate(scene.objects) if o.colour == word)
-    plural = {s: f"{s}es" if s.endswith("s") else f"{s}s" for s in SHAPES}
-    return tuple(i for i, o in enumerate(scene.objects) if plural[o.shape] == word)
+        found = tuple(i for i, o in enumerate(scene.objects) if o.colour == word)
+    else:
+        plural = {s: f"{s}es" if s.endswith("s") else f"{s}s" for s in SHAPES}
+        found = tuple(i for i, o in enumerate(scene.objects) if plural[o.shape] == word)
+    assert how_many == "all" or (how_many == "both" and len(found) == 2)
+    return found
 
 
 def timed(scene: Scene, text: str) -> tuple[int, ...]:
@@ -51,8 +54,13 @@ def timed(scene: Scene, text: str) -> tuple[int, ...]:
     return tuple(i for i, f in enumerate(firsts) if f == best)
 
 
+WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
 def moving(scene: Scene, text: str) -> tuple[int, ...]:
-    way = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[text.split()[-1]]
+    if text.startswith("the one moving "):
+        return bending(scene, *text.removeprefix("the one moving ").split(" and then "))
+    way = WAYS[text.split()[-1]]
     along = []
     for i in range(len(scene.objects)):
         frames = frames_of(scene, i)
@@ -61,6 +69,27 @@ def moving(scene: Scene, text: str) -> tuple[int, ...]:
     best = max(along)
     assert best > 0
     return tuple(i for i, a in enumerate(along) if a > 0.5 * best)
+
+
+def bending(scene: Scene, first: str, then: str) -> tuple[int, ...]:
+    """Those with a frame before which they go one way more than across it, and after it the other.
+
+    By at least 6 % of the frame's shorter side; that such a leg is there is all that is asked, so
+    that the sentence would be ambiguous if any other object had a hint of it.
+    """
+    least = 0.06 * min(scene.size)
+
+    def leg(a: np.ndarray, b: np.ndarray, way: str) -> bool:
+        along = float((b - a) @ WAYS[way])
+        across = np.abs(b - a).sum() - abs(along)
+        return along >= least and along > across
+
+    out = []
+    for i in range(len(scene.objects)):
+        path = [centre(scene, i, t) for t in frames_of(scene, i)]
+        if any(leg(path[0], turn, first) and leg(turn, path[-1], then) for turn in path):
+            out.append(i)
+    return tuple(out)
 
 
 def beside(scene: Scene, text: str) -> tuple[int, ...]:
@@ -96,6 +125,24 @@ def test_targets_follow_from_the_words(preset: str, kind: str) -> None:
         assert query.targets == tuple(sorted(query.targets))
         if kind not in ("several", "absent"):
             assert len(query.targets) == 1
+
+
+def test_rich_sentences_of_both_and_of_two_legs() -> None:
+    texts = [q.text for kind in ("several", "motion") for _, q in drawn("rich", kind)]
+    assert sum(t.startswith("both ") for t in texts) > 5
+    assert sum(" and then " in t for t in texts) > 10
+    plain = [q.text for kind in ("several", "motion") for _, q in drawn("lattice", kind)]
+    assert not any("both " in t for t in plain)
+
+
+def test_legs_are_told_from_the_way_alone() -> None:
+    corner = np.array([[50, 50], [30, 50], [10, 50], [10, 30], [10, 10]])
+    assert has_legs(corner, "left", "up", 40, 2)
+    assert not has_legs(corner, "left", "up", 41, 2)
+    assert not has_legs(corner, "up", "left", 20, 1)
+    assert not has_legs(corner, "left", "down", 20, 1)
+    diagonal = np.array([[50, 50], [40, 40], [30, 30]])
+    assert not has_legs(diagonal, "left", "up", 5, 1)
 
 
 def test_absent_things_share_a_word_with_the_palette_of_the_preset() -> None:

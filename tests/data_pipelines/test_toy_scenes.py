@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from data_pipelines.toy.scenes import COLOURS, PRESETS, SHAPES, Scene, make_scene
-from data_pipelines.toy.shapes import shape_mask
+from data_pipelines.toy.shapes import background, shape_mask
 
 
 def scenes(preset: str, n: int = 40) -> list[Scene]:
@@ -41,6 +43,7 @@ def test_a_scene_is_a_function_of_its_generator(preset: str) -> None:
 def test_ranges(preset: str) -> None:
     p = PRESETS[preset]
     for scene in scenes(preset):
+        assert scene.size in p.sizes
         assert p.frames[0] <= scene.n_frames <= p.frames[1]
         assert p.objects[0] <= len(scene.objects) <= p.objects[1]
         assert len({o.name for o in scene.objects}) == len(scene.objects)
@@ -55,12 +58,13 @@ def test_ranges(preset: str) -> None:
 def test_objects_stay_inside_and_move_no_faster_than_the_preset_says(preset: str) -> None:
     p = PRESETS[preset]
     for scene in scenes(preset):
+        height, width = scene.size
         for i, item in enumerate(scene.objects):
             path = np.array([scene.corner(i, t) for t in range(scene.n_frames)])
             assert path.min() >= 0
-            assert (path + item.diameter <= [p.size[1], p.size[0]]).all()
+            assert (path + item.diameter <= [width, height]).all()
             step = np.abs(np.diff(path, axis=0)).max(0)
-            assert (step <= np.array([p.size[1], p.size[0]]) * p.speed + max(p.lattice, 1)).all()
+            assert (step <= np.array([width, height]) * p.speed + max(p.lattice, 1)).all()
 
 
 def test_the_lattice_has_few_boxes_and_no_crowd() -> None:
@@ -81,14 +85,59 @@ def test_rich_scenes_have_what_a_lattice_hides() -> None:
         for item in scene.objects:
             found |= {"late"} if item.first > 0 else set()
             found |= {"returns"} if len(item.spans) > 1 else set()
-            found |= {"turns"} if abs(item.turn) > 1 else set()
+            found |= {"turns"} if abs(item.turn or 0) > 1 else set()
+            found |= {"bends"} if item.velocity != item.velocity_after else set()
             found |= {"small"} if item.diameter < 0.2 * scene.size[0] else set()
         whole, visible = np.array(scene.whole_masks(2)), np.array(scene.masks(2))
         found |= {"occluded"} if visible.sum() < whole.sum() else set()
-    assert found == {"late", "returns", "turns", "small", "occluded"}
+        found |= {scene.size}
+    assert found == {
+        "late",
+        "returns",
+        "turns",
+        "bends",
+        "small",
+        "occluded",
+        *PRESETS["rich"].sizes,
+    }
     scene = scenes("rich", 1)[0]
     free = ~np.array([scene.masks(t) for t in (0, 4)]).any((0, 1))
     assert np.abs(scene.render(0).astype(int) - scene.render(4))[free].mean() > 6
+
+
+def test_backgrounds_drift_without_cuts() -> None:
+    """From one frame to the next a background changes little; over the clip a lot."""
+    for seed in range(12):
+        for size in PRESETS["rich"].sizes:
+            frames = [background("rich", size, seed, t) for t in range(PRESETS["rich"].frames[1])]
+            steps = [np.abs(b - a).mean() for a, b in pairwise(frames)]
+            assert all(f.shape == (*size, 3) for f in frames)
+            assert max(steps) < 3 * np.mean(steps) and max(steps) < 6
+
+
+def test_rich_objects_keep_their_size_and_show_themselves_when_they_appear() -> None:
+    for scene in scenes("rich"):
+        for i, item in enumerate(scene.objects):
+            areas = [m.sum() for t in range(scene.n_frames) if (m := scene.whole_masks(t)[i]).any()]
+            assert max(areas) < 1.3 * min(areas)  # what pixels make of small crosses
+            assert scene.masks(item.first)[i].sum() >= 0.5 * scene.whole_masks(item.first)[i].sum()
+
+
+def test_bent_motion_has_two_straight_legs_along_the_axes() -> None:
+    bent = 0
+    for scene in scenes("rich"):
+        for i, item in enumerate(scene.objects):
+            if item.velocity == item.velocity_after:
+                continue
+            bent += 1
+            life = range(item.first, item.spans[-1][1])
+            path = np.array([scene.corner(i, t) for t in life])
+            k = item.bend - item.first
+            for leg in (path[: k + 1], path[k:]):
+                steps = np.diff(leg, axis=0)
+                assert (np.ptp(leg, axis=0) == 0).sum() == 1
+                assert (steps >= 0).all() or (steps <= 0).all()
+    assert bent > 10
 
 
 def test_frames_show_the_objects_in_their_colours() -> None:
@@ -119,18 +168,31 @@ def test_the_description_lists_objects_as_they_appear(preset: str) -> None:
     [("square", 1.0), ("circle", np.pi / 4), ("triangle", 0.5), ("ellipse", 0.3 * np.pi / 2)],
 )
 def test_areas_of_shapes(shape: str, share: float) -> None:
-    """Against the formulas of geometry."""
-    assert shape_mask(shape, 200, 0).mean() == pytest.approx(share, abs=0.01)
+    """Against the formulas of geometry; drawn to be turned, a shape has half the area."""
+    assert shape_mask(shape, 200).mean() == pytest.approx(share, abs=0.01)
+    assert shape_mask(shape, 200, 77).mean() == pytest.approx(share / 2, abs=0.01)
+
+
+def test_a_star_has_five_tips_and_notches() -> None:
+    """Its border crosses a circle between notches and tips ten times, the first tip upwards."""
+    mask = shape_mask("star", 201)
+    angles = np.arange(720) * np.pi / 360
+    ring = mask[
+        (100 + 70 * np.sin(angles)).round().astype(int),
+        (100 + 70 * np.cos(angles)).round().astype(int),
+    ]
+    assert (ring != np.roll(ring, 1)).sum() == 10
+    assert mask[5, 100] and not mask[195, 100]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_turning_keeps_the_area_inside_the_box(shape: str) -> None:
-    areas = [shape_mask(shape, 120, degrees).mean() for degrees in (7, 33, 90, 181, 300)]
+    areas = [shape_mask(shape, 120, degrees).mean() for degrees in (0, 7, 33, 90, 181, 300)]
     assert max(areas) - min(areas) < 0.015
     assert not shape_mask(shape, 40, 45).flags.writeable
 
 
 def test_shapes_differ() -> None:
-    masks = [shape_mask(shape, 32, 0) for shape in SHAPES]
+    masks = [shape_mask(shape, 32) for shape in SHAPES]
     for i, a in enumerate(masks):
         assert all((a != b).mean() > 0.05 for b in masks[i + 1 :])

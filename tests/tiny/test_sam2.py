@@ -157,5 +157,5 @@ def test_shipped_weights_beat_the_static_box():
     with safe_open(TINY / "model.safetensors", "pt") as weights:
         assert {weights.get_slice(k).get_dtype() for k in weights.keys()} == {"F16"}  # noqa: SIM118
     tiny, box = evaluate(load_segmenter("tiny"), 4), evaluate(StaticBox(), 4)
-    assert tiny["j_video"] > box["j_video"] + 0.1
+    assert tiny["j_video"] > max(0.85, box["j_video"] + 0.1)
     assert tiny["j_where_visible"] > box["j_where_visible"]
