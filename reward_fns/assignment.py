@@ -35,7 +35,8 @@ def best_assignment(masks: Sequence[Sequence[int]] | np.ndarray, table: Sequence
 
 def _search(scores: list[list[float]]) -> tuple[int, ...]:
     """For each row its column: the best of all injections of rows into columns."""
-    best, choice = -1.0, ()
+    best = -1.0
+    choice: tuple[int, ...] = ()
     for columns in permutations(range(len(scores[0])), len(scores)):
         total = 0.0
         for row, column in zip(scores, columns, strict=True):

@@ -73,20 +73,25 @@ def _objects(value: Any) -> Objects:
     entries = _from_json(value)
     if not isinstance(entries, list):
         raise InputError('must be a list of {"bbox_2d": […], "point_2d": […]}', key=KEY)
-    boxes, points = [], []
+    boxes: list[Box] = []
+    points: list[Point | None] = []
     for i, entry in enumerate(entries):
         key = f"{KEY}[{i}]"
         if not isinstance(entry, dict):
             raise InputError("must be an object", key=key)
         if "bbox_2d" not in entry:
             raise InputError("missing", key=f"{key}.bbox_2d")
-        box = _numbers(entry["bbox_2d"], 4, f"{key}.bbox_2d")
+        x1, y1, x2, y2 = _numbers(entry["bbox_2d"], 4, f"{key}.bbox_2d")
         # a side of length 0 is what rounding to the canvas can make of a thin object
-        if box[0] > box[2] or box[1] > box[3]:
+        if x1 > x2 or y1 > y2:
             raise InputError("must have x1 <= x2 and y1 <= y2", key=f"{key}.bbox_2d")
-        boxes.append(box)
+        boxes.append((x1, y1, x2, y2))
         point = entry.get("point_2d")
-        points.append(None if point is None else _numbers(point, 2, f"{key}.point_2d"))
+        if point is None:
+            points.append(None)
+        else:
+            x, y = _numbers(point, 2, f"{key}.point_2d")
+            points.append((x, y))
     return Objects(tuple(boxes), tuple(points), entries)
 
 

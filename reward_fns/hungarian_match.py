@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,9 @@ from rcot_rl.recipe.base import Section
 from reward_fns.assignment import best_assignment
 from reward_fns.ground_truth import Objects
 from reward_fns.registry import NonNegative, Positive, Response, Settings, Term, register
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Distance = Literal["mean_l1", "l1", "l2"]
 IOU, BOX, POINT = 1, 2, 4
@@ -127,6 +130,7 @@ def _match(
     if not scored:
         return [], 0
     table = _table(params)
+    masks: Sequence[Sequence[int]] | np.ndarray
     if len(scored) * len(truth.boxes) <= SMALL:
         masks = _pair_masks(scored, truth, params, scale)
     else:
@@ -149,13 +153,13 @@ def _pair_masks(
     pad = 1.0 if params.iou == "pixel" else 0.0
     rows = []
     for box, point in scored:
-        in_box = point is not None and inside(point, box)
+        hit = point if point is not None and inside(point, box) else None
         row = []
         for gt_box, gt_point in zip(truth.boxes, truth.points, strict=True):
             mask = IOU if box_iou(box, gt_box, pad) > params.eta else 0
             if box_distance(box, gt_box) < gamma_box:
                 mask |= BOX
-            if in_box and gt_point is not None and pt_distance(point, gt_point) < gamma_pt:
+            if hit is not None and gt_point is not None and pt_distance(hit, gt_point) < gamma_pt:
                 mask |= POINT
             row.append(mask)
         rows.append(row)

@@ -63,7 +63,8 @@ def thinking_then_answer(text: str) -> bool:
         return False
     at = text.find(THINK_END, len(THINK))
     while at >= 0:
-        after = _WHITE.match(text, at + len(THINK_END)).end()
+        white = _WHITE.match(text, at + len(THINK_END))
+        after = white.end() if white else at + len(THINK_END)
         if text.startswith(ANSWER, after) and after + len(ANSWER) <= last:
             return True
         at = text.find(THINK_END, at + 1)
@@ -149,7 +150,7 @@ def _visionreasoner_match(data: Any, truth: list[dict[str, Any]], scale: float) 
         near = np.mean(np.abs(a - b), axis=2) < 10 * scale
         offset = points[:, None, :] - gt_points[None, :, :]
         close = np.sqrt(np.sum(offset**2, axis=2)) < 30 * scale
-        inside = (points >= boxes[:, :2]).all(1) & (points <= boxes[:, 2:]).all(1)
+        inside = np.all((points >= boxes[:, :2]) & (points <= boxes[:, 2:]), axis=1)
     scores = 1.0 * iou + near + (close & inside[:, None])
     rows, columns = linear_sum_assignment(scores, maximize=True)
     return float(scores[rows, columns].sum() / max(len(boxes), len(gt_boxes)))
@@ -181,16 +182,18 @@ def seg_zero_thinking(
     return _binary(thinking_then_answer(response.text), "structure")
 
 
-def _seg_zero_object(text: str) -> dict[str, Any] | None:
-    """The first braces with something between, as JSON; anywhere in the response."""
+def _seg_zero_object(text: str) -> dict[str, Any]:
+    """The first braces with something between, as JSON; anywhere in the response.
+
+    Raises one of _FAILS when there is none.
+    """
     start = text.find("{")
     while start >= 0 and text.startswith("}", start + 1):
         start = text.find("{", start + 1)
     end = text.find("}", start + 1) if start >= 0 else -1
-    try:
-        return json.loads(text[start : end + 1]) if end > 0 else None
-    except _FAILS:
-        return None
+    if end <= 0:
+        raise ValueError("no braces")
+    return json.loads(text[start : end + 1])
 
 
 def _seg_zero_box(data: dict[str, Any], strict: bool) -> Any:

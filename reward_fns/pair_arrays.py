@@ -63,7 +63,7 @@ def _masks(
     pad = 1.0 if params.iou == "pixel" else 0.0
     iou = _iou(boxes, gt_boxes, pad) > params.eta
     near = _distance(boxes, gt_boxes, params.box_distance) < params.gamma_box * scale
-    inside = (boxes[:, :2] <= points).all(1) & (points <= boxes[:, 2:]).all(1)
+    inside = np.all((boxes[:, :2] <= points) & (points <= boxes[:, 2:]), axis=1)
     hit = _distance(points, gt_points, params.pt_distance) < params.gamma_pt * scale
     masks = IOU * iou + BOX * near + POINT * (hit & inside[:, None])
     return masks.astype(np.uint8)

@@ -54,6 +54,8 @@ class Reward(ABC):
 class RecipeReward(Reward):
     """A reward of one task, composed by a recipe."""
 
+    max_reward: float
+
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name, self.recipe, self.hash = name, recipe, recipe_hash(recipe)
         self.component_names = tuple(recipe.components)

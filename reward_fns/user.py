@@ -46,6 +46,8 @@ def load_function(spec: str) -> tuple[Callable[..., Any], str]:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     module_name = f"rcot_user_reward_{digest[:16]}"
     module_spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    if module_spec is None or module_spec.loader is None:  # of no suffix that Python knows
+        raise InputError("is no Python file", file=path)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module  # dataclasses and pickle look their module up there
     try:

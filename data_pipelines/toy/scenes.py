@@ -124,7 +124,7 @@ class Scene:
             if item.texture is None:
                 image[mask] = colour
             else:
-                image[mask] = item.texture.paint(colour, self.size, t)[mask]
+                image[mask] = item.texture.paint(colour, mask, t)
         image += rng.standard_normal(image.shape, dtype=np.float32) * self.preset.noise
         return np.clip(image, 0, 255).astype(np.uint8)
 

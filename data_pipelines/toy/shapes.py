@@ -70,9 +70,9 @@ class Texture:
             float(rng.uniform(-1, 1)),
         )
 
-    def paint(self, colour: np.ndarray, size: tuple[int, int], t: int) -> np.ndarray:
-        """float32 [H, W, 3]: `colour` (RGB) with the stripes of frame `t`."""
-        y, x = np.arange(size[0], dtype=np.float32)[:, None], np.arange(size[1], dtype=np.float32)
+    def paint(self, colour: np.ndarray, mask: np.ndarray, t: int) -> np.ndarray:
+        """float32 [N, 3]: `colour` (RGB) with frame `t`'s stripes at the pixels of bool [H, W]."""
+        y, x = (places.astype(np.float32) for places in np.nonzero(mask))
         along = x * np.cos(self.angle) + y * np.sin(self.angle) + self.drift * t
         wave = self.amplitude * np.sin(2 * np.pi * along / self.period)
         return colour + wave[..., None].astype(np.float32)

@@ -28,14 +28,15 @@ class FlowSegmenter:
         frames_thwc: np.ndarray,
         key: int,
         boxes_source: np.ndarray,
-        points_source: np.ndarray,
+        points_source: np.ndarray | None,
     ) -> np.ndarray:
         """bool [N, T, H, W]; arguments as in `Segmenter.segment`."""
         length, height, width = frames_thwc.shape[:3]
         masks = np.zeros((len(boxes_source), length, height, width), dtype=bool)
         if len(masks) == 0:
             return masks
-        for index, (box, point) in enumerate(zip(boxes_source, points_source, strict=True)):
+        points = [None] * len(masks) if points_source is None else points_source
+        for index, (box, point) in enumerate(zip(boxes_source, points, strict=True)):
             masks[index, key] = cut_box(frames_thwc[key], box, point)
         looks = [Look(frames_thwc[key], mask[key]) for mask in masks]
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames_thwc]
@@ -86,8 +87,8 @@ def _histogram(bins: np.ndarray) -> np.ndarray:
     return cube.ravel() / max(cube.sum(), 1e-12)
 
 
-def cut_box(image: np.ndarray, box: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """bool [H, W]: the foreground of `image` inside `box` [4], with `point` [2] surely in it.
+def cut_box(image: np.ndarray, box: np.ndarray, point: np.ndarray | None) -> np.ndarray:
+    """bool [H, W]: the foreground of `image` inside `box` [4], with `point` [2], if any, in it.
 
     The whole box where GrabCut keeps less than a tenth of it; nothing for a box outside the image.
     """
@@ -100,9 +101,10 @@ def cut_box(image: np.ndarray, box: np.ndarray, point: np.ndarray) -> np.ndarray
     if not whole.any():
         return whole
     trimap = np.where(whole, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
-    ys, xs = np.ogrid[:height, :width]
-    near = (xs - point[0]) ** 2 + (ys - point[1]) ** 2 <= POINT_RADIUS**2
-    trimap[near & whole] = cv2.GC_FGD
+    if point is not None:
+        ys, xs = np.ogrid[:height, :width]
+        near = (xs - point[0]) ** 2 + (ys - point[1]) ** 2 <= POINT_RADIUS**2
+        trimap[near & whole] = cv2.GC_FGD
     margin_y, margin_x = max(8, (y2 - y1) // 2), max(8, (x2 - x1) // 2)
     window = (
         slice(max(y1 - margin_y, 0), min(y2 + margin_y, height)),

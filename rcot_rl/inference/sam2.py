@@ -1,13 +1,16 @@
-"""Masks by SAM2 (eq. 7 of the paper: the key frame's boxes and points, propagated both ways).
+"""Masks by SAM2 (eq. 6 of the paper: the key frame's boxes and points, propagated both ways).
 
 The model is transformers' `Sam2VideoModel` with its own inference session; released SAM2 weights
 and the shipped tiny ones go the same way. Its processor needs torchvision and does no more than
 `preprocess` and `_decide` below, so it is not used. Objects are tracked independently of one
-another: their masks may overlap, as in the original. Left out: prompts on several frames.
+another: their masks may overlap, as in the original. Memory does not grow with the clip: frames
+wait as bytes, and what is remembered of an object is bounded by the model's own reach. Left out:
+prompts on several frames.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -39,6 +42,22 @@ def preprocess(frames_thwc: np.ndarray, side: int) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
 
 
+class _Pixels(Mapping[int, torch.Tensor]):
+    """A session's video, each frame prepared when it is asked for: 1 byte a value, not 4."""
+
+    def __init__(self, frames_thwc: np.ndarray, side: int, dtype: torch.dtype) -> None:
+        self._frames, self._side, self._dtype = frames_thwc, side, dtype
+
+    def __getitem__(self, t: int) -> torch.Tensor:
+        return preprocess(self._frames[t : t + 1], self._side)[0].to(self._dtype)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+
 class Sam2Segmenter:
     """SAM2 from a transformers Sam2Video folder (or a model id that transformers can resolve)."""
 
@@ -47,14 +66,14 @@ class Sam2Segmenter:
         self.name = name
 
     @classmethod
-    def load(cls, source: str | Path, device: str = "cpu") -> Sam2Segmenter:
-        """Loads in float32.
+    def load(cls, source: str | Path, device: str = "cpu", dtype: str = "float32") -> Sam2Segmenter:
+        """Loads onto `device` in `dtype`, a name of torch's; memory features are bfloat16 anyway.
 
         Raises InputError when `source` holds no Sam2Video model.
         """
         try:
             model, loaded = Sam2VideoModel.from_pretrained(
-                str(source), dtype=torch.float32, output_loading_info=True
+                str(source), dtype=getattr(torch, dtype), output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -73,13 +92,13 @@ class Sam2Segmenter:
         frames_thwc: np.ndarray,
         key: int,
         boxes_source: np.ndarray,
-        points_source: np.ndarray,
+        points_source: np.ndarray | None,
     ) -> np.ndarray:
         """bool [N, T, H, W]: object n in every frame, from its prompts in frame `key`.
 
         frames_thwc: uint8 [T, H, W, 3] RGB. boxes_source: [N, 4] x1, y1, x2, y2; points_source:
-        [N, 2] x, y; both in source pixels. Forward, then backward: each pass sees only the key
-        frame and its own side, so that the order of the passes does not matter.
+        [N, 2] x, y, or None; both in source pixels. Forward, then backward: each pass sees only the
+        key frame and its own side, so that the order of the passes does not matter.
         """
         return self._segment(frames_thwc, key, boxes_source, points_source, (False, True))
 
@@ -88,7 +107,7 @@ class Sam2Segmenter:
         frames: np.ndarray,
         key: int,
         boxes: np.ndarray,
-        points: np.ndarray,
+        points: np.ndarray | None,
         passes: tuple[bool, ...],
     ) -> np.ndarray:
         length, height, width = frames.shape[:3]
@@ -104,39 +123,47 @@ class Sam2Segmenter:
             ):
                 masks[:, out.frame_idx] = _decide(out.pred_masks, (height, width))
                 _drop_unused(session)
+                _forget_beyond(session, out.frame_idx, self._reach())
             _forget_tracked(session)
         return masks
 
     def _session(self, frames: np.ndarray) -> Sam2VideoInferenceSession:
         """The video stays in main memory; only the current frame goes to the model's device."""
-        return Sam2VideoInferenceSession(
-            video=preprocess(frames, self.model.image_size),
+        session = Sam2VideoInferenceSession(
             video_height=frames.shape[1],
             video_width=frames.shape[2],
             inference_device=self.model.device,
             inference_state_device=self.model.device,
             video_storage_device="cpu",
-            dtype=torch.float32,
+            dtype=self.model.dtype,
         )
+        # Given a video, it would hold every frame as floats: 12 MiB each at SAM2's own size.
+        session.processed_frames = _Pixels(frames, self.model.image_size, self.model.dtype)
+        return session
+
+    def _reach(self) -> int:
+        """How many frames back the model looks, at most."""
+        return max(self.model.num_maskmem, self.model.config.max_object_pointers_in_encoder)
 
     def _add_prompts(
         self,
         session: Sam2VideoInferenceSession,
         key: int,
         boxes: np.ndarray,
-        points: np.ndarray,
+        points: np.ndarray | None,
         size: tuple[int, int],
     ) -> None:
         """All objects at once: the session takes one set of new prompts per frame."""
         scale = np.array([self.model.image_size / size[0], self.model.image_size / size[1]])
-        for index, (box, point) in enumerate(zip(boxes, points, strict=True)):
-            where = np.concatenate([np.reshape(box, (2, 2)), np.reshape(point, (1, 2))]) * scale
-            device = self.model.device
+        labels = [BOX_FIRST, BOX_SECOND]
+        where = np.reshape(boxes, (-1, 2, 2))
+        if points is not None:
+            labels.append(POSITIVE)
+            where = np.concatenate([where, np.reshape(points, (-1, 1, 2))], axis=1)
+        for index, spots in enumerate(where * scale):
             prompt = {
-                "point_coords": torch.tensor(where, dtype=torch.float32, device=device)[None, None],
-                "point_labels": torch.tensor(
-                    [[[BOX_FIRST, BOX_SECOND, POSITIVE]]], dtype=torch.int32, device=device
-                ),
+                "point_coords": torch.tensor(spots, dtype=torch.float32)[None, None],
+                "point_labels": torch.tensor([[labels]], dtype=torch.int32),
             }
             session.add_point_inputs(session.obj_id_to_idx(index + 1), key, prompt)
         session.obj_with_new_inputs = list(range(1, len(boxes) + 1))
@@ -156,6 +183,14 @@ def _drop_unused(session: Sam2VideoInferenceSession) -> None:
         for kind in ("cond_frame_outputs", "non_cond_frame_outputs"):
             for stored in per_object[kind].values():
                 stored.pop("high_res_masks", None)
+
+
+def _forget_beyond(session: Sam2VideoInferenceSession, frame: int, reach: int) -> None:
+    """Drops tracked frames that no later frame of this pass will look back to."""
+    for per_object in session.output_dict_per_obj.values():
+        tracked = per_object["non_cond_frame_outputs"]
+        for old in [t for t in tracked if abs(t - frame) >= reach]:
+            del tracked[old]
 
 
 def _forget_tracked(session: Sam2VideoInferenceSession) -> None:

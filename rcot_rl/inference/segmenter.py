@@ -20,6 +20,7 @@ TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny-sam2"
 # owner/name as the hub spells it; anything else is meant as a path
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _VIDEO_TYPE = "sam2_video"
+DTYPES = ("float32", "bfloat16")
 
 
 class Segmenter(Protocol):
@@ -33,23 +34,32 @@ class Segmenter(Protocol):
         frames_thwc: np.ndarray,
         key: int,
         boxes_source: np.ndarray,
-        points_source: np.ndarray,
+        points_source: np.ndarray | None,
     ) -> np.ndarray:
-        """bool [N, T, H, W] from prompts in frame `key`.
+        """bool [N, T, H, W] from prompts in frame `key` (eq. 6 of the paper, for each object).
 
         frames_thwc: uint8 [T, H, W, 3] RGB. boxes_source: float [N, 4] x1, y1, x2, y2;
-        points_source: float [N, 2] x, y; both in source pixels. N may be 0.
+        points_source: float [N, 2] x, y, or None for boxes alone; both in source pixels. N may
+        be 0.
         """
         ...
 
 
-def load_segmenter(spec: str, device: str = "cpu") -> Segmenter:
+def union(masks_nthw: np.ndarray) -> np.ndarray:
+    """bool [T, H, W]: where any of the objects [N, T, H, W] is (eq. 7); empty for N = 0."""
+    return masks_nthw.any(axis=0)
+
+
+def load_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> Segmenter:
     """The segmenter that `spec` names, ready to use.
 
     spec: `tiny` (the shipped SAM2), `flow` (OpenCV, no weights), a folder in transformers'
-    Sam2Video format, or a hub id such as facebook/sam2.1-hiera-large. device: of the SAM2 ones.
-    Raises InputError when `spec` is none of them or cannot be loaded.
+    Sam2Video format, or a hub id such as facebook/sam2.1-hiera-large. device and dtype (float32 or
+    bfloat16): of the SAM2 ones. Raises InputError when `spec` is none of them or cannot be loaded,
+    or for another dtype.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"is {dtype!r}, expected one of {', '.join(DTYPES)}", key="dtype")
     source = check_segmenter(spec)
     if source is None:
         from rcot_rl.inference.flow_propagator import FlowSegmenter
@@ -57,7 +67,7 @@ def load_segmenter(spec: str, device: str = "cpu") -> Segmenter:
         return FlowSegmenter()
     from rcot_rl.inference.sam2 import Sam2Segmenter
 
-    return Sam2Segmenter.load(source, device)
+    return Sam2Segmenter.load(source, device, dtype)
 
 
 def check_segmenter(spec: str) -> str | None:

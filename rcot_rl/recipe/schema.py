@@ -6,7 +6,7 @@ puts them together. Field defaults are the paper's values (Table 7, section 4.2,
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,8 @@ from rcot_rl.recipe.data import DataSection
 from rcot_rl.recipe.inference import EngineSection, PredictSection
 from rcot_rl.recipe.training import ClusterSection, GrpoSection, SftSection
 
-STAGES = ("data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report")
 Stage = Literal["data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class CanvasSection(Section):

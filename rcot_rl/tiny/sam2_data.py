@@ -13,6 +13,7 @@ import numpy as np
 
 from data_pipelines.toy.scenes import PRESETS, make_scene
 
+TRAIN_STREAM = 90210  # the evaluation draws from 90211
 SIDE = 128
 LATTICE_SHARE = 0.85
 

@@ -24,8 +24,10 @@ from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from rcot_rl.inference.sam2 import Sam2Segmenter, preprocess
+from rcot_rl.tiny.sam2_card import Made, judge, write_card
 from rcot_rl.tiny.sam2_data import (
     SIDE,
+    TRAIN_STREAM,
     Clip,
     Stage,
     Track,
@@ -35,7 +37,6 @@ from rcot_rl.tiny.sam2_data import (
 )
 from rcot_rl.tiny.sam2_model import HIDDEN, MEMORY_CHANNELS, build_tiny_sam2, save_half
 
-TRAIN_STREAM = 90210  # the evaluation draws from 90211
 POOL = 240
 SAVE_EVERY = 240.0
 
@@ -207,12 +208,13 @@ class Average:
             self.weights[key].lerp_(value, 1 - keep)
 
 
-def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) -> None:
+def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) -> Made:
     """Trains for `minutes` of CPU time and writes float16 checkpoints into `out` on the way.
 
-    While it learns on clips one is written every four minutes, and one at the end. The same seed
-    gives the same run up to where the clock cuts the stages. start_from: a checkpoint's folder;
-    with it, all the time goes to clips.
+    While it learns on clips one is written every four minutes, and one at the end, each with a
+    model card that has no figures yet. The same seed gives the same run up to where the clock cuts
+    the stages. start_from: a checkpoint's folder; with it, all the time goes to clips. Returns
+    what was done, for the card with figures.
     Raises InputError when `start_from` holds no tiny SAM2.
     """
     torch.set_num_threads(1)
@@ -226,6 +228,16 @@ def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) 
         stages = (replace(STAGES[-1], share=1.0, teacher=0.2),)
         weights = Sam2Segmenter.load(start_from).model.state_dict()
     steps = 0
+
+    def made() -> Made:
+        spent = (time.process_time() - began) / 60
+        parameters = sum(p.numel() for p in model.parameters())
+        return Made(minutes, seed, start_from, steps, spent, parameters)
+
+    def save() -> None:
+        save_half(average.weights, SIDE, out)
+        write_card(out, made())
+
     for stage in stages:
         model = build_tiny_sam2(stage.side, seed)
         if weights is not None:
@@ -235,13 +247,13 @@ def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) 
         optimiser = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)
         start, budget, recent = time.process_time(), stage.share * minutes * 60, []
         floor = 0.03 if stage is stages[-1] else 0.3
-        for step in range(10**9):
-            done = (time.process_time() - start) / budget
-            if done >= 1:
-                break
+        step = 0
+        while (done := (time.process_time() - start) / budget) < 1:
+            step += 1
+            steps += 1
             scale = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimiser.param_groups:
-                group["lr"] = stage.lr * min(1, (step + 1) / 40) * scale
+                group["lr"] = stage.lr * min(1, step / 40) * scale
             loss = train_step(model, rng, pool, stage, stage.teacher * (1 - done))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -250,19 +262,17 @@ def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) 
             average.update(model)
             pool[rng.integers(POOL)] = draw_clip(rng)
             recent.append(loss.item())
-            if step % 25 == 24:
+            if step % 25 == 0:
                 spent = time.process_time() - began
-                print(
-                    f"{stage.name} step {step + 1} {spent:.0f}s {np.mean(recent):.3f}", flush=True
-                )
+                print(f"{stage.name} step {step} {spent:.0f}s {np.mean(recent):.3f}", flush=True)
                 recent = []
             if stage is stages[-1] and time.process_time() - saved > SAVE_EVERY:
-                save_half(average.weights, stage.side, out)
+                save()
                 saved = time.process_time()
         weights = average.weights
-        steps += step
-    save_half(weights, SIDE, out)
+    save()
     print(f"{steps} steps, {(time.process_time() - began) / 60:.1f} CPU minutes", flush=True)
+    return made()
 
 
 def main() -> None:
@@ -272,7 +282,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from", type=Path, dest="start_from", help="go on from this checkpoint")
     args = parser.parse_args()
-    train(args.out, args.minutes, args.seed, args.start_from)
+    run = train(args.out, args.minutes, args.seed, args.start_from)
+    write_card(args.out, run, judge(args.out))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rcot_rl.errors import InputError
+from rcot_rl.inference import sam2
 from rcot_rl.inference.flow_propagator import FlowSegmenter, cut_box
 from rcot_rl.inference.sam2 import Sam2Segmenter, preprocess
-from rcot_rl.inference.segmenter import TINY, load_segmenter
+from rcot_rl.inference.segmenter import TINY, load_segmenter, union
 from rcot_rl.tiny.sam2_model import build_tiny_sam2
 
 
@@ -78,6 +79,25 @@ def test_shape_and_dtype_for_two_objects(spec, key):
 def test_one_frame(spec):
     frames, truth = moving_square(1)
     assert load_segmenter(spec).segment(frames, 0, *prompt(truth[0])).shape == (1, 1, 96, 128)
+
+
+@pytest.mark.parametrize("spec", segmenters())
+def test_boxes_alone_are_prompt_enough(spec):
+    frames, truth = moving_square(3)
+    box, _ = prompt(truth[1])
+    masks = load_segmenter(spec).segment(frames, 1, np.repeat(box, 2, 0), None)
+    assert masks.shape == (2, 3, 96, 128)
+    assert iou(masks[0, 1], truth[1]) > 0.6
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_the_union_holds_exactly_the_pixels_of_some_object(n):
+    masks = np.random.default_rng(n).random((n, 2, 4, 5)) < 0.4
+    found = union(masks)
+    assert found.shape == (2, 4, 5)
+    assert found.dtype == bool
+    for t, y, x in np.ndindex(found.shape):
+        assert found[t, y, x] == (masks[:, t, y, x].sum() > 0)
 
 
 def test_names_say_what_made_the_masks():
@@ -166,6 +186,60 @@ def test_sam2_keeps_no_full_size_logits(untrained, monkeypatch):
     assert stored["cond_frame_outputs"]
     assert not stored["non_cond_frame_outputs"]
     assert all("high_res_masks" not in v for v in stored["cond_frame_outputs"].values())
+
+
+@pytest.mark.parametrize("times", [(1, 2), (3, 1), (2, 2)])
+def test_sam2_answers_in_the_sources_own_coordinates(times):
+    """A clip of the same content and more pixels, also of another aspect, has the same masks."""
+    segmenter = load_segmenter("tiny")
+    frames, truth = moving_square(3, height=128)
+    tall, wide = times
+    larger = frames.repeat(tall, axis=1).repeat(wide, axis=2)
+    box, point = prompt(truth[0])
+    small = segmenter.segment(frames, 0, box, point)
+    large = segmenter.segment(larger, 0, box * [wide, tall, wide, tall], point * [wide, tall])
+    assert small.any()
+    assert iou(large, small.repeat(tall, axis=2).repeat(wide, axis=3)) > 0.95
+
+
+def test_sam2_memory_is_bounded_and_bounding_changes_nothing(untrained, monkeypatch):
+    frames, truth = moving_square(14, side=20, step=4)
+    box, point = prompt(truth[7])
+    most = []
+    forget = sam2._forget_beyond
+
+    def spy(session, frame, reach):
+        forget(session, frame, reach)
+        most.append(len(session.output_dict_per_obj[0]["non_cond_frame_outputs"]))
+
+    monkeypatch.setattr(sam2, "_forget_beyond", spy)
+    bounded = untrained.segment(frames, 7, box, point)
+    assert max(most) == untrained._reach() == 4
+    monkeypatch.setattr(sam2, "_forget_beyond", lambda *_: None)
+    assert 0 < bounded.mean() < 1
+    assert np.array_equal(bounded, untrained.segment(frames, 7, box, point))
+
+
+def test_sam2_in_bfloat16_agrees_with_float32():
+    frames, truth = moving_square(4)
+    box, point = prompt(truth[1])
+    half = load_segmenter("tiny", dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    full = load_segmenter("tiny").segment(frames, 1, box, point)
+    assert iou(half.segment(frames, 1, box, point), full) > 0.9
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(InputError, match="bfloat16"):
+        load_segmenter("tiny", dtype="int8")
+
+
+def test_the_session_gets_each_frame_as_preprocess_makes_it(untrained):
+    frames, _ = moving_square(4)
+    session = untrained._session(frames)
+    assert session.num_frames == 4
+    whole = preprocess(frames, 64)
+    assert all(torch.equal(session.get_frame(t), whole[t]) for t in range(4))
 
 
 def test_preprocess_normalises_as_imagenet():

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from rcot_rl.inference.sam2 import Sam2Segmenter
 from rcot_rl.inference.segmenter import TINY, load_segmenter
 from rcot_rl.tiny import sam2_train
+from rcot_rl.tiny.sam2_card import Made, judge, write_card
 from rcot_rl.tiny.sam2_data import (
     Clip,
     Stage,
@@ -109,12 +110,29 @@ def test_saving_rounds_to_half_precision_only(model, tmp_path):
 def test_a_run_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(sam2_train, "POOL", 3)
     threads = torch.get_num_threads()
-    train(tmp_path / "out", 0.02, 3, start_from=TINY)
+    made = train(tmp_path / "out", 0.02, 3, start_from=TINY)
     torch.set_num_threads(threads)
     before = load_segmenter("tiny").model.state_dict()
     after = load_segmenter(str(tmp_path / "out")).model.state_dict()
     moved = [(after[k] - v).abs().max().item() for k, v in before.items()]
     assert 0 < max(moved) < 0.05
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert made.steps > 0
+    assert f"--from tiny-sam2 --out DIR --minutes 0.02 --seed 3\n\n{made.steps} steps" in card
+    assert "Not judged" in card
+
+
+def test_a_card_holds_the_figures_that_were_measured(tmp_path):
+    made = Made(30.0, 4, None, 1234, 30.1, 2_170_000)
+    figures = judge(TINY, clips=1)
+    write_card(tmp_path, made, figures)
+    card = (tmp_path / "README.md").read_text()
+    assert "sam2_train --out DIR --minutes 30 --seed 4\n" in card
+    assert "Not judged" not in card
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md"}
+    rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| sam2:tiny-sam2")]
+    wanted = [figures[preset]["sam2:tiny-sam2"]["j_video"] for preset in ("lattice", "rich")]
+    assert [float(row[2]) for row in rows] == pytest.approx(wanted, abs=6e-4)
 
 
 def test_batches_start_with_a_visible_object(pool):

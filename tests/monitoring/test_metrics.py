@@ -1,0 +1,132 @@
+"""Following verl's log: half-written lines, resumed attempts, foreign lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rcot_rl.monitoring.metrics import Follower, keep_steps_before, read_metrics
+
+
+def entry(step: int, **data: float) -> str:
+    """A line of verl's file logger."""
+    return json.dumps({"step": step, "data": {"training/global_step": step} | data}) + "\n"
+
+
+def write_steps(path: Path, *steps: int) -> None:
+    path.write_text("".join(json.dumps({"step": s, "reward/mean": s}) + "\n" for s in steps))
+
+
+def steps_of(path: Path) -> list[int]:
+    return [line["step"] for line in read_metrics(path)]
+
+
+def test_nothing_yet(tmp_path: Path) -> None:
+    follower = Follower(tmp_path / "verl.jsonl", tmp_path / "metrics.jsonl")
+    assert follower.poll() == []
+    (tmp_path / "verl.jsonl").touch()
+    assert follower.poll() == []
+    assert follower.latest is None
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_lines_are_flat_and_stamped(tmp_path: Path) -> None:
+    source, target = tmp_path / "verl.jsonl", tmp_path / "stage" / "metrics.jsonl"
+    source.write_text(entry(1, **{"reward/mean": 2.5}))
+    before = time.time()
+    (line,) = Follower(source, target).poll()
+    assert read_metrics(target) == [line]
+    assert (line["step"], line["reward/mean"]) == (1, 2.5)
+    assert before <= line["time"] <= time.time()
+
+
+def test_the_trainers_own_time_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "verl.jsonl").write_text(entry(1, time=12.5))
+    (line,) = Follower(tmp_path / "verl.jsonl", tmp_path / "m.jsonl").poll()
+    assert line["time"] == 12.5
+
+
+def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
+    source, target = tmp_path / "verl.jsonl", tmp_path / "metrics.jsonl"
+    follower = Follower(source, target)
+    second = entry(2)
+    source.write_text(entry(1) + second[:10])
+    assert [line["step"] for line in follower.poll()] == [1]
+    assert follower.poll() == []
+    with source.open("a") as file:
+        file.write(second[10:])
+    assert [line["step"] for line in follower.poll()] == [2]
+    assert follower.poll() == []
+    assert steps_of(target) == [1, 2]
+    assert follower.latest is not None and follower.latest["step"] == 2
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
+@given(cuts=st.lists(st.integers(0, 400), max_size=8))
+def test_however_the_bytes_arrive_the_lines_are_the_same(tmp_path: Path, cuts: list[int]) -> None:
+    source, target = tmp_path / "verl.jsonl", tmp_path / "metrics.jsonl"
+    target.unlink(missing_ok=True)
+    data = "".join(entry(k, **{"reward/ä": k / 3}) for k in range(1, 6)).encode()
+    follower = Follower(source, target)
+    for end in [*sorted(cuts), len(data)]:
+        source.write_bytes(data[:end])
+        follower.poll()
+    assert steps_of(target) == [1, 2, 3, 4, 5]
+    assert read_metrics(target)[2]["reward/ä"] == 1.0
+
+
+def test_lines_that_are_no_training_step_are_left_out(tmp_path: Path) -> None:
+    source, target = tmp_path / "verl.jsonl", tmp_path / "metrics.jsonl"
+    source.write_text(
+        json.dumps({"step": 0, "data": {"val/reward": 1}})
+        + "\n"
+        + json.dumps({"step": 1, "data": {"train/loss": 0.5}})
+        + "\n"
+    )
+    assert [line["train/loss"] for line in Follower(source, target).poll()] == [0.5]
+    assert steps_of(target) == [1]
+
+
+def test_a_resumed_attempt_replaces_what_it_does_again(tmp_path: Path) -> None:
+    target = tmp_path / "metrics.jsonl"
+    write_steps(target, 1, 2, 3, 4, 5)
+    source = tmp_path / "verl-2.jsonl"
+    source.write_text(entry(4) + entry(5))
+    follower = Follower(source, target)
+    follower.poll()
+    with source.open("a") as file:
+        file.write(entry(6))
+    follower.poll()
+    assert steps_of(target) == [1, 2, 3, 4, 5, 6]
+    redone = [line for line in read_metrics(target) if "training/global_step" in line]
+    assert [line["step"] for line in redone] == [4, 5, 6]
+
+
+def test_an_attempt_that_never_gets_to_a_step_takes_nothing_away(tmp_path: Path) -> None:
+    target = tmp_path / "metrics.jsonl"
+    write_steps(target, 1, 2)
+    Follower(tmp_path / "none.jsonl", target).poll()
+    assert steps_of(target) == [1, 2]
+
+
+def test_reading_leaves_out_an_unfinished_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert steps_of(path) == [1, 2]
+
+
+def test_keeping_steps_before(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    keep_steps_before(path, 3)
+    assert not path.exists()
+    write_steps(path, 1, 2, 3, 4)
+    keep_steps_before(path, 3)
+    assert steps_of(path) == [1, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]

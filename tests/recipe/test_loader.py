@@ -1,0 +1,359 @@
+"""The recipe loader: composition, precedence, and errors that say where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import RootModel
+
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.loader import RECIPES, dump_recipe, load_recipe, recipe_hash
+
+BASE = """\
+name: base
+data:
+  corpora: [{dataset: mevis}]
+  sets:
+    sft-a: {ktg: 30, aks: 10}
+    grpo-b: {aks: 8}
+grpo:
+  n: 4
+  learning_rate: 1.0e-5
+grpo_aks: {shard_set: grpo-b, reward: aks, steps: 3}
+grpo_ktg:
+  shard_set: grpo-b
+  reward: ktg
+  steps: 5
+  n: 6
+cluster: {gpus_per_node: 1}
+"""
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def fault(path: Path, *overrides: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, overrides)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def leaves(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from leaves(child, (*prefix, key))
+    else:
+        yield prefix, value
+
+
+# --- extends ------------------------------------------------------------------------------------
+
+
+def test_extends_is_a_chain_in_which_the_nearest_file_wins(write: Write) -> None:
+    write("far/grand.yaml", BASE + "seed: 1\nprompts: compact\nsft: {epochs: 3, lora_rank: 2}\n")
+    write("far/parent.yaml", "extends: grand.yaml\nname: parent\nseed: 2\nsft: {lora_rank: 4}\n")
+    child = write("child.yaml", "extends: far/parent.yaml\nname: child\nsft: {batch_size: 16}\n")
+    recipe = load_recipe(child)
+    assert (recipe.name, recipe.seed, recipe.prompts) == ("child", 2, "compact")
+    assert (recipe.sft.epochs, recipe.sft.lora_rank, recipe.sft.batch_size) == (3, 4, 16)
+    assert recipe.sft.warmup_ratio == 0.1  # said nowhere: the schema's
+
+
+def test_data_sets_of_a_child_replace_its_parents(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", "extends: base.yaml\ndata: {sets: {sft-c: {ktg: 4}}, workers: 3}\n")
+    recipe = load_recipe(child)
+    assert list(recipe.data.sets) == ["sft-c"]
+    assert recipe.data.workers == 3
+    assert [c.dataset for c in recipe.data.corpora] == ["mevis"]  # the rest of `data` merges
+
+
+def test_data_sets_of_a_parent_are_kept_by_a_child_that_gives_none(write: Write) -> None:
+    write("base.yaml", BASE)
+    recipe = load_recipe(write("child.yaml", "extends: base.yaml\ndata: {workers: 3}\n"))
+    assert sorted(recipe.data.sets) == ["grpo-b", "sft-a"]
+
+
+def test_lists_are_replaced_not_joined(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", "extends: base.yaml\ndata: {corpora: [{dataset: revos}]}\n")
+    assert [c.dataset for c in load_recipe(child).data.corpora] == ["revos"]
+
+
+def test_cyclic_extends_names_the_circle(write: Write) -> None:
+    write("b.yaml", "extends: c.yaml\n")
+    write("c.yaml", "extends: a.yaml\n")
+    error = fault(write("a.yaml", "extends: b.yaml\n" + BASE))
+    assert error.key == "extends"
+    assert "a.yaml -> b.yaml -> c.yaml -> a.yaml" in error.message
+
+
+def test_missing_parent_names_the_line(write: Write) -> None:
+    path = write("a.yaml", "name: a\nextends: nowhere.yaml\n")
+    error = fault(path)
+    assert (error.file, error.line, error.key) == (str(path), 2, "extends")
+    assert "nowhere.yaml" in error.message
+
+
+# --- overrides and the shared section ------------------------------------------------------------
+
+
+def test_overrides_win_over_files_and_later_ones_over_earlier(write: Write) -> None:
+    path = write("base.yaml", BASE)
+    recipe = load_recipe(path, ["seed=7", "grpo_aks.steps=9", "seed=8", "sft.epochs=2"])
+    assert (recipe.seed, recipe.grpo_aks.steps, recipe.sft.epochs) == (8, 9, 2)
+    assert recipe.grpo_aks.shard_set == "grpo-b"  # the section's other keys stay
+
+
+def test_an_override_of_a_mapping_merges_into_it(write: Write) -> None:
+    path = write("base.yaml", BASE)
+    recipe = load_recipe(path, ["sft={epochs: 2}", "sft.lora_rank=3", "data.sets.sft-a.aks=20"])
+    assert (recipe.sft.epochs, recipe.sft.lora_rank) == (2, 3)
+    assert (recipe.data.sets["sft-a"].aks, recipe.data.sets["sft-a"].ktg) == (20, 30)
+    assert "grpo-b" in recipe.data.sets
+
+
+def test_override_values_are_yaml(write: Write) -> None:
+    path = write("base.yaml", BASE)
+    texts = ["stages=[data, sft]", "data.single_multi=null", "predict.vdg=false", "name=a=b"]
+    recipe = load_recipe(path, texts[:3])
+    assert (recipe.stages, recipe.data.single_multi) == (["data", "sft"], None)
+    assert recipe.predict.vdg is False
+    assert "'a=b'" in fault(path, texts[3]).message  # only the first = divides
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "seed=[1"])
+def test_malformed_overrides_are_refused(write: Write, text: str) -> None:
+    assert fault(write("base.yaml", BASE), text).file == "command line"
+
+
+def test_an_override_may_not_pass_through_a_scalar(write: Write) -> None:
+    error = fault(write("base.yaml", BASE), "seed.deep=3")
+    assert (error.file, error.key) == ("command line", "seed")
+
+
+def test_shared_grpo_keys_are_defaults_of_both_stages(write: Write) -> None:
+    recipe = load_recipe(write("base.yaml", BASE))
+    assert recipe.grpo_aks.learning_rate == recipe.grpo_ktg.learning_rate == 1e-5
+    assert (recipe.grpo_aks.n, recipe.grpo_ktg.n) == (4, 6)  # the stage's own key wins
+
+
+def test_shared_grpo_reaches_through_extends_and_overrides(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", "extends: base.yaml\ngrpo: {clip_ratio: 0.3, temperature: 0.5}\n")
+    recipe = load_recipe(child, ["grpo.temperature=0.7"])
+    for stage in (recipe.grpo_aks, recipe.grpo_ktg):
+        assert (stage.clip_ratio, stage.temperature, stage.learning_rate) == (0.3, 0.7, 1e-5)
+
+
+def test_shared_grpo_must_be_a_mapping(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", "extends: base.yaml\nname: x\ngrpo: 5\n")
+    error = fault(child)
+    assert (error.file, error.line, error.key) == (str(child), 3, "grpo")
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("addition", "line", "key", "nearest"),
+    [
+        ("sead: 1", 1, "sead", "seed"),
+        ("sft:\n  learning_rat: 1", 2, "sft.learning_rat", "sft.learning_rate"),
+        ("data:\n  corpora:\n  - {datset: mevis}", 3, "data.corpora.0.datset", "dataset"),
+        ("data:\n  sets:\n    sft-a:\n      ktgs: 1", 4, "data.sets.sft-a.ktgs", "sft-a.ktg"),
+        (
+            "eval:\n  benchmarks:\n  - {dataset: mevis,\n     splt: x}",
+            4,
+            None,
+            "benchmarks.0.split",
+        ),
+        ("toy:\n  corpora:\n  - videoz: 3", 3, "toy.corpora.0.videoz", "toy.corpora.0.videos"),
+        ("grpo:\n\n  kl_los_coef: 1", 3, "grpo_aks.kl_los_coef", "grpo_aks.kl_loss_coef"),
+        ("grpo_ktg:\n  stepz: 1", 2, "grpo_ktg.stepz", "grpo_ktg.steps"),
+    ],
+)
+def test_unknown_keys_name_place_and_nearest(
+    write: Write, addition: str, line: int, key: str | None, nearest: str
+) -> None:
+    write("base.yaml", BASE)
+    path = write("bad.yaml", f"{addition}\nextends: base.yaml\n")
+    error = fault(path)
+    assert (error.file, error.line) == (str(path), line)
+    assert key is None or error.key == key
+    assert error.message.endswith(nearest)
+    assert str(error).startswith(f"{path}:{line}: ")
+
+
+def test_an_unknown_key_of_a_parent_names_the_parents_file(write: Write) -> None:
+    parent = write("base.yaml", BASE + "sft: {epoch: 1}\n")
+    error = fault(write("child.yaml", "extends: base.yaml\n"))
+    assert (error.file, error.line) == (str(parent), BASE.count("\n") + 1)
+
+
+def test_an_unknown_override_names_the_command_line(write: Write) -> None:
+    error = fault(write("base.yaml", BASE), "predict.round=3")
+    assert (error.file, error.key) == ("command line", "predict.round")
+    assert error.message.endswith("predict.rounds")
+
+
+def test_free_sections_take_any_key(write: Write) -> None:
+    recipe = load_recipe(write("base.yaml", BASE), ["grpo_aks.verl={a.b: 1}", "engine.vllm.x=2"])
+    assert recipe.grpo_aks.verl == {"a.b": 1}
+    assert recipe.engine.vllm == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("name: a\nseed: 1\nname: b\n", 3, "name"),
+        ("name: a\nsft:\n  epochs: 1\n  epochs: 2\n", 4, "sft.epochs"),
+        (
+            "data:\n  corpora:\n  - dataset: mevis\n    dataset: revos\n",
+            4,
+            "data.corpora.0.dataset",
+        ),
+    ],
+)
+def test_keys_given_twice(write: Write, text: str, line: int, key: str) -> None:
+    path = write("twice.yaml", text)
+    error = fault(path)
+    assert (error.file, error.line, error.key) == (str(path), line, key)
+    assert "twice" in error.message
+
+
+@pytest.mark.parametrize(
+    ("addition", "line", "key", "shown"),
+    [
+        ("seed: many", 1, "seed", "'many'"),
+        ("sft:\n  epochs: 1.5", 2, "sft.epochs", "1.5"),
+        ("grpo:\n  n: 1", 2, "grpo_aks.n", "1"),
+        ("device: tpu", 1, "device", "'tpu'"),
+        ("canvas:\n  image: 100", 2, "canvas.image", "100"),
+        ("data:\n  corpora:\n  - {dataset: coco}", 3, "data.corpora.0.dataset", "'coco'"),
+        ("stages: [data,\n  sfd]", 2, "stages.1", "'sfd'"),
+    ],
+)
+def test_wrong_types_and_values_name_key_line_and_value(
+    write: Write, addition: str, line: int, key: str, shown: str
+) -> None:
+    text = BASE.replace("  n: 4\n", "")
+    write("base.yaml", text)
+    path = write("bad.yaml", f"{addition}\nextends: base.yaml\n")
+    error = fault(path)
+    assert (error.file, error.line, error.key) == (str(path), line, key)
+    assert f"(is {shown})" in error.message
+
+
+def test_a_missing_key_names_it_and_the_section_that_lacks_it(write: Write) -> None:
+    path = write("bad.yaml", BASE.replace("  steps: 5\n", ""))
+    error = fault(path)
+    assert (error.file, error.key) == (str(path), "grpo_ktg.steps")
+    assert error.line == BASE.splitlines().index("grpo_ktg:") + 1
+
+
+def test_batches_must_divide_among_the_ranks(write: Write) -> None:
+    error = fault(write("base.yaml", BASE), "cluster.gpus_per_node=3")
+    assert "sft.batch_size = 64" in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- a\n", "mapping"), ("", "mapping"), ("a: [1\n", "not valid YAML"), ("a: b: c", "YAML")],
+)
+def test_files_that_are_no_mapping(write: Write, content: str, message: str) -> None:
+    path = write("bad.yaml", content)
+    error = fault(path)
+    assert error.file == str(path) and error.line is not None
+    assert message in error.message
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert fault(tmp_path / "none.yaml").file == str(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"name: \xff\xfe")
+    assert "cannot be read" in fault(binary).message
+
+
+def test_yaml_tags_construct_nothing(write: Write, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    bad = write("bad.yaml", f"name: !!python/object/apply:os.mkdir ['{mark}']\n")
+    assert fault(bad).line == 1
+    assert (
+        "YAML" in fault(write("base.yaml", BASE), f"name=!!python/name:os.mkdir '{mark}'").message
+    )
+    assert not mark.exists()
+
+
+def test_unknown_names_list_the_shipped_recipes() -> None:
+    error = fault(Path("no-such-recipe"))
+    assert "laptop" in error.message and "rcot_seg_3b" in error.message
+
+
+# --- the hash -------------------------------------------------------------------------------------
+
+
+def test_the_hash_does_not_see_order_composition_or_defaults_spelt_out(write: Write) -> None:
+    plain = load_recipe(write("base.yaml", BASE))
+    tree = yaml.safe_load(BASE)
+    turned = {k: tree[k] for k in reversed(tree)}
+    turned["cluster"] = {"nodes": 1, "gpus_per_node": 1}
+    again = load_recipe(write("turned.yaml", yaml.safe_dump(turned, sort_keys=False)))
+    assert recipe_hash(again) == recipe_hash(plain)
+    dumped = load_recipe(write("dumped.yaml", dump_recipe(plain)))
+    assert (dumped, recipe_hash(dumped)) == (plain, recipe_hash(plain))
+
+
+def test_the_hash_is_pinned_to_the_canonical_json(write: Write) -> None:
+    import hashlib
+
+    recipe = load_recipe(write("base.yaml", BASE))
+    text = json.dumps(json.loads(recipe.model_dump_json()), sort_keys=True, separators=(",", ":"))
+    assert recipe_hash(recipe) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_hash_changes_with_every_single_value() -> None:
+    recipe = load_recipe("laptop")
+    hashes = {recipe_hash(recipe)}
+    tree = recipe.model_dump(mode="json")
+    assert recipe_hash(RootModel(tree)) == recipe_hash(recipe)
+    count = 0
+    for path, value in leaves(tree):
+        section: Any = tree
+        for key in path[:-1]:
+            section = section[key]
+        section[path[-1]] = f"{value}?"
+        hashes.add(recipe_hash(RootModel(tree)))  # whether or not the schema would let it in
+        section[path[-1]] = value
+        count += 1
+    assert len(hashes) == count + 1 > 100
+
+
+# --- shipped recipes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_load_by_path_and_name(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert load_recipe(path.stem) == recipe
+    for stage in ("grpo-aks", "grpo-ktg"):
+        assert recipe.grpo(stage).shard_set in recipe.data.sets
+    assert recipe.sft.shard_set in recipe.data.sets
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 5  # type: ignore[misc]

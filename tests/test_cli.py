@@ -1,0 +1,262 @@
+"""The console script: exit statuses, one-line errors, help everywhere, and a light start."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+import rcot_rl
+from rcot_rl import cli
+
+HEAVY = ("torch", "ray", "vllm", "verl", "transformers", "wandb")
+SMALL_RECIPE = """\
+name: small
+data:
+  corpora: [{dataset: mevis, root: CORPUS}]
+  sets: {grpo-aks-4: {aks: 4}}
+  keyframe: any_visible
+  canvas: 112
+grpo_aks: {shard_set: grpo-aks-4, reward: aks, steps: 1}
+grpo_ktg: {shard_set: grpo-aks-4, reward: ktg, steps: 1}
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    out: str
+    err: str
+
+    def one_line(self) -> str:
+        """The error, which is one line, and that this is all there is."""
+        assert (self.status, self.out) == (2, "")
+        assert self.err.startswith("rcot: ") and self.err.count("\n") == 1
+        assert "Traceback" not in self.err
+        return self.err.removeprefix("rcot: ").rstrip("\n")
+
+
+Rcot = Callable[..., Result]
+
+
+@pytest.fixture
+def rcot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Rcot]:
+    """The console script in this process, in an empty folder; a traceback fails the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["rcot", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        status = 0
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as done:
+            status = done.code if isinstance(done.code, int) else 0 if done.code is None else 1
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Every command and group, the root included."""
+
+    def walk(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, (*path, name))
+
+    return list(walk(typer.main.get_command(cli.app), ()))
+
+
+@pytest.mark.parametrize("path", commands(), ids=lambda path: " ".join(path) or "rcot")
+def test_help_at_every_level(rcot: Rcot, path: tuple[str, ...]) -> None:
+    result = rcot(*path, "--help")
+    assert (result.status, result.err) == (0, "")
+    assert "Usage: " + " ".join(("rcot", *path)) in result.out
+
+
+def test_the_contracts_commands_are_there() -> None:
+    present = set(commands())
+    for name in ("run", "sft", "grpo", "predict", "score", "eval", "report"):
+        assert (name,) in present
+    for name in ("build", "check", "toy"):
+        assert ("data", name) in present
+
+
+def test_version(rcot: Rcot) -> None:
+    assert rcot("--version") == Result(0, f"rcot {rcot_rl.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["runn"], ["run"], ["data", "toi"], ["run", "laptop", "--x"]]
+)
+def test_wrong_usage_is_status_2(rcot: Rcot, arguments: list[str]) -> None:
+    result = rcot(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert result.err and "Traceback" not in result.err
+
+
+def test_a_typo_in_an_override_names_the_nearest_key(rcot: Rcot, tmp_path: Path) -> None:
+    for command in (["run"], ["sft"], ["grpo"], ["predict"], ["data", "build"]):
+        error = rcot(*command, "laptop", "grpo_ktg.kl_coef=0.1").one_line()
+        assert "grpo_ktg.kl_coef" in error and error.endswith("grpo_ktg.kl_loss_coef")
+    assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+def test_a_faulty_recipe_names_file_line_and_key(rcot: Rcot, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: other.yaml\n")
+    assert rcot("run", path).one_line() == f"{path}:1: extends: no such recipe: other.yaml"
+    path.write_text("name: a\nseed: [\n")
+    assert rcot("run", path).one_line().startswith(f"{path}:3: not valid YAML")
+    assert "shipped: laptop" in rcot("run", "labtop").one_line()
+
+
+def test_a_foreign_folder_is_not_run_in(rcot: Rcot, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("mine")
+    assert "not a run's folder" in rcot("run", "laptop", "--out", tmp_path / "home").one_line()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grpo", "laptop", "--task", "both-of"], "--task: 'both-of' is not aks, ktg or both"),
+        (["segment", "a.mp4", "fox", "--device", "tpu"], "--device: 'tpu' is not cpu or cuda"),
+        (["data", "check", "nowhere"], "nowhere: no such folder"),
+        (["score", "aksx"], "aksx"),
+        (["score", "none.py:f"], "none.py: cannot be read"),
+        (["report", "nowhere"], "nowhere"),
+        (["eval", "nowhere", "--dataset", "coco", "--corpus", "nowhere"], "coco"),
+    ],
+)
+def test_faults_are_one_line(rcot: Rcot, arguments: list[str], message: str) -> None:
+    assert message in rcot(*arguments).one_line()
+
+
+# --- score ----------------------------------------------------------------------------------------
+
+RIGHT = "<think>here</think><answer>A</answer>"
+
+
+def lines(*rows: dict[str, object]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_score_from_standard_input(rcot: Rcot) -> None:
+    rows = [
+        {"response": RIGHT, "ground_truth": "A", "id": 7},
+        {"response": RIGHT, "ground_truth": "B", "id": 8},
+        {"response": "A", "ground_truth": "A", "id": 9},
+    ]
+    result = rcot("score", "aks", stdin=lines(*rows))
+    assert (result.status, result.err) == (0, "")
+    found = [json.loads(line) for line in result.out.splitlines()]
+    assert [(row["id"], row["reward"]) for row in found] == [(7, 3.0), (8, 1.0), (9, 0.0)]
+    assert found[0]["components"] == {"format": 1.0, "accuracy": 1.0}
+    assert found[0]["reasons"] == [] and found[1]["reasons"] and found[2]["reasons"]
+
+
+def test_score_from_file_to_file(rcot: Rcot, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(lines({"response": RIGHT, "ground_truth": "A"}))
+    assert rcot("score", "aks", "--in", "in.jsonl", "--out", "out.jsonl") == Result(0, "", "")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["reward"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("bad", "where"),
+    [("{", "<stdin>:2: not valid JSON"), ('{"response": ""}', "<stdin>:2: ground_truth: missing")],
+)
+def test_score_names_the_line_at_fault(rcot: Rcot, bad: str, where: str) -> None:
+    good = lines({"response": RIGHT, "ground_truth": "A"})
+    result = rcot("score", "aks", stdin=good + bad + "\n")
+    assert result.status == 2
+    assert len(result.out.splitlines()) == 1  # what was scored before
+    assert result.err.startswith(f"rcot: {where}") and result.err.count("\n") == 1
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_toy_build_check(rcot: Rcot, tmp_path: Path) -> None:
+    corpus, shards = tmp_path / "mevis", tmp_path / "shards"
+    toy = rcot("data", "toy", corpus, "--layout", "mevis", "--videos", 3, "--preset", "lattice")
+    assert toy.status == 0 and "mevis train: 3 videos" in toy.out
+    (tmp_path / "small.yaml").write_text(SMALL_RECIPE.replace("CORPUS", str(corpus)))
+    assert rcot("data", "build", "small.yaml", "--out", shards).status == 0
+
+    result = rcot("data", "check", shards, "--json")
+    assert result.status == 0
+    document = json.loads(result.out)  # one document, and nothing else there
+    assert (document["ok"], document["faults"]) == (True, [])
+    assert document["counts"]["grpo-aks-4"]["train"]["aks"] == 4
+    assert rcot("data", "check", shards).out == "no faults\n"
+
+    (image, *_) = sorted((shards / "grpo-aks-4" / "media").rglob("*.*"))
+    image.write_bytes(b"other")
+    result = rcot("data", "check", shards, "--json")
+    assert result.status == 2
+    faults = json.loads(result.out)["faults"]
+    assert any(image.name in fault["file"] for fault in faults)
+    plain = rcot("data", "check", shards)
+    assert (plain.status, len(plain.err.splitlines())) == (2, len(faults))
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def test_a_process_ends_with_status_and_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rcot_rl.cli", "run", "laptop", "sead=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    expected = "rcot: command line: sead: unknown key; the nearest known one is seed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "rcot_rl.cli",
+        "rcot_rl.recipe.loader",
+        "rcot_rl.protocol.prompts",
+        "rcot_rl.runfolder",
+        "rcot_rl.chain",
+        "reward_fns.score",
+        "data_pipelines.plan",
+        "data_pipelines.check",
+        "cluster.preflight",
+    ],
+)
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}\nprint(*sorted(sys.modules.keys() & set({HEAVY})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_script_and_scoring_do_without_numpy() -> None:
+    code = (
+        "import sys, rcot_rl.cli, reward_fns.cli_score\n"
+        "from reward_fns.score import load_reward\n"
+        f"assert load_reward('aks').score({RIGHT!r}, 'A').reward == 3.0\n"
+        "print(*sorted(sys.modules.keys() & {'numpy', 'scipy', 'cv2', 'pyarrow'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,131 @@
+"""A run's folder: whose it is, what is done, and that files are whole."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.loader import load_recipe, recipe_hash
+from rcot_rl.recipe.schema import Recipe
+from rcot_rl.runfolder import RunFolder, versions, write_json
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("laptop")
+
+
+def test_claiming_writes_the_recipe_with_what_it_ran_on(tmp_path: Path, recipe: Recipe) -> None:
+    folder = RunFolder.claim(tmp_path / "deep" / "run", recipe)
+    record = yaml.safe_load((folder.root / "recipe.yaml").read_text())
+    assert Recipe.model_validate(record["recipe"]) == recipe
+    assert record["recipe_hash"] == recipe_hash(recipe)
+    assert record["versions"] == versions()
+    assert record["versions"]["verl"] and record["python"].startswith("3.")
+    assert [p.name for p in folder.root.iterdir()] == ["recipe.yaml"]
+
+
+def test_claiming_again_changes_nothing(tmp_path: Path, recipe: Recipe) -> None:
+    path = RunFolder.claim(tmp_path, recipe).root / "recipe.yaml"
+    before = path.read_bytes()
+    (tmp_path / "sft").mkdir()
+    assert RunFolder.claim(tmp_path, load_recipe("laptop")).root == tmp_path
+    assert path.read_bytes() == before
+
+
+def test_another_recipes_run_is_refused_with_the_keys_that_differ(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    RunFolder.claim(tmp_path, recipe)
+    other = load_recipe("laptop", ["seed=2", "grpo_aks.steps=5", "toy.preset=rich"])
+    with pytest.raises(InputError) as caught:
+        RunFolder.claim(tmp_path, other)
+    assert caught.value.file == str(tmp_path / "recipe.yaml")
+    assert "(differs in: grpo_aks.steps, seed, toy.preset)" in caught.value.message
+    RunFolder.claim(tmp_path, recipe)  # and it is still the first one's
+
+
+def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        RunFolder.claim(tmp_path, recipe)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path, recipe: Recipe) -> None:
+    path = tmp_path / "run"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        RunFolder.claim(path, recipe)
+    assert caught.value.file == str(path)
+    assert path.read_text() == "mine"
+
+
+def test_the_lock_is_exclusive_and_given_back(tmp_path: Path, recipe: Recipe) -> None:
+    first, second = RunFolder.claim(tmp_path, recipe), RunFolder.claim(tmp_path, recipe)
+    with first.locked(), pytest.raises(InputError, match="another command"), second.locked():
+        pass
+    with pytest.raises(RuntimeError), second.locked():
+        raise RuntimeError
+    with first.locked():
+        pass
+
+
+def test_a_locked_folder_can_be_claimed_again(tmp_path: Path, recipe: Recipe) -> None:
+    folder = RunFolder.claim(tmp_path, recipe)
+    with folder.locked():
+        RunFolder.claim(tmp_path, recipe)
+
+
+def test_attempts_are_numbered_onwards_and_not_as_text(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert [folder.new_attempt("sft").name for _ in range(3)] == [f"attempt-{k}" for k in (1, 2, 3)]
+    (tmp_path / "sft" / "attempt-10").mkdir()
+    assert folder.new_attempt("sft").name == "attempt-11"  # as text, 3 comes after 10
+    assert folder.new_attempt("eval").name == "attempt-1"
+    assert all(p.is_dir() for p in (tmp_path / "sft").iterdir())
+
+
+def test_done_is_what_was_marked(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert not folder.is_done("sft")
+    folder.mark_done("sft", minutes=1.5)
+    assert folder.is_done("sft") and not folder.is_done("data")
+    assert folder.done("sft")["minutes"] == 1.5
+    assert folder.done("sft")["finished"] > 0
+
+
+def test_json_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "facts.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["facts.json"]
+
+
+def test_readers_never_see_half_a_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    values = [{"k": [i] * 5000} for i in range(40)]
+    write_json(path, values[0])
+    seen: list[dict[str, list[int]]] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(json.loads(path.read_text()))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for value in values:
+        write_json(path, value)
+    stop.set()
+    reader.join()
+    seen.append(json.loads(path.read_text()))
+    assert all(value in values for value in seen)
+    assert seen[-1] == values[-1]

@@ -1,0 +1,241 @@
+"""Jobs: shards in, checkpoints found, failures named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.training import jobs
+
+
+def write_shard(path: Path, rows: int) -> Path:
+    pq.write_table(pa.table({"a": pa.array(range(rows), pa.int64())}), path)
+    return path
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    for k, rows in enumerate((40, 30)):
+        write_shard(folder / f"train-0000{k}-of-00002.parquet", rows)
+    write_shard(folder / "val-00000-of-00001.parquet", 8)
+    return folder
+
+
+def checkpoints(folder: Path, tracker: str | None, *steps: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        (folder / f"global_step_{step}").mkdir()
+    if tracker is not None:
+        (folder / jobs.TRACKER).write_text(tracker)
+    return folder
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def test_files_of_a_split_are_in_order_and_its_own(shards: Path) -> None:
+    names = [p.name for p in jobs.split_files(shards, "train")]
+    assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    assert [p.name for p in jobs.split_files(shards, "val")] == ["val-00000-of-00001.parquet"]
+
+
+def test_a_split_that_is_not_there(shards: Path) -> None:
+    with pytest.raises(InputError, match="no test shard") as caught:
+        jobs.split_files(shards, "test")
+    assert caught.value.file == str(shards)
+
+
+def test_a_folder_without_manifest_is_no_shard_set(shards: Path) -> None:
+    (shards / "manifest.json").unlink()
+    with pytest.raises(InputError, match="manifest"):
+        jobs.split_files(shards, "train")
+
+
+def test_rows_are_counted_over_files(shards: Path) -> None:
+    assert jobs.count_rows(jobs.split_files(shards, "train")) == 70
+
+
+def test_an_empty_file_is_named(shards: Path) -> None:
+    empty = write_shard(shards / "train-00001-of-00002.parquet", 0)
+    with pytest.raises(InputError, match="empty") as caught:
+        jobs.count_rows(jobs.split_files(shards, "train"))
+    assert caught.value.file == str(empty)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "nothing"])
+def test_a_corrupt_file_is_named(shards: Path, damage: str) -> None:
+    path = shards / "train-00000-of-00002.parquet"
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[:-20], "text": b"not parquet at all", "nothing": b""}[damage])
+    with pytest.raises(InputError, match="readable parquet") as caught:
+        jobs.count_rows(jobs.split_files(shards, "train"))
+    assert caught.value.file == str(path)
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def test_sft_steps_are_whole_batches_times_epochs(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("laptop", ["sft.batch_size=32", "sft.epochs=3"])
+    attempt = tmp_path / "sft" / "attempt-1"
+    job = jobs.sft_job(recipe, tmp_path / "model", shards, tmp_path / "sft", attempt)
+    assert (job.total_steps, job.resumes_from) == (6, 0)  # 70 rows: 2 batches of 32, 3 times
+    assert (attempt / "verl.yaml").is_file()
+    assert job.arguments[-1] == str(attempt / "verl.yaml")
+    assert job.environment["VERL_FILE_LOGGER_PATH"] == str(job.verl_log)
+    assert job.environment["RCOT_RL_PLUGIN"] == "required"
+
+
+def test_too_few_rows_for_one_batch(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("laptop", ["sft.batch_size=96", "grpo.prompts_per_step=128"])
+    place = (tmp_path / "model", shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
+    with pytest.raises(InputError, match=r"70 rows.*96"):
+        jobs.sft_job(recipe, *place)
+    with pytest.raises(InputError, match=r"70 rows.*128"):
+        jobs.grpo_job(recipe, "grpo-ktg", *place)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grpo_job_resumes_and_tells_its_workers_the_environment(
+    shards: Path, tmp_path: Path
+) -> None:
+    from omegaconf import OmegaConf
+
+    recipe = load_recipe("laptop")
+    out = tmp_path / "grpo-ktg"
+    checkpoints(out / "checkpoints", "24", 12, 24)
+    job = jobs.grpo_job(recipe, "grpo-ktg", tmp_path / "m", shards, out, out / "attempt-2", "py -x")
+    assert (job.total_steps, job.resumes_from) == (36, 24)
+    config = OmegaConf.load(out / "attempt-2" / "verl.yaml")
+    runtime = config.ray_kwargs.ray_init.runtime_env
+    assert runtime.py_executable == "py -x"
+    assert dict(runtime.env_vars) == job.environment
+    assert [Path(p).name for p in config.data.val_files] == ["val-00000-of-00001.parquet"]
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tracker", "steps", "newest"),
+    [
+        (None, (), 0),
+        (None, (10,), 0),  # killed before verl pointed to it
+        ("20", (10, 20, 30), 20),  # 30 was being written
+        ("20\n", (20,), 20),
+        ("30", (10, 20), 0),  # it points to what is not there
+        ("0", (0,), 0),
+        ("", (10,), 0),
+        ("ten", (10,), 0),
+        ("-10", (10,), 0),
+    ],
+)
+def test_the_newest_step_is_the_trackers_if_it_is_there(
+    tmp_path: Path, tracker: str | None, steps: tuple[int, ...], newest: int
+) -> None:
+    folder = checkpoints(tmp_path / "checkpoints", tracker, *steps)
+    assert jobs.newest_step(folder) == newest
+    assert jobs.is_started(folder) == (tracker is not None)
+    if newest:
+        assert jobs.newest_checkpoint(folder) == folder / f"global_step_{newest}"
+    else:
+        with pytest.raises(InputError, match="no checkpoint"):
+            jobs.newest_checkpoint(folder)
+
+
+def test_no_folder_of_checkpoints(tmp_path: Path) -> None:
+    assert jobs.newest_step(tmp_path / "none") == 0
+    assert not jobs.is_started(tmp_path / "none")
+
+
+def test_the_link_to_a_model_is_relative_and_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "run" / "model"
+    for step in (10, 20):
+        model = tmp_path / "run" / "checkpoints" / f"global_step_{step}" / "actor" / "huggingface"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(str(step))
+        jobs.link_model(model.parent.parent, link)
+        assert (link / "config.json").read_text() == str(step)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "model" / "config.json").read_text() == "20"
+
+
+def test_a_checkpoint_without_a_model_is_not_linked(tmp_path: Path) -> None:
+    (tmp_path / "global_step_1" / "actor").mkdir(parents=True)
+    with pytest.raises(InputError, match="Hugging Face"):
+        jobs.link_model(tmp_path / "global_step_1", tmp_path / "model")
+    assert not (tmp_path / "model").is_symlink()
+
+
+def test_the_card_of_a_model(tmp_path: Path) -> None:
+    jobs.write_card(tmp_path, load_recipe("laptop"))
+    card = json.loads((tmp_path / "rcot.json").read_text())
+    assert card == {"prompts": "compact", "image_canvas": 112, "video_canvas": 112}
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+RAY = """\
+(WorkerDict pid=4242) step 3
+\x1b[36m(TaskRunner pid=77)\x1b[0m Traceback (most recent call last):
+\x1b[36m(TaskRunner pid=77)\x1b[0m   File "trainer.py", line 12, in fit
+\x1b[36m(TaskRunner pid=77)\x1b[0m torch.OutOfMemoryError: CUDA out of memory, 2 GiB asked
+Traceback (most recent call last):
+  File "grpo_main.py", line 40, in <module>
+ray.exceptions.RayTaskError(OutOfMemoryError): \x1b[36mray::TaskRunner.run()\x1b[39m (pid=77)
+ray.exceptions.ActorDiedError: The actor died unexpectedly
+"""
+TORCHRUN = """\
+[rank0]: Traceback (most recent call last):
+[rank0]:   File "sft_main.py", line 9, in <module>
+[rank0]: ValueError: sequence of 5000 tokens is longer than max_length=4024
+E0101 00:00:00.000000 1 torch/distributed/elastic: failed (exitcode: 1)
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n====
+sft_main FAILED
+"""
+CHAINED = """\
+KeyError: 'images'
+
+During handling of the above exception, another exception occurred:
+
+rcot_rl.errors.InputError: shards/a: has no images
+cleaning up
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (RAY, "torch.OutOfMemoryError: CUDA out of memory, 2 GiB asked"),
+        (TORCHRUN, "ValueError: sequence of 5000 tokens is longer than max_length=4024"),
+        (CHAINED, "rcot_rl.errors.InputError: shards/a: has no images"),
+        ("loading\nNo errors so far: Error rate 0\nKilled\n",
+         "loading | No errors so far: Error rate 0 | Killed"),
+        ("", ""),
+    ],
+    ids=["ray", "torchrun", "chained", "no exception", "empty"],
+)  # fmt: skip
+def test_the_reason_of_a_failure(tmp_path: Path, log: str, reason: str) -> None:
+    path = tmp_path / "log"
+    path.write_text(log)
+    assert jobs.failure_reason(path) == reason
+
+
+def test_hostile_logs_are_read_quickly(tmp_path: Path) -> None:
+    import time
+
+    path = tmp_path / "log"
+    path.write_bytes(b"(a) " * 50_000 + b"\n" + b"[x]: " * 50_000 + b"\n\xff\xfe" + b"a." * 100_000)
+    started = time.monotonic()
+    assert len(jobs.failure_reason(path)) <= 600
+    assert time.monotonic() - started < 2
