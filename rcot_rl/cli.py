@@ -243,6 +243,8 @@ def data_check(
 def main() -> None:
     """The console script's entry point: errors become exit statuses here, and only here."""
     signal.signal(signal.SIGTERM, _terminated)
+    # a shell starts background jobs with SIGINT ignored: then nothing would answer to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except InputError as error:

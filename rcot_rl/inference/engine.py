@@ -193,6 +193,10 @@ class PolicyEngine:
             arguments |= {
                 "dtype": "float32" if section.dtype == "auto" else section.dtype,
                 "enforce_eager": True,
+                # a seeded request whose prompt is cut into chunks fails: vLLM rewinds its generator
+                # after each chunk, and torch's CPU generator has no offset to rewind
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(section.max_num_batched_tokens, self.max_model_len),
                 "kv_cache_memory_bytes": section.kv_cache_bytes
                 or max(CPU_KV_CACHE_BYTES, _cache_bytes(text_config, self.max_model_len)),
                 "skip_mm_profiling": True,  # else 16 images of the largest size are encoded first

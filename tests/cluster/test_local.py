@@ -84,6 +84,7 @@ def test_children_end_with_the_command_whatever_ends_it(tmp_path, number):
         "from cluster.local import Host\n"
         "def stop(*_): raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, stop)\n"
+        "signal.signal(signal.SIGINT, stop)\n"
         "try:\n"
         "    with Host({}) as host:\n"
         "        host.run(['-c', 'import os,time; print(os.getpid(), flush=True); "
