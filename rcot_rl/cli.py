@@ -246,7 +246,7 @@ def main() -> None:
     # a shell starts background jobs with SIGINT ignored: then nothing would answer to it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        app()
+        app(prog_name="rcot")
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:

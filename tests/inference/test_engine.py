@@ -150,6 +150,7 @@ def test_models_are_found(tmp_path):
 
 
 def test_the_card_of_a_checkpoint(model):
+    (model / "rcot.json").unlink(missing_ok=True)
     assert read_card(model) is None
     (model / "rcot.json").write_text('{"prompts": "compact", "image_canvas": 112}')
     assert read_card(model) == PolicyCard(prompts="compact", image_canvas=112, video_canvas=448)
