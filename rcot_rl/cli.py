@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -89,7 +89,10 @@ def _run_stages(
     from rcot_rl.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    folder = run_chain(loaded, out or Path("runs") / loaded.name, stages)
+    try:
+        folder = run_chain(loaded, out or Path("runs") / loaded.name, stages)
+    except KeyboardInterrupt:  # here, because typer would turn it into a bare "Aborted"
+        _fail("stopped; the same command goes on from here", 130)
     if stages is None:
         from rcot_rl.monitoring.summary import summary_table
 
@@ -249,8 +252,6 @@ def main() -> None:
         app(prog_name="rcot")
     except InputError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here", 130)
     except Exception as error:
         from cluster.local import StageFailed
 
@@ -263,7 +264,7 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"rcot: {message}", file=sys.stderr)
     sys.exit(status)
 
