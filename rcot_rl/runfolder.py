@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from rcot_rl.errors import InputError
+from rcot_rl.files import write_text
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
 
@@ -101,17 +101,12 @@ class RunFolder:
             "versions": versions(),
             "recipe": recipe.model_dump(mode="json"),
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, yaml.safe_dump(record, sort_keys=False))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:

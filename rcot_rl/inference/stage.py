@@ -11,12 +11,12 @@ then every benchmark goes through the pipeline. What is there already is not don
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpora import open_corpus
+from rcot_rl.files import write_text
 from rcot_rl.inference.engine import PolicyEngine
 from rcot_rl.inference.heldout import heldout_rewards, read_rows
 from rcot_rl.inference.predict import predict
@@ -35,7 +35,7 @@ def run(plan: dict[str, Any]) -> None:
     recipe = load_recipe(plan["recipe"])
     out = Path(plan["out"])
     checkpoints = [(name, Path(folder)) for name, folder in plan["checkpoints"]]
-    segmenter = load_segmenter(recipe.models.segmenter, _device(recipe))
+    segmenter = load_segmenter(recipe.models.segmenter, recipe.device)
     _say(event="engine", message=f"starting vLLM on {checkpoints[0][0]}")
     with PolicyEngine(
         checkpoints[0][1], recipe.engine, device=recipe.device, seed=recipe.seed
@@ -107,18 +107,11 @@ def _heldout(
             seed=recipe.seed,
         )
         _say(event="heldout", what=f"{name}, {task}", **_means(known[task][name]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(known, indent=1))
 
 
 def _means(result: dict[str, Any]) -> dict[str, float]:
     return {way: round(result[way]["mean"], 3) for way in ("sampled", "greedy")}
-
-
-def _device(recipe: Recipe) -> str:
-    return recipe.device
 
 
 def _say(**event: Any) -> None:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.files import write_text
+
 
 class Follower:
     """Follows `source` (verl's log of one attempt) into `target` (the stage's metrics)."""
@@ -67,6 +69,4 @@ def keep_steps_before(path: Path, step: int) -> None:
     kept = [line for line in lines if line["step"] < step]
     if len(kept) == len(lines):
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -18,6 +18,7 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from rcot_rl.files import write_text
 from rcot_rl.training.group_metrics import reward_metrics
 
 COMPONENT = "component/"
@@ -70,10 +71,7 @@ class RCoTTrainer(PPOTrainerSync):
             }
             lines.append(json.dumps(line, ensure_ascii=False, default=_plain))
         path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.rename(path)
+        write_text(path, "\n".join(lines) + "\n")
 
     def _reward_rows(self, batch: Any) -> list[dict[str, Any]]:
         """Per response, ordered by group: uid, sample, reward, components, reasons."""
