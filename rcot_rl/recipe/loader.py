@@ -1,8 +1,9 @@
 """From a recipe's file and the command line's overrides to a checked `Recipe`.
 
 Order of precedence, lowest first: the file named by `extends` (to any depth), the file itself,
-`key.path=value` overrides. The keys of the shared `grpo` section are defaults of `grpo_aks` and
-`grpo_ktg`. An unknown key, at any depth, is an error that names the nearest known one.
+`key.path=value` overrides. In each of these, the keys of the shared `grpo` section stand for both
+`grpo_aks` and `grpo_ktg`, and those of the two for themselves. An unknown key, at any depth, is an
+error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     Raises InputError with file, line and key.
     """
     source = _read_with_parents(_find(name_or_path), ())
+    given = Source({})
     for text in overrides:
-        source = source.merge(_override(text))
-    return _validate(_spread_shared(source), Recipe)
+        given = given.merge(_override(text))
+    return _validate(source.merge(_spread_shared(given)), Recipe)
 
 
 def recipe_hash(recipe: BaseModel) -> str:
@@ -74,14 +76,15 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> Source:
     source = read_yaml(path)
     parent = source.tree.pop("extends", None)
     if parent is None:
-        return source
+        return _spread_shared(source)
     if not isinstance(parent, str):
         raise InputError("must be the path of a recipe", file=path, key="extends")
     parent_path = path.parent / parent
     if not parent_path.is_file():
         line = source.places[("extends",)][1]
         raise InputError(f"no such recipe: {parent}", file=path, line=line, key="extends")
-    return _read_with_parents(parent_path, (*below, path)).merge(source, _REPLACED)
+    inherited = _read_with_parents(parent_path, (*below, path))
+    return inherited.merge(_spread_shared(source), _REPLACED)
 
 
 def _override(text: str) -> Source:
@@ -167,9 +170,9 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def _unknown(source: Source, key: Key, known: list[str]) -> typing.NoReturn:
     file, line = source.place(key)
-    if key == ("grpo",):
-        known = [*known, "grpo"]
-    near = difflib.get_close_matches(str(key[-1]), [*known, *_SHARED], n=1, cutoff=0.0)
+    if len(key) == 1:
+        known = [*known, *_SHARED]
+    near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.0)
     parent = ".".join(map(str, key[:-1]))
     nearest = f"{parent}.{near[0]}" if parent else near[0]
     raise InputError(

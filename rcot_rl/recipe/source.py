@@ -12,6 +12,8 @@ import yaml
 from rcot_rl.errors import InputError
 
 Key = tuple[str | int, ...]
+MAX_KEYS = 100_000
+"""Most keys of one file: aliases of aliases can stand for more than any memory holds."""
 
 
 @dataclass
@@ -75,8 +77,18 @@ def read_yaml(path: Path) -> Source:
 
 
 def _note_places(
-    node: yaml.Node, prefix: Key, file: str, places: dict[Key, tuple[str, int | None]]
+    node: yaml.Node,
+    prefix: Key,
+    file: str,
+    places: dict[Key, tuple[str, int | None]],
+    inside: frozenset[int] = frozenset(),
 ) -> None:
+    if id(node) in inside:
+        line = node.start_mark.line + 1
+        raise InputError("holds itself", file=file, line=line, key=_dotted(prefix))
+    if len(places) > MAX_KEYS:
+        raise InputError(f"has more than {MAX_KEYS} keys, aliases written out", file=file)
+    inside |= {id(node)}
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:
@@ -85,11 +97,11 @@ def _note_places(
                 raise InputError("given twice", file=file, line=line, key=_dotted((*prefix, key)))
             seen.add(key)
             places[(*prefix, key)] = (file, line)
-            _note_places(value_node, (*prefix, key), file, places)
+            _note_places(value_node, (*prefix, key), file, places, inside)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             places[(*prefix, index)] = (file, item.start_mark.line + 1)
-            _note_places(item, (*prefix, index), file, places)
+            _note_places(item, (*prefix, index), file, places, inside)
 
 
 def _dotted(key: Key) -> str:

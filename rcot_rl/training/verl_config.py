@@ -27,6 +27,7 @@ FREE_KEYS = (
     "ray_kwargs.ray_init.",
     "actor_rollout_ref.rollout.engine_kwargs.vllm.",
     "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class",
     "actor_rollout_ref.model.override_config.",
     "actor_rollout_ref.actor.fsdp_config.mixed_precision",
     "actor_rollout_ref.ref.fsdp_config.mixed_precision",
@@ -36,6 +37,8 @@ FREE_KEYS = (
     "trainer.rcot.",
 )
 """Keys that verl reads but its reference configuration does not list."""
+
+AGENT_LOOP = "rcot_rl.training.agent_loop"
 
 _FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
@@ -89,6 +92,8 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         f"{rollout}.seed": recipe.seed,
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.load_format": "auto",
+        f"{rollout}.agent.agent_loop_manager_class": f"{AGENT_LOOP}.CachedAgentLoopManager",
+        f"{rollout}.agent.default_agent_loop": "rcot_single_turn",
         "reward.reward_manager.name": "naive",
         "reward.custom_reward_function.path": "pkg://rcot_rl.training.reward",
         "reward.custom_reward_function.name": "compute_score",

@@ -161,6 +161,35 @@ def test_shared_grpo_reaches_through_extends_and_overrides(write: Write) -> None
         assert (stage.clip_ratio, stage.temperature, stage.learning_rate) == (0.3, 0.7, 1e-5)
 
 
+def test_a_shared_key_on_the_command_line_beats_a_stages_own_in_a_file(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", "extends: base.yaml\ngrpo_aks: {temperature: 0.5}\n")
+    recipe = load_recipe(child, ["grpo.temperature=0.7"])
+    assert (recipe.grpo_aks.temperature, recipe.grpo_ktg.temperature) == (0.7, 0.7)
+    both = load_recipe(child, ["grpo_ktg.temperature=0.9", "grpo.temperature=0.7"])
+    assert (both.grpo_aks.temperature, both.grpo_ktg.temperature) == (0.7, 0.9)
+
+
+def test_a_childs_shared_key_beats_a_stages_own_in_its_parent(write: Write) -> None:
+    write("base.yaml", BASE + "\n")
+    child = write("child.yaml", "extends: base.yaml\ngrpo: {steps: 77}\n")
+    recipe = load_recipe(child)
+    assert (recipe.grpo_aks.steps, recipe.grpo_ktg.steps) == (77, 77)
+
+
+def test_yaml_that_holds_itself_is_refused(write: Write) -> None:
+    for text in ("a: &x [*x]\n", "a: &x {b: *x}\n"):
+        with pytest.raises(InputError, match="holds itself"):
+            load_recipe(write("loop.yaml", text))
+
+
+def test_aliases_that_expand_without_end_are_refused(write: Write) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 9)]
+    with pytest.raises(InputError, match="more than"):
+        load_recipe(write("bomb.yaml", "\n".join(lines) + "\n"))
+
+
 def test_shared_grpo_must_be_a_mapping(write: Write) -> None:
     write("base.yaml", BASE)
     child = write("child.yaml", "extends: base.yaml\nname: x\ngrpo: 5\n")

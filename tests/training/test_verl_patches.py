@@ -57,6 +57,32 @@ print(get_platform().device_name, get_platform().communication_backend_name(), v
     assert out.split()[-1].startswith("0.24.0")
 
 
+def test_log_probs_and_gradients_of_the_cpu_engine_are_verls_own():
+    out = run(
+        """
+import torch, verl
+from verl.utils.torch_functional import logprobs_from_logits
+from rcot_rl.training.engine_cpu import log_probs_of_labels
+torch.manual_seed(0)
+labels = torch.randint(0, 563, (300,))
+found = []
+for function in (logprobs_from_logits, log_probs_of_labels):
+    torch.manual_seed(1)
+    logits = (torch.randn(300, 563) * 4).requires_grad_()
+    value = function(logits, labels)
+    (value * torch.linspace(-1, 1, 300)).sum().backward()
+    found.append((value.detach(), logits.grad))
+(a, da), (b, db) = found
+print(float((a - b).abs().max()), float((da - db).abs().max()))
+""",
+        RCOT_RL_PLUGIN="required",
+        VERL_PLATFORM="cpu",
+    )
+    values, gradients = map(float, out.split()[-2:])
+    assert values < 1e-5
+    assert gradients < 1e-6
+
+
 def test_without_the_variable_a_users_own_verl_is_left_alone():
     out = run("import verl, sys; print('rcot_rl.training.verl_patches' in sys.modules)")
     assert out.strip().endswith("False")

@@ -1,0 +1,124 @@
+"""The cached agent loop: media decoded once and the processor run once per group, whatever n.
+
+verl 0.9.1 does both anew for every response of a group, and the processor three times (to build the
+prompt, before the reward call and before the hand-over to TransferQueue): n = 8 takes 8 decodes and
+24 runs. The responses of a group share their prompt, so here the first one decodes and runs the
+processor, and the others wait for it and take the same tensors. Batches are identical.
+
+`CachedAgentLoopManager` is verl's `agent_loop_manager_class`; `CachedSingleTurn` is registered as
+`rcot_single_turn`. What a group shares is dropped when its last response is done.
+
+Left out: sharing between the epochs of a run, and between the copies in TransferQueue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from verl.experimental.agent_loop.agent_loop import register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+
+_VerlWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+
+
+@dataclass
+class Group:
+    """What the responses to one prompt have in common."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    media: dict[str, Any] | None = None
+    """Decoded images and videos, as verl's dataset returns them."""
+    prompt_ids: list[int] | None = None
+    processed: dict[str, Any] | None = None
+    """The processor's features of `media` (pixel values, grids), without any text's."""
+
+
+_GROUP: contextvars.ContextVar[Group | None] = contextvars.ContextVar("group", default=None)
+"""The group of the response that the current asyncio task makes."""
+
+
+@register("rcot_single_turn")
+class CachedSingleTurn(SingleTurnAgentLoop):
+    """verl's single-turn loop on its group's shared media and prompt."""
+
+    async def process_multi_modal_info(self, messages: list[dict]) -> dict:
+        """Decoded once per group."""
+        group = _GROUP.get()
+        if group is None:
+            return await super().process_multi_modal_info(messages)
+        async with group.lock:
+            if group.media is None:
+                group.media = await super().process_multi_modal_info(messages)
+        return dict(group.media)
+
+    async def ct_build_initial_tokens(
+        self, messages: list[dict], mm_inputs_out: dict[str, Any] | None = None, **media: Any
+    ) -> list[int]:
+        """Tokenised, and its media processed, once per group."""
+        group = _GROUP.get()
+        if group is None:
+            return await super().ct_build_initial_tokens(
+                messages, mm_inputs_out=mm_inputs_out, **media
+            )
+        async with group.lock:
+            if group.prompt_ids is None:
+                found: dict[str, Any] = {}
+                group.prompt_ids = await super().ct_build_initial_tokens(
+                    messages, mm_inputs_out=found, **media
+                )
+                group.processed = found
+        if mm_inputs_out is not None:
+            mm_inputs_out.update(group.processed or {})
+        return list(group.prompt_ids)
+
+
+class CachedAgentLoopWorkerTQ(_VerlWorker):
+    """verl's worker; every prompt's responses run as one `Group`."""
+
+    async def _run_prompt(self, prompt: dict, *args: Any, **kwargs: Any) -> None:
+        # the tasks of the responses copy this task's context, and the group with it
+        _GROUP.set(Group())
+        try:
+            await super()._run_prompt(prompt, *args, **kwargs)
+        finally:
+            _GROUP.set(None)
+
+    def _compute_multi_modal_inputs(
+        self, output: Any, input_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The group's features; verl's own computation where a response has media of its own."""
+        group = _GROUP.get()
+        if group is None or group.processed is None or not _shares_media(output, group):
+            return super()._compute_multi_modal_inputs(output, input_ids)
+        return features(group.processed)
+
+
+def features(processed: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What verl's `_compute_multi_modal_inputs` makes of a processor's output.
+
+    A new dictionary of shared tensors: verl takes entries out of it.
+    """
+    inputs = {k: v for k, v in processed.items() if k not in ("input_ids", "attention_mask")}
+    grid = inputs.get("image_grid_thw")
+    if grid is not None:
+        inputs["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+    return inputs
+
+
+def _shares_media(output: Any, group: Group) -> bool:
+    own, shared = output.multi_modal_data or {}, group.media or {}
+    return own.keys() == shared.keys() and all(own[key] is shared[key] for key in own)
+
+
+class CachedAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager with workers of `CachedAgentLoopWorkerTQ`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(CachedAgentLoopWorkerTQ)

@@ -1,0 +1,131 @@
+"""The cached agent loop hands on what verl's own does, from one decode and one processor run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+CODE = r"""
+import asyncio, json, sys
+import numpy as np, torch
+from PIL import Image
+from types import SimpleNamespace
+from transformers import AutoTokenizer
+from verl.utils.tokenizer import hf_processor
+from verl.experimental.agent_loop.agent_loop import create_continuous_token_builder
+from rcot_rl.inference.model_folder import find_model
+from rcot_rl.training import agent_loop as ours
+
+model = find_model("tiny")
+tokenizer, processor = AutoTokenizer.from_pretrained(model), hf_processor(model)
+builder = create_continuous_token_builder(
+    tokenizer, hf_model_type="qwen2_5_vl", chat_template_kwargs={}, mm_processor_kwargs={},
+    processor=processor)
+image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (112, 112, 3), dtype=np.uint8))
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a circle"}]}]
+calls = {"decode": 0, "processor": 0}
+
+class CountingProcessor:
+    def __init__(self, inner): self._inner = inner
+    def __getattr__(self, name): return getattr(self._inner, name)
+    def __call__(self, *a, **k):
+        calls["processor"] += 1
+        return self._inner(*a, **k)
+
+class Decoder:
+    @staticmethod
+    async def process_multi_modal_info(messages, image_patch_size, config):
+        calls["decode"] += 1
+        await asyncio.sleep(0.01)  # all responses of the group ask before the first has it
+        return [image], None, None
+
+class Server:
+    async def generate(self, prompt_ids, image_data, **_):
+        await asyncio.sleep(0)
+        assert image_data == [image]
+        return SimpleNamespace(token_ids=[9, 10, 2], log_probs=[-0.1] * 3, num_preempted=0,
+                               routed_experts=None, extra_fields={})
+
+counting = CountingProcessor(processor)
+builder.processor = counting
+kept = []
+
+def worker(cls):
+    made = object.__new__(cls)
+    made.processor, made.tokenizer, made.mm_processor_kwargs = counting, tokenizer, {}
+    return made
+
+async def response(cls, loop_cls):
+    loop = object.__new__(loop_cls)
+    loop.__dict__.update(
+        processor=counting, tokenizer=tokenizer, dataset_cls=Decoder, data_config={},
+        mm_processor_kwargs={}, continuous_token_builder=builder, server_manager=Server(),
+        rollout_config=SimpleNamespace(prompt_length=200, response_length=50),
+        prompt_length=200, response_length=50, loop=asyncio.get_running_loop())
+    output = await loop.run({}, raw_prompt=messages)
+    ids = torch.tensor(output.prompt_ids + output.response_ids)
+    own = worker(cls)
+    twice = []
+    for _ in range(2):  # before the reward call, and before TransferQueue
+        inputs = own._compute_multi_modal_inputs(output, ids)
+        at = own._compute_position_ids(ids[None], torch.ones_like(ids)[None], inputs)
+        twice.append((inputs, at))
+    kept.append((output.prompt_ids, output.response_mask, twice))
+
+class Cached(ours.CachedAgentLoopWorkerTQ):
+    pass
+
+async def prompt(self, prompt, *a, **k):
+    await asyncio.gather(*[asyncio.create_task(response(type(self), k["loop"])) for _ in range(8)])
+
+ours._VerlWorker._run_prompt = prompt
+
+def run(cls, loop):
+    for key in calls: calls[key] = 0
+    kept.clear()
+    asyncio.run(worker(cls)._run_prompt({}, loop=loop))
+    return list(kept), dict(calls)
+
+theirs, their_calls = run(ours._VerlWorker, ours.SingleTurnAgentLoop)
+cached, cached_calls = run(Cached, ours.CachedSingleTurn)
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+print(json.dumps({"equal": equal(theirs, cached), "theirs": their_calls, "cached": cached_calls,
+                  "keys": sorted(cached[0][2][0][0]), "left": ours._GROUP.get() is None}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        env=os.environ | {"VERL_PLATFORM": "cpu", "RCOT_RL_PLUGIN": "required"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_batches_are_verls_own(found: dict) -> None:
+    assert found["equal"]
+    assert found["keys"] == ["image_grid_thw", "images_seqlens", "pixel_values"]
+
+
+def test_a_group_of_eight_decodes_once_and_runs_the_processor_once(found: dict) -> None:
+    assert found["theirs"] == {"decode": 8, "processor": 24}
+    assert found["cached"] == {"decode": 1, "processor": 1}
+
+
+def test_nothing_is_held_after_the_group(found: dict) -> None:
+    assert found["left"]
