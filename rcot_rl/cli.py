@@ -147,6 +147,16 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder.")]) -> 
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one recipe.")],
+) -> None:
+    """What GRPO changed over several runs (seeds): paired, with 95 % intervals, in Markdown."""
+    from rcot_rl.monitoring.compare import comparison_table
+
+    typer.echo(comparison_table(runs))
+
+
+@app.command()
 def segment(
     video: Annotated[Path, typer.Argument(help="An mp4, or a folder of frames.")],
     query: Annotated[str, typer.Argument(help="What to segment.")],

@@ -1,0 +1,162 @@
+"""`rcot compare RUN RUN …`: what GRPO changed, over several runs of one recipe (its seeds).
+
+Every change is a paired one: the same held-out prompts and the same expressions, after a stage
+minus after CoT-SFT of the same run. Two intervals are given, for two questions:
+
+    over prompts   each prompt's change is first averaged over the runs; prompts are the sample.
+                   Would other prompts show it, with these runs?
+    over runs      each run's mean change is one value; runs are the sample. Would other seeds
+                   show it? With three runs, Student's t makes it 2.5 times as wide as z would.
+
+Left out: runs of different recipes, which is a question for the reader; a run that lacks a stage
+is refused, never averaged over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcot_rl.errors import InputError
+from rcot_rl.intervals import Interval, mean_interval
+
+BEFORE = "sft"
+STAGES = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
+Units = dict[str, float]
+"""A figure of each prompt or expression, by name."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure before and after, in several runs."""
+
+    name: str
+    before: list[float]
+    """A mean a run."""
+    after: list[float]
+    over_prompts: Interval
+    over_runs: Interval
+
+
+def compare(runs: Sequence[Path]) -> list[Change]:
+    """Rewards of each task after each GRPO stage, and J&F of each benchmark, against CoT-SFT.
+
+    Raises InputError for a missing file, and for runs that were asked different questions.
+    """
+    if not runs:
+        raise InputError("no run to compare")
+    return [*_reward_changes(runs), *_score_changes(runs)]
+
+
+def comparison_table(runs: Sequence[Path]) -> str:
+    """Markdown: a line a figure, a column a run, then the mean change with both intervals."""
+    changes = compare(runs)
+    head = ["", *(run.name for run in runs), "mean change", "over prompts", "over runs"]
+    rows = [head, ["---"] * len(head)]
+    for change in changes:
+        digits = 1 if change.name.startswith("J&F") else 3
+        pairs = [
+            f"{a:.{digits}f} → {b:.{digits}f}"
+            for a, b in zip(change.before, change.after, strict=True)
+        ]
+        rows.append(
+            [
+                change.name,
+                *pairs,
+                f"{change.over_prompts.mean:+.{digits}f}",
+                _range(change.over_prompts, digits),
+                _range(change.over_runs, digits),
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _range(interval: Interval, digits: int) -> str:
+    if interval.low is None:
+        return "–"
+    return f"[{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
+
+
+def _reward_changes(runs: Sequence[Path]) -> list[Change]:
+    files = [run / "predict" / "rewards.json" for run in runs]
+    found = [_read(file) for file in files]
+    changes = []
+    for task in STAGES:
+        for way in ("sampled", "greedy"):
+            for stage in STAGES.values():
+                if not all(stage in one.get(task, {}) for one in found):
+                    continue
+
+                def units(
+                    run: int, name: str, task: str = task, way: str = way
+                ) -> dict[str, float]:
+                    result = _get(found[run], runs[run] / "predict" / "rewards.json", task, name)
+                    return dict(zip(result["prompts"], result[way]["per_prompt"], strict=True))
+
+                changes.append(_change(f"{task} {way}, {stage}", runs, units, stage))
+    return changes
+
+
+def _score_changes(runs: Sequence[Path]) -> list[Change]:
+    names = sorted(p.stem for p in (runs[0] / "eval").glob("*.json") if p.stem != "done")
+    found = {n: [_read(run / "eval" / f"{n}.json")["checkpoints"] for run in runs] for n in names}
+    changes = []
+    for stage in STAGES.values():
+        for benchmarks in [[name] for name in names] + ([names] if len(names) > 1 else []):
+
+            def units(run: int, which: str, those: list[str] = benchmarks) -> Units:
+                return {
+                    f"{name}/{row['video']}/{row['expression_id']}": row["J&F"]
+                    for name in those
+                    for row in _get(found[name][run], runs[run], which)["per_expression"]
+                    if row["J&F"] is not None
+                }
+
+            if all(stage in one for name in benchmarks for one in found[name]):
+                label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
+                changes.append(_change(f"J&F {label}, {stage}", runs, units, stage))
+    return changes
+
+
+def _change(
+    name: str, runs: Sequence[Path], units: Callable[[int, str], Units], stage: str
+) -> Change:
+    before = [units(run, BEFORE) for run in range(len(runs))]
+    after = [units(run, stage) for run in range(len(runs))]
+    for run, answers in zip((*runs, *runs), (*before, *after), strict=True):
+        others = sorted(answers.keys() ^ before[0].keys())
+        if others:
+            raise InputError(
+                f"{name}: was asked other questions than {runs[0]}: {others[0]}", file=run
+            )
+    order = list(before[0])
+    table = np.array([[a[k] - b[k] for k in order] for b, a in zip(before, after, strict=True)])
+    return Change(
+        name,
+        [float(np.mean(list(one.values()))) for one in before],
+        [float(np.mean(list(one.values()))) for one in after],
+        mean_interval(table.mean(axis=0)),
+        mean_interval(table.mean(axis=1)),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    except ValueError as error:
+        raise InputError(f"not valid JSON: {error}", file=path) from error
+
+
+def _get(value: dict[str, Any], file: Path, *keys: str) -> Any:
+    for depth, key in enumerate(keys):
+        if not isinstance(value, dict) or key not in value:
+            raise InputError("missing", file=file, key=".".join(keys[: depth + 1]))
+        value = value[key]
+    return value

@@ -1,0 +1,95 @@
+"""Changes over several runs: pairs by name, both intervals, and no answer to unequal questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.monitoring.compare import compare, comparison_table
+
+T_OF_TWO_DEGREES = 4.302652729911275  # tables of Student's t, 97.5 %
+
+
+def write_run(root: Path, gains: np.ndarray, jf: dict[str, list[float]], shuffle: int) -> Path:
+    """Rewards that rise by `gains` a prompt, the prompts in an order of their own."""
+    order = np.random.default_rng(shuffle).permutation(len(gains))
+    names = [f"p{k}" for k in order]
+
+    def way(values: np.ndarray) -> dict[str, object]:
+        return {"mean": float(values.mean()), "per_prompt": values[order].tolist()}
+
+    base = np.arange(len(gains)) / 10
+    rewards = {
+        "aks": {
+            "sft": {"prompts": names, "sampled": way(base), "greedy": way(base)},
+            "grpo-aks": {"prompts": names, "sampled": way(base + gains), "greedy": way(base)},
+        }
+    }
+    (root / "predict").mkdir(parents=True)
+    (root / "predict" / "rewards.json").write_text(json.dumps(rewards))
+    (root / "eval").mkdir()
+    rows = {
+        stage: {
+            "per_expression": [
+                {"video": "v", "expression_id": str(k), "J&F": score}
+                for k, score in enumerate(scores)
+            ]
+        }
+        for stage, scores in jf.items()
+    }
+    (root / "eval" / "mevis.json").write_text(json.dumps({"checkpoints": rows}))
+    return root
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    gains = np.array([[0.1, 0.3, 0.2, 0.2], [0.4, 0.2, 0.3, 0.3], [0.5, 0.7, 0.6, 0.6]])
+    jf = {"sft": [50.0, 60.0, None], "grpo-aks": [55.0, 61.0, None]}
+    return [write_run(tmp_path / f"seed{k}", gains[k], jf, k) for k in range(3)]
+
+
+def test_intervals_are_students_over_prompts_and_over_runs(runs: list[Path]) -> None:
+    sampled = next(c for c in compare(runs) if c.name == "aks sampled, grpo-aks")
+    means = np.array([0.2, 0.3, 0.6])
+    assert sampled.over_runs.mean == pytest.approx(means.mean())
+    reach = T_OF_TWO_DEGREES * means.std(ddof=1) / np.sqrt(3)
+    assert sampled.over_runs.high - sampled.over_runs.mean == pytest.approx(reach)
+    per_prompt = np.array([1.0, 1.2, 1.1, 1.1]) / 3
+    assert sampled.over_prompts.mean == pytest.approx(per_prompt.mean())
+    assert sampled.over_prompts.n == 4
+    assert sampled.before == pytest.approx([0.15] * 3)
+    assert sampled.after == pytest.approx(0.15 + means)
+
+
+def test_what_did_not_change_has_no_change(runs: list[Path]) -> None:
+    greedy = next(c for c in compare(runs) if c.name == "aks greedy, grpo-aks")
+    assert greedy.over_runs[:3] == (0.0, 0.0, 0.0)
+
+
+def test_jf_is_paired_by_expression_and_leaves_out_what_has_no_score(runs: list[Path]) -> None:
+    jf = next(c for c in compare(runs) if c.name == "J&F mevis, grpo-aks")
+    assert (jf.over_prompts.mean, jf.over_prompts.n) == (3.0, 2)
+
+
+def test_the_table_is_markdown_with_a_column_a_run(runs: list[Path]) -> None:
+    lines = comparison_table(runs).splitlines()
+    assert lines[0].split(" | ")[1:4] == ["seed0", "seed1", "seed2"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_runs_with_other_prompts_are_refused(runs: list[Path]) -> None:
+    path = runs[2] / "predict" / "rewards.json"
+    path.write_text(path.read_text().replace("p3", "p9"))
+    with pytest.raises(InputError, match="other questions") as caught:
+        compare(runs)
+    assert caught.value.file == str(runs[2])
+
+
+def test_a_run_without_results_is_named(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        compare([*runs, tmp_path / "none"])
+    assert str(tmp_path / "none") in str(caught.value.file)
