@@ -77,38 +77,28 @@ def _timed(state: _Run, stage: str) -> None:
 
 
 def _data(state: _Run) -> dict[str, Any]:
-    from data_pipelines.build import build
-
-    recipe = state.recipe
+    recipe, folder = state.recipe, state.folder
     if recipe.toy is not None:
         _toy_corpora(state)
-    data = recipe.data.model_copy(
-        update={
-            "corpora": [
-                c.model_copy(
-                    update={"root": str(corpus_root(state.folder, recipe, c.dataset, c.root))}
-                )
-                for c in recipe.data.corpora
-            ]
-        }
-    )
-    result = build(
-        data,
-        state.folder.root / "shards",
-        recipe.prompts,
-        seed=recipe.seed,
-        progress=state.console.progress,
-        canvas=recipe.canvas.image,
-    )
+    found = [
+        c.model_copy(update={"root": str(corpus_root(folder, recipe, c.dataset, c.root))})
+        for c in recipe.data.corpora
+    ]
+    data = recipe.data.model_copy(update={"corpora": found})
+    recipe = recipe.model_copy(update={"data": data})
+    result = _build(recipe, folder.root / "shards", state.console)
     return {"sets": {name: m.get("rows") for name, m in result["sets"].items()}}
 
 
 def build_shards(recipe: Recipe, out: Path) -> str:
     """`rcot data build`: the recipe's shard sets below `out`; returns the plan's table."""
+    return str(_build(recipe, out, Console())["plan"])
+
+
+def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
     from data_pipelines.build import build
 
-    console = Console()
-    result = build(
+    return build(
         recipe.data,
         out,
         recipe.prompts,
@@ -116,7 +106,6 @@ def build_shards(recipe: Recipe, out: Path) -> str:
         progress=console.progress,
         canvas=recipe.canvas.image,
     )
-    return str(result["plan"])
 
 
 def _toy_corpora(state: _Run) -> None:

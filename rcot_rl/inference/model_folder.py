@@ -8,6 +8,7 @@ Left out: weights in pickle files (`pytorch_model.bin`), which can run code when
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -137,6 +138,15 @@ def check_same_model(running: Path, other: Path) -> None:
         file = other / "tokenizer_config.json"
         raise InputError(f"another chat template than {running}", file=file)
     _check_same_tensors(weight_shapes(running), weight_shapes(other), other)
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a checkpoint's weights, wherever it lies: which model it is. Raises InputError."""
+    digest = hashlib.sha256()
+    for file in _weight_files(path):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _check_same_tensors(

@@ -26,7 +26,7 @@ from data_pipelines.corpora.base import Corpus, CorpusFault, Expression, Video
 from rcot_rl.errors import InputError
 from rcot_rl.inference.pipeline import Pipeline
 from rcot_rl.inference.policy import Policy
-from rcot_rl.inference.segmenter import Segmenter
+from rcot_rl.inference.segmenter import Segmenter, union
 from rcot_rl.inference.trace import Clip, Query, Trace, as_dict
 from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.recipe.inference import PredictSection
@@ -65,7 +65,7 @@ def predict(
 ) -> Summary:
     """Predict every expression of the corpus (the first `limit`) that `out_dir` does not have yet.
 
-    model: names the weights that answer; predictions of another model, prompt set, segmenter or
+    model: identifies the weights that answer; predictions of another model, prompt set, segmenter or
     setting are never mixed with those in `out_dir`. progress(done, total) is called after each
     expression. Raises InputError for predictions of other settings, ids that are no paths, and
     frames that cannot be read.
@@ -116,7 +116,7 @@ def masks_of(trace: Trace, frames_thwc: np.ndarray, segmenter: Segmenter) -> np.
     wanted = (len(boxes), *frames_thwc.shape[:3])
     if masks_nthw.shape != wanted:
         raise ValueError(f"{segmenter.name} made masks {masks_nthw.shape}, not {wanted}")
-    return masks_nthw.any(axis=0)
+    return union(masks_nthw)
 
 
 def write_masks(folder: Path, names: tuple[str, ...], masks_thw: np.ndarray) -> None:

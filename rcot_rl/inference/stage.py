@@ -19,6 +19,7 @@ from data_pipelines.corpora import open_corpus
 from rcot_rl.files import write_text
 from rcot_rl.inference.engine import PolicyEngine
 from rcot_rl.inference.heldout import heldout_rewards, read_rows
+from rcot_rl.inference.model_folder import fingerprint
 from rcot_rl.inference.predict import predict
 from rcot_rl.inference.segmenter import load_segmenter
 from rcot_rl.protocol.prompts import load_prompts
@@ -80,7 +81,7 @@ def _predict(
         recipe.canvas,
         segmenter,
         place,
-        model=str(engine.model),
+        model=fingerprint(engine.model),
         seed=recipe.seed,
         limit=benchmark["limit"],
         progress=lambda done, total: _say(event="predict", what=what, done=done, total=total),

@@ -24,7 +24,7 @@ from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-_VerlWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+_VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
 @dataclass
@@ -64,7 +64,7 @@ class CachedSingleTurn(SingleTurnAgentLoop):
         group = _GROUP.get()
         if group is None:
             return await super().ct_build_initial_tokens(
-                messages, mm_inputs_out=mm_inputs_out, **media
+                messages, mm_inputs_out={} if mm_inputs_out is None else mm_inputs_out, **media
             )
         async with group.lock:
             if group.prompt_ids is None:

@@ -16,6 +16,7 @@ from rcot_rl.inference.model_folder import (
     check_model,
     check_same_model,
     find_model,
+    fingerprint,
     read_card,
     weight_shapes,
 )
@@ -48,6 +49,15 @@ def test_a_whole_folder_passes(model):
     check_model(model)
     embeddings = [s for n, s in weight_shapes(model).items() if n.endswith("embed_tokens.weight")]
     assert embeddings == [(len(build_tokenizer()), 32)]
+
+
+def test_a_models_fingerprint_is_its_weights_and_not_its_place(model, whole):
+    assert fingerprint(model) == fingerprint(whole)
+    weights = model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(model) != fingerprint(whole)
 
 
 @pytest.mark.parametrize(
