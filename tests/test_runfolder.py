@@ -41,7 +41,7 @@ def test_claiming_again_changes_nothing(tmp_path: Path, recipe: Recipe) -> None:
 def test_another_recipes_run_is_refused_with_the_keys_that_differ(
     tmp_path: Path, recipe: Recipe
 ) -> None:
-    RunFolder.claim(tmp_path, recipe)
+    RunFolder.claim(tmp_path, recipe).stage("data").mkdir()
     other = load_recipe("laptop", ["seed=2", "grpo_aks.steps=5", "toy.preset=rich"])
     with pytest.raises(InputError) as caught:
         RunFolder.claim(tmp_path, other)
@@ -129,3 +129,21 @@ def test_readers_never_see_half_a_json_file(tmp_path: Path) -> None:
     seen.append(json.loads(path.read_text()))
     assert all(value in values for value in seen)
     assert seen[-1] == values[-1]
+
+
+def test_a_folder_in_which_no_stage_has_begun_takes_another_recipe(tmp_path: Path) -> None:
+    first = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
+    with first.locked():
+        pass  # what a start leaves that was refused before its first stage
+    changed = load_recipe("laptop", ["seed=7"])
+    second = RunFolder.claim(tmp_path / "run", changed)
+    assert yaml.safe_load((second.root / "recipe.yaml").read_text())["recipe"]["seed"] == 7
+    second.stage("data").mkdir()
+    with pytest.raises(InputError, match="another recipe"):
+        RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
+
+
+def test_a_start_does_not_take_a_folder_from_a_running_one(tmp_path: Path) -> None:
+    first = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
+    with first.locked(), pytest.raises(InputError, match="another command"):
+        RunFolder.claim(tmp_path / "run", load_recipe("laptop", ["seed=7"]))
