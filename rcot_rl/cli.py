@@ -149,11 +149,15 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder.")]) -> 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one recipe.")],
+    page: Annotated[Path | None, typer.Option(help="Also an HTML page with the curves.")] = None,
 ) -> None:
     """What GRPO changed over several runs (seeds): paired, with 95 % intervals, in Markdown."""
-    from rcot_rl.monitoring.compare import comparison_table
+    from rcot_rl.files import write_text
+    from rcot_rl.monitoring.compare import comparison_page, comparison_table
 
     typer.echo(comparison_table(runs))
+    if page is not None:
+        write_text(page, comparison_page(runs))
 
 
 @app.command()

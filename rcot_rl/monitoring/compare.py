@@ -24,9 +24,18 @@ import numpy as np
 
 from rcot_rl.errors import InputError
 from rcot_rl.intervals import Interval, mean_interval
+from rcot_rl.monitoring import page
+from rcot_rl.monitoring.curves import Series, line_chart
+from rcot_rl.monitoring.metrics import read_metrics
 
 BEFORE = "sft"
 STAGES = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
+CHARTS = {
+    "Reward": "reward/mean",
+    "Response length": "response_length/mean",
+    "KL to CoT-SFT": "actor/kl_loss",
+    "Groups without variance": "group/zero_variance_fraction",
+}
 Units = dict[str, float]
 """A figure of each prompt or expression, by name."""
 
@@ -55,25 +64,45 @@ def compare(runs: Sequence[Path]) -> list[Change]:
 
 def comparison_table(runs: Sequence[Path]) -> str:
     """Markdown: a line a figure, a column a run, then the mean change with both intervals."""
-    changes = compare(runs)
-    head = ["", *(run.name for run in runs), "mean change", "over prompts", "over runs"]
-    rows = [head, ["---"] * len(head)]
-    for change in changes:
+    head, *rows = _cells(runs)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def comparison_page(runs: Sequence[Path]) -> str:
+    """One HTML page: the table, and the runs' training curves in common axes."""
+    head, *rows = _cells(runs)
+    table = page.table([page.text(c) for c in head], [[page.text(c) for c in row] for row in rows])
+    sections = [page.section("Before and after", table)]
+    for stage in STAGES.values():
+        charts = [_chart(runs, stage, title, key) for title, key in CHARTS.items()]
+        sections.append(page.section(stage, f'<div class="grid-of">{"".join(charts)}</div>'))
+    return page.page("Runs compared", "<h1>Runs compared</h1>" + "".join(sections))
+
+
+def _chart(runs: Sequence[Path], stage: str, title: str, key: str) -> str:
+    series = []
+    for run in runs:
+        path = run / stage / "metrics.jsonl"
+        if not path.is_file():
+            raise InputError("cannot be read: there are no metrics", file=path)
+        lines = [line for line in read_metrics(path) if key in line]
+        series.append(Series(run.name, [x["step"] for x in lines], [x[key] for x in lines]))
+    return line_chart(title, series)
+
+
+def _cells(runs: Sequence[Path]) -> list[list[str]]:
+    rows = [["", *(run.name for run in runs), "mean change", "over prompts", "over runs"]]
+    for change in compare(runs):
         digits = 1 if change.name.startswith("J&F") else 3
         pairs = [
             f"{a:.{digits}f} → {b:.{digits}f}"
             for a, b in zip(change.before, change.after, strict=True)
         ]
-        rows.append(
-            [
-                change.name,
-                *pairs,
-                f"{change.over_prompts.mean:+.{digits}f}",
-                _range(change.over_prompts, digits),
-                _range(change.over_runs, digits),
-            ]
-        )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        intervals = [_range(i, digits) for i in (change.over_prompts, change.over_runs)]
+        mean = f"{change.over_prompts.mean:+.{digits}f}"
+        rows.append([change.name, *pairs, mean, *intervals])
+    return rows
 
 
 def _range(interval: Interval, digits: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.compare import compare, comparison_table
+from rcot_rl.monitoring.compare import compare, comparison_page, comparison_table
 
 T_OF_TWO_DEGREES = 4.302652729911275  # tables of Student's t, 97.5 %
 
@@ -93,3 +93,26 @@ def test_a_run_without_results_is_named(runs: list[Path], tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         compare([*runs, tmp_path / "none"])
     assert str(tmp_path / "none") in str(caught.value.file)
+
+
+def test_the_page_has_a_curve_a_run_and_refuses_a_run_without_any(runs: list[Path]) -> None:
+    for run in runs:
+        for stage in ("grpo-aks", "grpo-ktg"):
+            (run / stage).mkdir()
+            lines = [
+                {
+                    "step": k,
+                    "reward/mean": k / 10,
+                    "response_length/mean": 5.0,
+                    "actor/kl_loss": 0.1,
+                    "group/zero_variance_fraction": 0.2,
+                }
+                for k in range(1, 5)
+            ]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (run / stage / "metrics.jsonl").write_text(text)
+    html = comparison_page(runs)
+    assert html.count("<svg") == 8 and html.count('class="s3 line"') == 8
+    (runs[1] / "grpo-ktg" / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="no metrics"):
+        comparison_page(runs)
