@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ def build(
     seed: int = 1,
     progress: Progress | None = None,
     canvas: int = 840,
+    rewards: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
 ) -> dict[str, Any]:
     """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
 
     recipe_hash: what the manifests call it; None: the hash of what rows depend on.
     seed, canvas: the recipe's, where `data` has none of its own.
+    rewards: set -> stage -> name and sha256 of the reward, for the manifests.
     Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
     """
     progress = progress or (lambda what, done, total: None)
@@ -61,6 +63,7 @@ def build(
         out.mkdir(parents=True, exist_ok=True)
         for name in data.sets:
             spec = _spec(name, plan, data, facts, recipe, recipe_hash, maker)
+            spec = replace(spec, rewards=(rewards or {}).get(name, {}))
             sets[name] = write_set(spec, maker, out, data.workers, progress)
     except OSError as error:
         if error.errno not in _NO_ROOM:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,9 @@ class SetSpec:
     plan: Sequence[Mapping[str, Any]]
     texts_digest: str
     rows_per_shard: int
+    rewards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Stage that trains on the set -> name and sha256 of its reward; no byte of a row depends on
+    it."""
 
     def fingerprint(self) -> str:
         """Everything that the set's bytes depend on, short of the corpora's pixels."""
@@ -115,6 +118,9 @@ def write_set(
     fingerprint = spec.fingerprint()
     finished = _finished(final, fingerprint)
     if finished is not None:
+        if finished.get("rewards") != spec.rewards:
+            finished["rewards"] = dict(spec.rewards)
+            write_json(final / MANIFEST, finished)
         return finished
     _open_partial(partial_dir, fingerprint)
     files: dict[str, str] = {}
@@ -216,6 +222,7 @@ def _finish(
         "dropped": spec.dropped,
         "recipe": spec.recipe,
         "recipe_hash": spec.recipe_hash,
+        "rewards": dict(spec.rewards),
         "fingerprint": fingerprint,
     }
     (partial_dir / "README.md").write_text(data_card(manifest), encoding="utf-8")

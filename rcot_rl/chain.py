@@ -19,6 +19,7 @@ from rcot_rl.monitoring.metrics import Follower
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
 from rcot_rl.training import jobs
+from rcot_rl.training.provenance import reward_hashes, shard_hash
 
 TRAINING = ("sft", "grpo-aks", "grpo-ktg")
 _HEAVY = frozenset({*TRAINING, "predict"})
@@ -43,6 +44,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
         if not todo:
             return folder
         check_host(recipe, folder.root, todo)
+        folder.pin("rewards", reward_hashes(recipe))
         heavy = bool(_HEAVY.intersection(todo))
         preload = jobs.PRELOAD if heavy and recipe.device == "cpu" else ()
         with Host(
@@ -86,7 +88,9 @@ def _data(state: _Run) -> dict[str, Any]:
     ]
     data = recipe.data.model_copy(update={"corpora": found})
     recipe = recipe.model_copy(update={"data": data})
-    result = _build(recipe, folder.root / "shards", state.console)
+    shards = folder.root / "shards"
+    result = _build(recipe, shards, state.console)
+    folder.pin("shards", {name: shard_hash(shards / name) for name in result["sets"]})
     return {"sets": {name: m.get("rows") for name, m in result["sets"].items()}}
 
 
@@ -98,6 +102,9 @@ def build_shards(recipe: Recipe, out: Path) -> str:
 def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
     from data_pipelines.build import build
 
+    rewards: dict[str, dict[str, dict[str, str]]] = {}
+    for stage, reward in reward_hashes(recipe).items():
+        rewards.setdefault(recipe.grpo(stage).shard_set, {})[stage] = reward
     return build(
         recipe.data,
         out,
@@ -105,6 +112,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
         seed=recipe.seed,
         progress=console.progress,
         canvas=recipe.canvas.image,
+        rewards=rewards,
     )
 
 

@@ -90,6 +90,26 @@ class RunFolder:
         path.mkdir()
         return path
 
+    def pin(self, key: str, value: Any) -> None:
+        """Note a fact that the whole run rests on in recipe.yaml.
+
+        Raises InputError when it was noted before, and was another.
+        """
+        path = self.root / "recipe.yaml"
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known = record.get(key)
+        if known == value:
+            return
+        if known is not None:
+            changed = ", ".join(_changed(known, value, "")[:5])
+            raise InputError(
+                f"has changed since this run began ({changed}); choose another folder with --out",
+                file=path,
+                key=key,
+            )
+        record[key] = value
+        write_text(path, yaml.safe_dump(record, sort_keys=False))
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: two commands on one folder would spoil each other's stages."""

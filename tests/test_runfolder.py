@@ -147,3 +147,16 @@ def test_a_start_does_not_take_a_folder_from_a_running_one(tmp_path: Path) -> No
     first = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
     with first.locked(), pytest.raises(InputError, match="another command"):
         RunFolder.claim(tmp_path / "run", load_recipe("laptop", ["seed=7"]))
+
+
+def test_a_pinned_fact_is_noted_once_and_held(tmp_path: Path, recipe: Recipe) -> None:
+    folder = RunFolder.claim(tmp_path, recipe)
+    rewards = {"grpo-aks": {"name": "aks", "sha256": "1"}, "grpo-ktg": {"name": "k", "sha256": "2"}}
+    folder.pin("rewards", rewards)
+    folder.pin("rewards", rewards)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["rewards"] == rewards
+    changed = rewards | {"grpo-ktg": {"name": "k", "sha256": "3"}}
+    with pytest.raises(InputError, match=r"grpo-ktg\.sha256") as caught:
+        folder.pin("rewards", changed)
+    assert caught.value.key == "rewards"
+    assert RunFolder.claim(tmp_path, recipe).root == tmp_path

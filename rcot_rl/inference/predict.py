@@ -65,7 +65,7 @@ def predict(
 ) -> Summary:
     """Predict every expression of the corpus (the first `limit`) that `out_dir` does not have yet.
 
-    model: identifies the weights that answer; predictions of another model, prompt set, segmenter or
+    model: identifies the weights; predictions of another model, prompt set, segmenter or
     setting are never mixed with those in `out_dir`. progress(done, total) is called after each
     expression. Raises InputError for predictions of other settings, ids that are no paths, and
     frames that cannot be read.

@@ -1,12 +1,17 @@
-"""verl's checkpoint callback: an atomically replaced `latest` beside the checkpoints."""
+"""verl's checkpoint callback: each checkpoint's provenance, and an atomically replaced `latest`."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
+
+from rcot_rl.files import write_text
+from rcot_rl.training.provenance import FILE
 
 
 class SaveCallback(CheckpointCallback):
@@ -20,8 +25,12 @@ class SaveCallback(CheckpointCallback):
         async_save: bool = False,
         **_: Any,
     ) -> None:
-        if not async_save:
-            point_latest(Path(checkpoint_dir))
+        if async_save:
+            return
+        checkpoint = Path(checkpoint_dir)
+        made_of = OmegaConf.to_container(trainer.config.trainer.rcot)
+        write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
+        point_latest(checkpoint)
 
 
 def point_latest(checkpoint: Path) -> None:

@@ -10,11 +10,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.training.provenance import provenance
 from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -64,6 +66,7 @@ def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path)
     """CoT-SFT of `model` on `shards`; out: the stage's folder. Raises InputError."""
     train = split_files(shards, "train")
     config = sft_config(recipe, model=model, train=train, val=[], out=out)
+    _note_provenance(config, provenance(recipe, "sft", shards))
     rows = count_rows(train)
     steps = rows // recipe.sft.batch_size * recipe.sft.epochs
     if steps == 0:
@@ -100,6 +103,7 @@ def grpo_job(
             f"{rows} rows make no step of {section.prompts_per_step} prompts", file=shards
         )
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
+    _note_provenance(config, provenance(recipe, stage, shards))
     environment = training_environment(recipe, attempt)
     runtime = {"env_vars": environment}
     if py_executable is not None:
@@ -197,6 +201,11 @@ def count_rows(files: list[Path]) -> int:
             raise InputError("the shard is empty", file=file)
         total += rows
     return total
+
+
+def _note_provenance(config: DictConfig, made_of: dict[str, Any]) -> None:
+    # verl reads no such key; it hands its whole configuration to W&B, and ours to SaveCallback
+    OmegaConf.update(config, "trainer.rcot", made_of, force_add=True)
 
 
 def _save(config: DictConfig, attempt: Path) -> Path:
