@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcot_rl.errors import InputError
-from rcot_rl.protocol.parser import Box, Point
+from rcot_rl.protocol.grounding import Box, Point
 from reward_fns.registry import Settings
 
 KEY = "ground_truth"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rcot_rl.protocol.parser import Box, Point
+from rcot_rl.protocol.grounding import Box, Point
 from rcot_rl.recipe.base import Section
 from reward_fns.assignment import best_assignment
 from reward_fns.ground_truth import Objects

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rcot_rl.protocol.parser import Box, Point
+from rcot_rl.protocol.grounding import Box, Point
 from reward_fns.ground_truth import Objects
 
 if TYPE_CHECKING:

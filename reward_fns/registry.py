@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rcot_rl.protocol.parser import Grounding, ParsedResponse, parse_grounding, parse_response
+from rcot_rl.protocol.grounding import Grounding, parse_grounding
+from rcot_rl.protocol.parser import ParsedResponse, parse_response
 from rcot_rl.recipe.base import Section
 
 BUILTIN = ("format", "option_accuracy", "hungarian_match", "lineage")

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rcot_rl.protocol.parser import parse_grounding, parse_response
+from rcot_rl.protocol.grounding import parse_grounding
+from rcot_rl.protocol.parser import parse_response
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rcot_rl.protocol import grounding as grounding_module
 from rcot_rl.protocol import parser
+from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import (
-    parse_grounding,
+    TAGS,
     parse_keyframe,
     parse_option,
     parse_response,
 )
 
-TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 pieces = st.sampled_from([*TAGS, " ", "\n", "x", "A", "<", "think", "/"])
 tagged = st.lists(pieces, max_size=14).map("".join)
 
@@ -216,8 +217,8 @@ def nested(depth):
 
 def test_deep_nesting_is_refused_at_one_depth_for_every_caller():
     inside = '[{"x": %s}]'
-    assert parse_grounding(inside % nested(parser.MAX_DEPTH - 2)).is_list
-    deep = inside % nested(parser.MAX_DEPTH - 1)
+    assert parse_grounding(inside % nested(grounding_module.MAX_DEPTH - 2)).is_list
+    deep = inside % nested(grounding_module.MAX_DEPTH - 1)
     assert parse_grounding(deep).faults == ("json_too_deep",)
     for text in ("[" * 400_000, '{"a":' * 200_000, nested(100_000)):
         assert parse_grounding(text).faults == ("json_too_deep",)
@@ -285,9 +286,10 @@ class CountingText(str):
     def strip(self):
         return type(self)(super().strip())
 
-    def find(self, part, start=0):
-        end = super().find(part, start)
-        type(self).passed += (end if end >= 0 else len(self)) - start
+    def find(self, part, start=0, stop=None):
+        stop = len(self) if stop is None else stop
+        end = super().find(part, start, stop)
+        type(self).passed += (end if end >= 0 else stop) - start
         return end
 
     def count(self, part):
@@ -322,3 +324,76 @@ def test_bounds_fail_closed():
     many = "<think></think>" * (parser.MAX_BLOCKS + 1) + "<answer>A</answer>"
     assert parse_response(many).answer is None
     assert parse_grounding(" " * parser.MAX_CHARS + "[]").faults == ("answer_too_long",)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "at"),
+    [
+        ("  <answer>A</answer>", "think_missing", "<answer>"),
+        ("so <think>t<answer>A</answer>", "think_unclosed", "<think>"),
+        ("<think>t</think> <answer>A", "answer_unclosed", "<answer>A"),
+        ("<think>t<answer>A</answer></think>", "answer_inside_think", "<answer>"),
+        ("<answer>a<think>t</think>A</answer>", "think_inside_answer", "<think>"),
+        ("<think>t</think><answer>A</answer><answer>B</answer>", "answer_repeated", "<answer>B"),
+        ("<think>t</think><think>u</think><answer>A</answer>", "think_repeated", "<think>u"),
+        ("<think>t</think><answer>A</answer></answer>", "stray_tag", "</answer></answer>"),
+        ("<answer>A</answer><think>t</think>", "answer_before_think", "<answer>"),
+        ("\n ok <think>t</think><answer>A</answer>", "text_outside_tags", "ok"),
+        ("<think>t</think> so <answer>A</answer>", "text_outside_tags", "so"),
+        ("<think>t</think><answer>A</answer> end", "text_outside_tags", "end"),
+    ],
+)
+def test_faults_know_their_place(text, fault, at):
+    faults = {str(f): f.at for f in parse_response(text).faults}
+    place = text.find(at) + (len("</answer>") if fault == "stray_tag" else 0)
+    assert faults[fault] == place
+
+
+@settings(max_examples=800, deadline=None, derandomize=True)
+@given(st.text(max_size=3), tagged)
+def test_places_lie_in_the_text(lead, text):
+    for fault in parse_response(lead + text).faults:
+        assert 0 <= fault.at <= len(lead + text)
+
+
+def test_json_faults_know_the_character_and_item_faults_their_number():
+    assert parse_grounding('[{"bbox_2d": oops}]').faults[0].at == 13
+    deep = '[{"x": ' + "[" * 100
+    assert parse_grounding(deep).faults[0].at == 7 + grounding_module.MAX_DEPTH - 2
+    assert parse_grounding("[{}, 3]").faults[0].at == 1
+    items = parse_grounding('[{"bbox_2d": [1, 2, 3, 4], "point_2d": [1, 1]}, {}]').items
+    assert [f.at for f in items[1].faults] == [1, 1] and items[0].faults == ()
+
+
+def slowly(answer):
+    """What the standard library's reader alone makes of an answer."""
+
+    class Refusing:
+        def decode(self, _):
+            raise ValueError
+
+    fast, grounding_module._FAST = grounding_module._FAST, Refusing()
+    try:
+        return parse_grounding(answer)
+    finally:
+        grounding_module._FAST = fast
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(
+    st.one_of(
+        st.lists(json_values).map(json.dumps),
+        st.text(alphabet='[]{}",:0123456789.eE+-truefalsn \n\\u', max_size=40),
+    )
+)
+def test_both_json_readers_agree(answer):
+    assert parse_grounding(answer) == slowly(answer)
+
+
+def test_items_past_the_bound_are_counted_and_not_read(monkeypatch):
+    monkeypatch.setattr(grounding_module, "MAX_ITEMS", 3)
+    entry = {"bbox_2d": [1, 2, 3, 4], "point_2d": [1, 2]}
+    grounding = parse_grounding(json.dumps([entry] * 5))
+    assert (grounding.n_items, len(grounding.items)) == (5, 5)
+    assert [bool(item.faults) for item in grounding.items] == [False] * 3 + [True] * 2
+    assert parse_grounding(json.dumps([entry] * 4 + [7])).faults == ("item_not_an_object",)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcot_rl.errors import InputError
-from rcot_rl.protocol.parser import parse_grounding, parse_response
+from rcot_rl.protocol.grounding import parse_grounding
+from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import SHIPPED, TASKS, Prompts, harmless, load_prompts, user_turn
 
 SETS = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
