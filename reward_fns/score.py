@@ -5,16 +5,23 @@ Implements equation 13 of the paper: the reward is the weighted sum of the compo
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcot_rl.errors import InputError
 from reward_fns import user
 from reward_fns.ground_truth import read_ground_truth
-from reward_fns.recipe import Recipe, RoutedRecipe, load_recipe, recipe_hash
+from reward_fns.recipe import SHIPPED, Recipe, RoutedRecipe, load_recipe, recipe_hash
 from reward_fns.registry import Response, modules
+
+if TYPE_CHECKING:
+    from reward_fns import guard
+
+_LOG = logging.getLogger(__name__)
 
 NOT_TEXT = "response_not_text"
 
@@ -115,43 +122,100 @@ class RoutedReward(Reward):
 
 
 class UserReward(Reward):
-    """A user's function. Its components are known once it has scored a first response."""
+    """A user's function, in a process of its own (`guard.py`) and under a deadline.
 
-    def __init__(self, spec: str, canvas: int | None) -> None:
-        self.name = spec
-        self.function, self.hash = user.load_function(spec)
-        self.canvas = canvas
+    Its components are those that it declares (COMPONENTS) or, without that, those of its first
+    good result; a result with other keys is a bad one. Whatever the function does costs its own
+    sample: reward 0, every known component 0, and the reasons `reward_function_*`.
+    """
+
+    def __init__(self, source: user.Source, canvas: int | None, deadline_s: float | None) -> None:
+        from reward_fns import guard
+
+        self.name, self.canvas = source.spec, canvas
+        self.deadline_s = guard.DEADLINE_S if deadline_s is None else deadline_s
+        constants = {} if canvas is None else {"canvas": canvas}
+        self.guard = guard.Guard(source, constants, self.deadline_s)
+        traits = self.guard.traits
+        content = f"{traits.digest} {source.name} {canvas}"
+        self.hash = hashlib.sha256(content.encode()).hexdigest()
         self.max_reward = None
-        self.component_names = ()
+        self.component_names = traits.components or ()
+        self._declared = traits.components is not None
+        self._said: set[str] = set()
 
     def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
-        """Call the function; `canvas` is among the arguments if one was given to `load_reward`."""
-        if self.canvas is not None:
-            kwargs = {"canvas": self.canvas, **kwargs}
-        is_text = isinstance(response, str)
-        kwargs = user.accepted(self.function, kwargs)
-        reward, components, reasons = user.call(
-            self.function, response if is_text else "", ground_truth, kwargs
-        )
-        if components:
-            self.component_names = tuple(components)
-        else:  # a sample that failed keeps the keys of the others
+        """Call the function; `canvas` is among the arguments if one was given to `load_reward`.
+
+        Raises InputError for a row that JSON cannot hold.
+        """
+        return self.score_batch([(response, ground_truth, kwargs)])[0]
+
+    def score_batch(self, rows: Sequence[tuple[Any, Any, Mapping[str, Any]]]) -> list[Score]:
+        """Score (response, ground truth, other keys) each; a batch function gets them in one call.
+
+        Raises as `score`.
+        """
+        results = self.guard.call([self.sample(*row) for row in rows])
+        return [self.finish(row[0], result) for row, result in zip(rows, results, strict=True)]
+
+    def sample(self, response: Any, ground_truth: Any, row: Mapping[str, Any]) -> list[Any]:
+        """What the guard takes: of the row, the keys that the function can take."""
+        keys = self.guard.traits.row_keys
+        taken = row if keys is None else {key: row[key] for key in keys if key in row}
+        return [response if isinstance(response, str) else "", ground_truth, taken]
+
+    def finish(self, response: Any, result: guard.Result) -> Score:
+        """The score that one result of the guard makes, with the keys of every other row."""
+        from reward_fns.guard import BAD_RESULT
+
+        failed, says = result.failed, result.says
+        if not failed:
+            if not self.component_names and not self._declared:
+                self.component_names, self._declared = tuple(result.components), True
+            if result.components.keys() != set(self.component_names):
+                failed = [BAD_RESULT]
+                says = f"components {sorted(result.components)}, not {list(self.component_names)}"
+        reasons = [] if isinstance(response, str) else [NOT_TEXT]
+        if failed:
+            self._say(failed, says)
             components = dict.fromkeys(self.component_names, 0.0)
-        return Score(reward, components, reasons if is_text else [NOT_TEXT, *reasons])
+            return Score(0.0, components, [*reasons, *failed])
+        components = {key: result.components[key] for key in self.component_names}
+        return Score(result.reward, components, [*reasons, *result.reasons])
+
+    def _say(self, failed: list[str], says: str) -> None:
+        """Log each kind of failure once; the reasons count them."""
+        if failed[-1] not in self._said:
+            self._said.add(failed[-1])
+            _LOG.warning("%s: %s: %s (reward 0; said once)", self.name, failed[0], says)
+
+    def close(self) -> None:
+        """End the function's process; a later call starts it again."""
+        self.guard.close()
 
 
 def load_reward(
-    spec: str, *, canvas: int | None = None, overrides: Mapping[str, Any] | None = None
+    spec: str,
+    *,
+    canvas: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    deadline_s: float | None = None,
 ) -> Reward:
-    """The reward of that name (`aks`, `ktg`, …), YAML recipe, or FILE.py:FUNCTION.
+    """The reward of that name (`aks`, `ktg`, …), YAML recipe, or user's function (`user.py`).
 
     canvas: side of the image that the policy sees, in pixels; distance thresholds, given for 840,
-    are scaled to it. overrides: recipe keys, dotted or nested, to values. Raises InputError.
+    are scaled to it. overrides: recipe keys, dotted or nested, to values. deadline_s: what a call
+    of a user's function may take, 10 s by default; recipes need none. Raises InputError.
     """
-    if user.is_user_reward(spec):
+    if deadline_s is not None and not deadline_s > 0:
+        raise InputError("must be more than 0 seconds", key="deadline_s")
+    shipped = frozenset(path.stem for path in SHIPPED.glob("*.yaml"))
+    source = user.find_source(spec, shipped)
+    if source is not None:
         if overrides:
             raise InputError("a function has no recipe keys to override", key=next(iter(overrides)))
-        return UserReward(spec, canvas)
+        return UserReward(source, canvas, deadline_s)
     recipe = load_recipe(spec, canvas=canvas, overrides=overrides)
     if isinstance(recipe, RoutedRecipe):
         return RoutedReward(spec, recipe)

@@ -1,105 +1,130 @@
-"""Users' own rewards: `FILE.py:FUNCTION`, called as f(response, ground_truth, **kwargs).
+"""Users' own rewards: which function a text names, and what identifies it.
 
-It returns a number, or a dict with `reward`, numeric components and, if it likes, `reasons` (a list
-of texts). It may name further parameters: the other keys of the row are passed by name, as far as
-it has parameters for them. Whatever it raises or returns costs that one sample (reward 0 and a
-reason code), never the run.
+| text | the function |
+| --- | --- |
+| `FILE.py:FUNCTION` | of a file; a relative path is from the working directory |
+| `pkg://package.module:FUNCTION` | of a module; `compute_score` if none is named, as in verl |
+| a name | an installed entry point of the group `rcot_rl.rewards` |
 
-Left out: deadlines, batch and async functions (an async one is refused when it is loaded).
+Shipped recipes come first: an entry point of a shipped recipe's name is an error, never a silent
+replacement. Nothing of the user's is executed here; `guard.py` does that, in another process.
+`user_load.py` says what a function may look like and return.
+
+Left out: what the function itself imports is no part of the hash.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.util
-import inspect
-import math
-import sys
-from collections.abc import Callable
-from numbers import Real
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rcot_rl.errors import InputError
 
-RAISED = "reward_function_raised"
-BAD_RESULT = "reward_function_bad_result"
+GROUP = "rcot_rl.rewards"
+PKG = "pkg://"
+DEFAULT_FUNCTION = "compute_score"
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """FILE.py:FUNCTION, with the file as it was when the reward was loaded.
+
+    A child that is started again runs the same text, whatever became of the file.
+    """
+
+    spec: str
+    path: Path
+    name: str
+    source: bytes
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file and the function's name."""
+        return hashlib.sha256(self.source + b"\0" + self.name.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ModuleSource:
+    """A function of an importable module."""
+
+    spec: str
+    module: str
+    name: str
+
+
+Source = FileSource | ModuleSource
 
 
 def is_user_reward(spec: str) -> bool:
-    """Whether a reward is given as FILE.py:FUNCTION."""
+    """Whether a reward is given as FILE.py:FUNCTION or pkg://MODULE."""
     file, colon, function = spec.rpartition(":")
-    return bool(colon) and file.endswith(".py") and function.isidentifier()
+    of_file = bool(colon) and file.endswith(".py") and function.isidentifier()
+    return of_file or spec.startswith(PKG)
 
 
-def load_function(spec: str) -> tuple[Callable[..., Any], str]:
-    """The function of FILE.py:FUNCTION and the sha256 of its file and name.
+def find_source(spec: str, shipped: frozenset[str] = frozenset()) -> Source | None:
+    """The function that `spec` names; None when it names none, and a recipe is meant.
 
-    Runs the file. Raises InputError when it cannot be read, does not run, or holds no such plain
-    function of two positional parameters.
+    shipped: names that entry points may not take. Raises InputError for a file that cannot be
+    read, a malformed text, and a name that is taken twice.
     """
+    if spec.startswith(PKG):
+        return _module(spec, spec.removeprefix(PKG).replace("/", "."))
+    if is_user_reward(spec):
+        return _file(spec)
+    if spec.endswith(".py"):
+        raise InputError("name the function too: FILE.py:FUNCTION", file=spec)
+    found = _entry_points().get(spec, ())
+    if found and spec in shipped:
+        raise InputError(
+            f"is a shipped recipe, and an entry point of {GROUP} in {found[0][0]}; "
+            "rename the entry point",
+            key=spec,
+        )
+    if len(found) > 1:
+        names = " and ".join(distribution for distribution, _ in found)
+        raise InputError(f"is an entry point of {GROUP} in {names}", key=spec)
+    return _module(spec, found[0][1]) if found else None
+
+
+def absolute(spec: str) -> str:
+    """`spec` with a file's path made absolute, for a process with another working directory."""
+    if not spec.startswith(PKG) and is_user_reward(spec):
+        file, _, function = spec.rpartition(":")
+        return f"{Path(file).resolve()}:{function}"
+    return str(Path(spec).resolve()) if spec.endswith((".yaml", ".yml")) else spec
+
+
+def _file(spec: str) -> FileSource:
     file, _, name = spec.rpartition(":")
     path = Path(file)
     try:
-        digest = hashlib.sha256(path.read_bytes() + b"\0" + name.encode()).hexdigest()
+        source = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
-    module_name = f"rcot_user_reward_{digest[:16]}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path.resolve())
-    if module_spec is None or module_spec.loader is None:  # of no suffix that Python knows
-        raise InputError("is no Python file", file=path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look their module up there
-    try:
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        line = error.lineno if isinstance(error, SyntaxError) else None
-        message = f"does not run: {type(error).__name__}: {error}".split("\n")[0]
-        raise InputError(message, file=path, line=line) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError("no such function", file=path, key=name)
-    if inspect.iscoroutinefunction(function):
-        raise InputError("must be a plain function, not async", file=path, key=name)
-    _check_parameters(function, path, name)
-    return function, digest
+    return FileSource(spec, path, name, source)
 
 
-def _check_parameters(function: Callable[..., Any], path: Path, name: str) -> None:
-    try:
-        inspect.signature(function).bind("", None)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"must be callable as f(response, ground_truth): {error}", file=path, key=name
-        ) from error
+def _module(spec: str, target: str) -> ModuleSource:
+    module, _, name = target.partition(":")
+    name = name or DEFAULT_FUNCTION
+    parts = [*module.split("."), *name.split(".")]
+    if not all(part.isidentifier() for part in parts):
+        raise InputError("must be pkg://package.module or pkg://package.module:FUNCTION", key=spec)
+    return ModuleSource(spec, module, name)
 
 
-def accepted(function: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of `kwargs` that can be passed by name, besides two positional arguments."""
-    parameters = list(inspect.signature(function).parameters.values())
-    taken = {p.name for p in parameters[:2] if p.kind is not p.VAR_KEYWORD}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return {key: value for key, value in kwargs.items() if key not in taken}
-    by_name = {
-        p.name for p in parameters[2:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
-    return {key: value for key, value in kwargs.items() if key in by_name}
+@functools.cache
+def _entry_points() -> dict[str, list[tuple[str, str]]]:
+    """Name to (distribution, module:function) of all that is installed; nothing is imported."""
+    from importlib.metadata import entry_points
 
-
-def call(
-    function: Callable[..., Any], response: str, truth: Any, kwargs: dict[str, Any]
-) -> tuple[float, dict[str, float], list[str]]:
-    """Reward, components and reasons of one sample. Raises nothing but what ends the process."""
-    try:
-        result = function(response, truth, **kwargs)
-    except (Exception, SystemExit) as error:
-        return 0.0, {}, [RAISED, f"{RAISED}:{type(error).__name__}"]
-    parts = dict(result) if isinstance(result, dict) else {"reward": result}
-    reasons = parts.pop("reasons", [])
-    numbers = all(isinstance(v, Real) and math.isfinite(v) for v in parts.values())
-    texts = isinstance(reasons, list) and all(isinstance(r, str) for r in reasons)
-    if "reward" not in parts or not numbers or not texts:
-        return 0.0, {}, [BAD_RESULT]
-    reward = float(parts.pop("reward"))
-    return reward, {str(key): float(value) for key, value in parts.items()}, list(reasons)
+    found: dict[str, list[tuple[str, str]]] = {}
+    for point in entry_points(group=GROUP):
+        distribution = point.dist.name if point.dist is not None else "an unnamed distribution"
+        item = (distribution, point.value.split("[")[0].replace(" ", ""))
+        if item not in found.setdefault(point.name, []):
+            found[point.name].append(item)
+    return found

@@ -45,6 +45,9 @@ class GrpoSection(Section):
     reward: str
     """A reward recipe's name or path, or FILE.py:FUNCTION."""
 
+    reward_deadline_s: float = Field(default=10.0, gt=0)
+    """Seconds that the reward of one response may take; beyond, it is 0 (reason `deadline`)."""
+
     steps: int = Field(ge=1)
     prompts_per_step: int = Field(default=16, ge=1)
     n: int = Field(default=8, ge=2)

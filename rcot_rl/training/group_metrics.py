@@ -1,8 +1,8 @@
 """Components and group health of one GRPO step: what verl 0.9.1 does not log.
 
 Means and spreads of the reward (eq. 13) and of each of its components, the share of groups whose
-advantages (eq. 14) are all zero, and how often each reason code was given. Imports neither verl nor
-torch.
+advantages (eq. 14) are all zero, how often each reason code was given, and what scoring took.
+Imports neither verl nor torch.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 
+MAX_CODES = 64
+"""Reason codes of one step with a metric of their own. A user's function that writes numbers into
+its reasons must not make thousands of them: the rarer ones are counted together, as `other`."""
+
 
 def reward_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means, spreads and group health of one step's responses.
 
-    rows: `uid` names the group; `reward`, `components`, `reasons` as scored. A group has no
-    variance when all its rewards are equal: its advantages (eq. 14) are then all zero.
+    rows: `uid` names the group; `reward`, `components`, `reasons` as scored, and `seconds` if
+    known. A component that a row lacks is 0 there: a user's function failed before it had named
+    any. A group has no variance when all its rewards are equal: its advantages (eq. 14) are then
+    all zero. `reason/<code>` is a share of the responses, `reason_count/<code>` their number.
     """
     groups: dict[str, list[float]] = defaultdict(list)
-    columns: dict[str, list[float]] = defaultdict(list)
+    names = dict.fromkeys(name for row in rows for name in row["components"])
     reasons: Counter[str] = Counter()
     for row in rows:
         groups[row["uid"]].append(row["reward"])
-        for name, value in row["components"].items():
-            columns[name].append(value)
         reasons.update(set(row["reasons"]))
     rewards = np.array([row["reward"] for row in rows])
     spreads = np.array([np.std(g) for g in groups.values()])
@@ -35,9 +39,24 @@ def reward_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
         "group/zero_variance_fraction": float((spreads < 1e-8).mean()),
         "group/reward_std_mean": float(spreads.mean()),
     }
-    for name, values in columns.items():
+    for name in names:
+        values = [row["components"].get(name, 0.0) for row in rows]
         metrics[f"reward/{name}/mean"] = float(np.mean(values))
         metrics[f"reward/{name}/std"] = float(np.std(values))
-    for code, count in reasons.items():
+    seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
+    if seconds:
+        metrics["reward/seconds_mean"] = float(np.mean(seconds))
+        metrics["reward/seconds_max"] = float(np.max(seconds))
+    for code, count in _few(reasons).items():
         metrics[f"reason/{code}"] = count / len(rows)
+        metrics[f"reason_count/{code}"] = float(count)
     return metrics
+
+
+def _few(reasons: Counter[str]) -> dict[str, int]:
+    """The most frequent codes, and the sum of the others' counts; ties by name."""
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    found = dict(ranked[:MAX_CODES])
+    if rest := sum(count for _, count in ranked[MAX_CODES:]):
+        found["other"] = found.get("other", 0) + rest
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
-from reward_fns.score import load_reward
+from reward_fns.score import UserReward, load_reward
 
 FILE = "provenance.json"
 """In each checkpoint's folder."""
@@ -45,4 +45,6 @@ def provenance(recipe: Recipe, stage: str, shards: Path) -> dict[str, Any]:
 
 def _reward(recipe: Recipe, stage: str) -> dict[str, str]:
     reward = load_reward(recipe.grpo(stage).reward, canvas=recipe.canvas.image)
+    if isinstance(reward, UserReward):
+        reward.close()
     return {"name": reward.name, "sha256": reward.hash}

@@ -96,6 +96,7 @@ class RCoTTrainer(PPOTrainerSync):
                         if k.startswith(COMPONENT)
                     },
                     "reasons": [r for r in str(info.get("reasons", "")).split(";") if r],
+                    "seconds": info.get("reward_seconds"),
                 }
             )
         return rows

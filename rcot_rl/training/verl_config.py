@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training import GrpoSection
+from reward_fns.user import absolute
 
 FREE_KEYS = (
     "ray_kwargs.ray_init.",
@@ -94,10 +95,14 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         f"{rollout}.load_format": "auto",
         f"{rollout}.agent.agent_loop_manager_class": f"{AGENT_LOOP}.CachedAgentLoopManager",
         f"{rollout}.agent.default_agent_loop": "rcot_single_turn",
-        "reward.reward_manager.name": "naive",
+        "reward.reward_manager.source": "importlib",
+        "reward.reward_manager.name": "RCoTRewardManager",
+        "reward.reward_manager.module.path": "pkg://rcot_rl.training.reward_manager",
         "reward.custom_reward_function.path": "pkg://rcot_rl.training.reward",
         "reward.custom_reward_function.name": "compute_score",
-        "reward.custom_reward_function.reward_kwargs.reward": section.reward,
+        # Ray's workers may have another working directory
+        "reward.custom_reward_function.reward_kwargs.reward": absolute(section.reward),
+        "reward.custom_reward_function.reward_kwargs.deadline_s": section.reward_deadline_s,
         "reward.custom_reward_function.reward_kwargs.canvas": recipe.canvas.image,
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,  # held-out rewards are the predict stage's work

@@ -118,7 +118,6 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
 
 
 USER = """
-import asyncio
 from dataclasses import dataclass
 
 @dataclass
@@ -144,9 +143,6 @@ def leaves(response, ground_truth):
 
 def bad(response, ground_truth):
     return eval(response)
-
-async def later(response, ground_truth):
-    return 1.0
 
 def lonely(response):
     return 1.0
@@ -194,7 +190,6 @@ def test_user_functions_that_are_refused(tmp_path, user):
     (tmp_path / "raises.py").write_text("1 / 0\n")
     for spec, says in [
         (f"{user}:missing", "no such function"),
-        (f"{user}:later", "async"),
         (f"{user}:lonely", "callable as f"),
         (f"{tmp_path}/none.py:f", "cannot be read"),
         (f"{tmp_path}/broken.py:f", "broken.py:2: does not run: SyntaxError"),

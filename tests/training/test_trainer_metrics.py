@@ -40,6 +40,8 @@ def test_by_hand() -> None:
             "reward/accuracy/std": 0.5,
             "reason/structure": 3 / 6,
             "reason/option": 3 / 6,
+            "reason_count/structure": 3,
+            "reason_count/option": 3,
         }
     )
 

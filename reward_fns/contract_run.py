@@ -1,0 +1,95 @@
+"""Calls of a contract run: recipes and users' functions alike, here or in a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward_fns.contract_report import CheckReport
+from reward_fns.guard import Guard, Result
+from reward_fns.score import Reward, UserReward, load_reward
+from reward_fns.user import ModuleSource
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call."""
+
+    name: str
+    response: str
+    ground_truth: Any
+    row: dict[str, Any]
+
+
+class Runner:
+    """Calls a recipe and a user's function alike, and says of a failure what is known."""
+
+    def __init__(self, reward: Reward, spec: str, canvas: int | None) -> None:
+        self.reward, self.spec, self.canvas = reward, spec, canvas
+
+    def run(self, case: Case) -> Result:
+        """One call; never raises."""
+        return self.run_all([case])[0]
+
+    def run_all(self, cases: Sequence[Case]) -> list[Result]:
+        """All in one call where the reward takes several."""
+        if isinstance(self.reward, UserReward):
+            samples = [self.reward.sample(c.response, c.ground_truth, c.row) for c in cases]
+            return self.reward.guard.call(samples)
+        return [_recipe_result(self.reward, case) for case in cases]
+
+    def run_fresh(self, cases: Sequence[Case]) -> list[Result]:
+        """One by one, in a process that has scored nothing yet."""
+        if isinstance(self.reward, UserReward):
+            self.reward.close()
+            return [self.run(case) for case in cases]
+        # a recipe goes where users' functions go
+        source = ModuleSource(self.spec, __name__, "score_recipe")
+        guard = Guard(source, {"reward_spec": self.spec, "reward_canvas": self.canvas}, 60.0)
+        try:
+            return [guard.call([[c.response, c.ground_truth, c.row]])[0] for c in cases]
+        finally:
+            guard.close()
+
+    @property
+    def deadline_s(self) -> float | None:
+        return self.reward.deadline_s if isinstance(self.reward, UserReward) else None
+
+    def describe(self, report: CheckReport) -> None:
+        """Says how the reward is called."""
+        if not isinstance(self.reward, UserReward):
+            names = ", ".join(self.reward.component_names)
+            report.add("ok", "kind", f"recipe with the components {names}")
+            return
+        traits = self.reward.guard.traits
+        kind = ("async " if traits.is_async else "") + ("batch" if traits.batch else "one sample")
+        keys = "any" if traits.row_keys is None else ", ".join(sorted(traits.row_keys)) or "none"
+        report.add("ok", "kind", f"{kind}, {traits.style} arguments; keys of the row: {keys}")
+
+    def close(self) -> None:
+        if isinstance(self.reward, UserReward):
+            self.reward.close()
+
+
+def score_recipe(
+    response: str,
+    ground_truth: Any,
+    *,
+    reward_spec: str,
+    reward_canvas: int | None = None,
+    **row: Any,
+) -> dict[str, Any]:
+    """A recipe as a user's function: in a guard's child, a fresh process."""
+    score = load_reward(reward_spec, canvas=reward_canvas).score(response, ground_truth, **row)
+    # "reasons" and the total have names of their own, whatever the components are called
+    return {"reward": score.reward, **score.components, "reasons": score.reasons}
+
+
+def _recipe_result(reward: Reward, case: Case) -> Result:
+    try:
+        score = reward.score(case.response, case.ground_truth, **case.row)
+    except Exception as error:
+        kind = type(error).__name__
+        return Result(0.0, failed=["raised", f"raised:{kind}"], says=f"{kind}: {error}")
+    return Result(score.reward, score.components, score.reasons)

@@ -1,0 +1,167 @@
+"""Rewards as verl's event loop asks for them: nothing waits on a sample that overruns."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.training import reward as module
+from rcot_rl.training.reward import compute_score
+from reward_fns.score import RecipeReward
+
+RIGHT = "<think>It is there.</think><answer>A</answer>"
+
+FUNCTIONS = """
+import asyncio, os, time
+
+def plain(response, ground_truth, extra_info=None, response_length=None):
+    if response == "hang":
+        time.sleep(60)
+    return {"reward": len(response), "index": extra_info["index"], "tokens": response_length or 0}
+
+async def waits(response, ground_truth):
+    if response == "hang":
+        await asyncio.sleep(60)
+    if response == "block":
+        time.sleep(60)
+    if response == "die":
+        os._exit(1)
+    await asyncio.sleep(0.2)
+    return {"reward": len(response), "a": 1.0}
+
+def batch(responses, ground_truths):
+    if "hang" in responses:
+        time.sleep(60)
+    return [{"reward": len(r), "size": len(responses)} for r in responses]
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reward") / "fn.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+def score_all(spec: str, *texts: str, deadline_s: float = 1.0, **row) -> list[dict]:
+    """All texts at once, and the loop's longest silence, which must be short."""
+
+    async def run() -> list[dict]:
+        silences, done = [], asyncio.Event()
+
+        async def listen() -> None:
+            while not done.is_set():
+                start = time.monotonic()
+                await asyncio.sleep(0.01)
+                silences.append(time.monotonic() - start)
+
+        listener = asyncio.create_task(listen())
+        calls = [
+            compute_score(
+                "rcot/aks", text, '"A"', {"index": i},
+                reward=spec, canvas=112, deadline_s=deadline_s, **row,
+            )
+            for i, text in enumerate(texts)
+        ]  # fmt: skip
+        try:
+            return await asyncio.gather(*calls)
+        finally:
+            done.set()
+            await listener
+            assert max(silences) < 0.6
+
+    return asyncio.run(run())
+
+
+def test_a_recipe() -> None:
+    found = score_all("aks", RIGHT, "nonsense")
+    assert [f["score"] for f in found] == [3.0, 0.0]
+    assert found[0].keys() == found[1].keys()
+    assert found[0]["component/accuracy"] == 1.0
+    assert found[0]["reasons"] == "" != found[1]["reasons"]
+    assert 0 < found[0]["reward_seconds"] < 1
+
+
+def test_a_plain_function_loses_the_sample_that_hangs(file) -> None:
+    found = score_all(f"{file}:plain", "a", "hang", "abc", response_length=9)
+    assert [f["score"] for f in found] == [1.0, 0.0, 3.0]
+    assert found[1]["reasons"].split(";") == ["reward_function_timeout", "deadline"]
+    assert found[2] == found[2] | {"component/index": 2.0, "component/tokens": 9.0, "reasons": ""}
+    assert found[1]["component/index"] == 0.0 and found[0].keys() == found[1].keys()
+    # the one behind it did not pay for the wait
+    assert found[2]["reward_seconds"] < 0.9 <= found[1]["reward_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reasons"),
+    [
+        ("hang", "reward_function_timeout;deadline"),
+        ("block", "reward_function_timeout;deadline"),
+        ("die", "reward_function_died"),
+    ],
+)
+def test_of_overlapping_calls_only_the_bad_one_is_lost(file, bad, reasons) -> None:
+    texts = ["a", "ab", bad, *["abc"] * 20]
+    found = score_all(f"{file}:waits", *texts)
+    assert [f["score"] for f in found] == [0.0 if t == bad else len(t) for t in texts]
+    assert found[2]["reasons"] == reasons
+
+
+def test_calls_of_an_async_function_overlap(file) -> None:
+    score_all(f"{file}:waits", "a")  # loads it
+    start = time.monotonic()
+    assert [f["score"] for f in score_all(f"{file}:waits", *["ab"] * 64)] == [2.0] * 64
+    assert time.monotonic() - start < 4  # one after another: 12.8
+
+
+def test_a_batch_function_gets_what_waits(file) -> None:
+    found = score_all(f"{file}:batch", *["ab"] * 10)
+    assert [f["component/size"] for f in found] == [10.0] * 10
+    found = score_all(f"{file}:batch", "a", "hang", "abc")
+    assert [f["score"] for f in found] == [1.0, 0.0, 3.0]
+    assert "deadline" in found[1]["reasons"]
+
+
+def test_a_recipe_that_overruns_is_left_behind(monkeypatch) -> None:
+    """As `mask_iou` can, which waits for another process."""
+    release, score = threading.Event(), RecipeReward.score
+
+    def stuck(self, response, ground_truth, **row):
+        if response == "hang":
+            release.wait(30)
+        return score(self, response, ground_truth, **row)
+
+    monkeypatch.setattr(RecipeReward, "score", stuck)
+    try:
+        found = score_all("aks", RIGHT, "hang", RIGHT, deadline_s=0.5)
+    finally:
+        release.set()
+    assert [f["score"] for f in found] == [3.0, 0.0, 3.0]
+    assert found[1]["reasons"] == "deadline"
+    assert found[1]["component/format"] == 0.0 and found[0].keys() == found[1].keys()
+
+
+def test_a_broken_ground_truth_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="ground_truth"):
+        asyncio.run(compute_score("rcot/ktg", "", "{", reward="ktg", canvas=112))
+
+
+def test_reasons_are_told_apart_whatever_a_function_writes(tmp_path) -> None:
+    (tmp_path / "r.py").write_text(
+        "def f(r, t):\n    return {'reward': 0, 'reasons': ['a;b', 'c']}\n"
+    )
+    assert score_all(f"{tmp_path}/r.py:f", "x")[0]["reasons"] == "a,b;c"
+
+
+def test_rewards_are_loaded_once_a_process(monkeypatch, tmp_path) -> None:
+    (tmp_path / "r.py").write_text("def f(r, t):\n    return 1\n")
+    loads = []
+    real = module.load_reward
+    monkeypatch.setattr(module, "load_reward", lambda *a, **k: loads.append(a) or real(*a, **k))
+    for _ in range(2):
+        score_all(f"{tmp_path}/r.py:f", "x", "y")
+    assert len(loads) == 1
