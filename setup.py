@@ -27,6 +27,7 @@ CORE = [
     "matplotlib==3.11.2",
     "wandb==0.31.0",
     "typer==0.29.2",
+    "msgspec==0.22.0",
     "pydantic==2.14.3",
     "pyyaml==6.0.3",
     "jinja2==3.1.6",

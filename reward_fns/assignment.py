@@ -1,7 +1,8 @@
 """The one-to-one assignment with the greatest sum (before eq. 12), exactly.
 
 Almost every call has one to three objects on a side: those are searched whole, in plain Python.
-The rest goes to scipy, which is imported only then.
+Of the others, most have a best partner of its own for every object, which no assignment can beat;
+the rest goes to scipy, which is imported only then.
 """
 
 from __future__ import annotations
@@ -18,22 +19,21 @@ TINY = (3, 4)
 """Sides up to which all assignments are tried: at most 24."""
 
 
-def best_assignment(masks: Sequence[Sequence[int]] | np.ndarray, table: Sequence[float]) -> Pairs:
-    """Pairs (i, j), min(n, m) of them, that maximise the sum of table[masks[i][j]].
+def best_assignment(scores: Sequence[Sequence[float]] | np.ndarray) -> Pairs:
+    """Pairs (i, j), min(n, m) of them, that maximise the sum of scores[i][j].
 
-    masks: [n, m], n and m at least 1; table: the non-negative score of each mask.
+    scores: [n, m], n and m at least 1, none negative.
     """
-    n, m = len(masks), len(masks[0])
+    n, m = len(scores), len(scores[0])
     if min(n, m) > TINY[0] or (min(n, m) > 1 and max(n, m) > TINY[1]):
-        return _solve(masks, table)
+        return _solve(scores)
     if n <= m:
-        scores = [[table[mask] for mask in row] for row in masks]
         return [(i, j) for i, j in enumerate(_search(scores))]
-    scores = [[table[masks[i][j]] for i in range(n)] for j in range(m)]
-    return [(i, j) for j, i in enumerate(_search(scores))]
+    turned = [[scores[i][j] for i in range(n)] for j in range(m)]
+    return [(i, j) for j, i in enumerate(_search(turned))]
 
 
-def _search(scores: list[list[float]]) -> tuple[int, ...]:
+def _search(scores: Sequence[Sequence[float]]) -> tuple[int, ...]:
     """For each row its column: the best of all injections of rows into columns."""
     best = -1.0
     choice: tuple[int, ...] = ()
@@ -46,10 +46,16 @@ def _search(scores: list[list[float]]) -> tuple[int, ...]:
     return choice
 
 
-def _solve(masks: Sequence[Sequence[int]] | np.ndarray, table: Sequence[float]) -> Pairs:
+def _solve(scores: Sequence[Sequence[float]] | np.ndarray) -> Pairs:
     import numpy as np
+
+    table = np.asarray(scores, dtype=float)
+    if table.shape[0] > table.shape[1]:
+        return [(i, j) for j, i in _solve(table.T)]
+    first = table.argmax(axis=1)
+    if len(np.unique(first)) == len(first):  # each row has its own greatest: nothing can be more
+        return list(enumerate(first.tolist()))
     from scipy.optimize import linear_sum_assignment
 
-    scores = np.asarray(table)[np.asarray(masks)]
-    rows, columns = linear_sum_assignment(scores, maximize=True)
+    rows, columns = linear_sum_assignment(table, maximize=True)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))

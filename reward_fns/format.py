@@ -31,14 +31,19 @@ def maximum(params: Format, settings: Settings) -> float:
 @register("format", params=Format, tasks=("aks", "ktg"), maximum=maximum)
 def format_reward(response: Response, truth: Any, params: Format, settings: Settings) -> Term:
     """R_f of a response; the ground truth plays no part."""
-    reasons = list(response.parsed.faults)
-    if params.require_thought and not response.parsed.thought:
+    parsed = response.parsed
+    if parsed.well_formed and settings.task == "ktg" and not params.require_thought:
+        grounding = response.grounding
+        if grounding.n_items and not grounding.has_faulty:
+            return Term(3.0)
+    reasons: list[str] = list(parsed.faults)
+    if params.require_thought and not parsed.thought:
         reasons.append("thought_empty")
     structure = 0.0 if reasons else 1.0
     if settings.task == "ktg":
         items = _items(response, settings.zero_target)
         return Term(structure + items.value, reasons + items.reasons)
-    answer = response.parsed.answer
+    answer = parsed.answer
     if parse_option(answer, settings.options) is None:
         return Term(0.0, [*reasons, "answer_missing" if answer is None else "option_unknown"])
     return Term(structure, reasons)
@@ -51,6 +56,7 @@ def _items(response: Response, zero_target: bool) -> Term:
         return Term(0.0, list(grounding.faults))
     if grounding.n_items == 0:
         return Term(2.0) if zero_target else Term(0.0, ["list_empty"])
-    valid = sum((item.box is not None) + (item.point is not None) for item in grounding.items)
-    faults = dict.fromkeys(fault for item in grounding.items for fault in item.faults)
-    return Term(valid / grounding.n_items, list(faults))
+    faulty = [item for item in grounding.items if item.faults]
+    lost = sum((item.box is None) + (item.point is None) for item in faulty)
+    faults = dict.fromkeys(fault for item in faulty for fault in item.faults)
+    return Term((2 * grounding.n_items - lost) / grounding.n_items, list(faults))

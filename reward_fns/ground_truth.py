@@ -29,11 +29,13 @@ class Objects:
     raw: list[dict[str, Any]]
     """As given: the lineage's arithmetic depends on which numbers are integers."""
 
+    without_point: int | None = None
+    """The first object that has no point."""
+
     def require_points(self) -> None:
         """Raise InputError unless every object has a point."""
-        for i, point in enumerate(self.points):
-            if point is None:
-                raise InputError("missing", key=f"{KEY}[{i}].point_2d")
+        if self.without_point is not None:
+            raise InputError("missing", key=f"{KEY}[{self.without_point}].point_2d")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def _objects(value: Any) -> Objects:
         else:
             x, y = _numbers(point, 2, f"{key}.point_2d")
             points.append((x, y))
-    return Objects(tuple(boxes), tuple(points), entries)
+    lacking = points.index(None) if None in points else None
+    return Objects(tuple(boxes), tuple(points), entries, lacking)
 
 
 def _numbers(value: Any, n: int, key: str) -> tuple[float, ...]:

@@ -15,21 +15,17 @@ from rcot_rl.protocol.grounding import Box, Point
 from reward_fns.ground_truth import Objects
 
 if TYPE_CHECKING:
-    from reward_fns.hungarian_match import HungarianMatch
+    from reward_fns.hungarian_match import Rule
 
 CHUNK = 4096
 """Predictions at a time; bounds the memory that an absurd answer can take."""
 IOU, BOX, POINT = 1, 2, 4
 
 
-def pair_masks(
-    scored: Sequence[tuple[Box, Point | None]],
-    truth: Objects,
-    params: HungarianMatch,
-    scale: float,
-    table: Sequence[float],
-) -> np.ndarray:
-    """masks[i, j]: which terms prediction i earns with target j (eqs. 8 to 10), uint8.
+def pair_scores(
+    scored: Sequence[tuple[Box, Point | None]], truth: Objects, rule: Rule
+) -> tuple[np.ndarray, np.ndarray]:
+    """S of prediction i with target j (eq. 11), float [n, m], and the terms earned in full, uint8.
 
     Beyond CHUNK predictions, rows that no best assignment needs are left out: in each column the
     best n_gt rows are enough, since a row that is not among them can give way to one that is free.
@@ -43,37 +39,56 @@ def pair_masks(
             chunk = scored[start : start + CHUNK]
             boxes = np.array([box for box, _ in chunk])
             points = np.array([point or (np.nan, np.nan) for _, point in chunk], dtype=float)
-            masks = _masks(boxes, points, *gt, params, scale)
+            scores, full = _terms(boxes, points, *gt, rule)
             if len(scored) > CHUNK and len(chunk) > n_gt:
-                scores = np.asarray(table)[masks]
-                best = np.argpartition(-scores, n_gt - 1, axis=0)[:n_gt]
-                masks = masks[np.unique(best)]
-            kept.append(masks)
-    return np.concatenate(kept)
+                best = np.unique(np.argpartition(-scores, n_gt - 1, axis=0)[:n_gt])
+                scores, full = scores[best], full[best]
+            kept.append((scores, full))
+    if len(kept) == 1:
+        return kept[0]
+    return np.concatenate([s for s, _ in kept]), np.concatenate([f for _, f in kept])
 
 
-def _masks(
-    boxes: np.ndarray,
-    points: np.ndarray,
-    gt_boxes: np.ndarray,
-    gt_points: np.ndarray,
-    params: HungarianMatch,
-    scale: float,
-) -> np.ndarray:
-    pad = 1.0 if params.iou == "pixel" else 0.0
-    iou = _iou(boxes, gt_boxes, pad) > params.eta
-    near = _distance(boxes, gt_boxes, params.box_distance) < params.gamma_box * scale
+def _terms(
+    boxes: np.ndarray, points: np.ndarray, gt_boxes: np.ndarray, gt_points: np.ndarray, rule: Rule
+) -> tuple[np.ndarray, np.ndarray]:
+    iou = _iou(boxes, gt_boxes, rule.pad)
+    far = _distance(boxes, gt_boxes, rule.box_distance)
+    apart = _distance(points, gt_points, rule.pt_distance)
     inside = np.all((boxes[:, :2] <= points) & (points <= boxes[:, 2:]), axis=1)
-    hit = _distance(points, gt_points, params.pt_distance) < params.gamma_pt * scale
-    masks = IOU * iou + BOX * near + POINT * (hit & inside[:, None])
-    return masks.astype(np.uint8)
+    apart = np.where(inside[:, None], apart, np.inf)  # and nan, of no point, is never near
+    if not any(rule.soft):
+        masks = (
+            IOU * (iou > rule.eta) + BOX * (far < rule.gamma_box) + POINT * (apart < rule.gamma_pt)
+        )
+        return np.array(rule.table)[masks], (masks & rule.whole).astype(np.uint8)
+    shares = (
+        iou if rule.soft[0] else (iou > rule.eta).astype(float),
+        _share(far, rule.gamma_box, rule.soft[1]),
+        _share(apart, rule.gamma_pt, rule.soft[2]),
+    )
+    scores, full = np.zeros(iou.shape), np.zeros(iou.shape, dtype=np.uint8)
+    for bit, alpha, share in zip((IOU, BOX, POINT), rule.alphas, shares, strict=True):
+        scores += alpha * share
+        if alpha:
+            full |= np.where(share >= 1.0, bit, 0).astype(np.uint8)
+    return scores, full
+
+
+def _share(distance: np.ndarray, limit: float, soft: bool) -> np.ndarray:
+    if soft:
+        return np.nan_to_num(np.maximum(0.0, 1.0 - distance / limit), nan=0.0)
+    return (distance < limit).astype(float)
 
 
 def _iou(a: np.ndarray, b: np.ndarray, pad: float) -> np.ndarray:
     """[n, 4], [m, 4] -> [n, m]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    width, height = np.moveaxis(high - low + pad, -1, 0)
+    width = (
+        np.minimum(a[:, 2, None], b[None, :, 2]) - np.maximum(a[:, 0, None], b[None, :, 0]) + pad
+    )
+    height = (
+        np.minimum(a[:, 3, None], b[None, :, 3]) - np.maximum(a[:, 1, None], b[None, :, 1]) + pad
+    )
     inter = width * height
     area_a = (a[:, 2] - a[:, 0] + pad) * (a[:, 3] - a[:, 1] + pad)
     area_b = (b[:, 2] - b[:, 0] + pad) * (b[:, 3] - b[:, 1] + pad)
@@ -85,8 +100,8 @@ def _distance(a: np.ndarray, b: np.ndarray, kind: str) -> np.ndarray:
     """[n, d], [m, d] -> [n, m], summed coordinate by coordinate as the plain version does."""
     total = np.zeros((len(a), len(b)))
     for axis in range(a.shape[1]):
-        difference = np.abs(a[:, axis, None] - b[None, :, axis])
-        total += difference * difference if kind == "l2" else difference
+        difference = a[:, axis, None] - b[None, :, axis]
+        total += difference * difference if kind == "l2" else np.abs(difference)
     if kind == "l2":
         return np.sqrt(total)
     return total / a.shape[1] if kind == "mean_l1" else total

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Field
 
 from rcot_rl.protocol.grounding import Grounding, parse_grounding
@@ -50,27 +50,36 @@ class Settings(Section):
         return self.canvas / REFERENCE_CANVAS
 
 
-@dataclass
 class Response:
     """One response, parsed when first asked and then shared by the modules of a recipe."""
 
-    text: str
+    __slots__ = ("_grounding", "_parsed", "text")
 
-    @cached_property
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._parsed: ParsedResponse | None = None
+        self._grounding: Grounding | None = None
+
+    @property
     def parsed(self) -> ParsedResponse:
-        return parse_response(self.text)
+        """Its structure."""
+        if self._parsed is None:
+            self._parsed = parse_response(self.text)
+        return self._parsed
 
-    @cached_property
+    @property
     def grounding(self) -> Grounding:
-        return parse_grounding(self.parsed.answer)
+        """Its answer, as objects."""
+        if self._grounding is None:
+            self._grounding = parse_grounding(self.parsed.answer)
+        return self._grounding
 
 
-@dataclass
-class Term:
+class Term(msgspec.Struct):
     """One component of one sample: its value before the weight, and why it is not the maximum."""
 
     value: float
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = []
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from rcot_rl.errors import InputError
 from reward_fns import user
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 NOT_TEXT = "response_not_text"
+TRUTHS = 1024
+"""Checked ground truths that a reward keeps."""
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(msgspec.Struct):
     """The score of one response."""
 
     reward: float
     """The weighted sum."""
-    components: dict[str, float] = field(default_factory=dict)
+    components: dict[str, float] = {}
     """Unweighted, by name."""
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = []
     """Machine-readable codes, each once; empty when nothing was deducted."""
 
 
@@ -66,28 +68,41 @@ class RecipeReward(Reward):
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name, self.recipe, self.hash = name, recipe, recipe_hash(recipe)
         self.component_names = tuple(recipe.components)
+        self._truths: dict[str, Any] = {}
         known = modules()
         self._parts = [
-            (key, part.weight, known[part.module], part.params)
+            (key, part.weight, known[part.module].score, part.params)
             for key, part in recipe.components.items()
         ]
         self.max_reward = 0.0
-        for _, weight, module, params in self._parts:
-            self.max_reward += weight * module.maximum(params, recipe)
+        for part in recipe.components.values():
+            self.max_reward += part.weight * known[part.module].maximum(part.params, recipe)
 
     def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
         """Equation 13; kwargs play no part."""
-        truth = read_ground_truth(ground_truth, self.recipe)
+        truth = self._truths.get(ground_truth) if isinstance(ground_truth, str) else None
+        if truth is None:
+            truth = self._truth(ground_truth)
         is_text = isinstance(response, str)
         sample = Response(response if is_text else "")
-        reward, components, reasons = 0.0, {}, {} if is_text else {NOT_TEXT: None}
-        for key, weight, module, params in self._parts:
-            term = module.score(sample, truth, params, self.recipe)
-            components[key] = term.value
-            reward += weight * term.value
-            if weight > 0:
+        reward, components = 0.0, {}
+        reasons: dict[str, None] = {} if is_text else {NOT_TEXT: None}
+        for key, weight, score, params in self._parts:
+            term = score(sample, truth, params, self.recipe)
+            components[key] = value = term.value
+            reward += weight * value
+            if term.reasons and weight > 0:
                 reasons.update(dict.fromkeys(term.reasons))
         return Score(reward, components, list(reasons))
+
+    def _truth(self, value: Any) -> Any:
+        """The ground truth, checked; that of a text is kept, for a group's responses share it."""
+        truth = read_ground_truth(value, self.recipe)
+        if isinstance(value, str):
+            if len(self._truths) >= TRUTHS:
+                self._truths.clear()
+            self._truths[value] = truth
+        return truth
 
 
 class RoutedReward(Reward):

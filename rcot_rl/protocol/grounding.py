@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from rcot_rl.protocol.parser import MAX_CHARS, Fault
+
+_INF = math.inf
 
 MAX_DEPTH = 64
 """Deepest nesting of JSON lists and objects."""
@@ -30,7 +32,7 @@ Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True):
     """One object of a grounding answer."""
 
     box: Box | None
@@ -41,7 +43,7 @@ class Item(NamedTuple):
     """Reason codes; empty exactly when box and point are both there."""
 
 
-class Grounding(NamedTuple):
+class Grounding(msgspec.Struct, frozen=True):
     """The objects of a KTG answer (eq. 5)."""
 
     is_list: bool
@@ -52,6 +54,8 @@ class Grounding(NamedTuple):
     """Why it is not a list of objects; empty when it is."""
     n_items: int
     """How many entries the list has, valid or not; 0 when `is_list` is False."""
+    has_faulty: bool = False
+    """Whether any of the items has a fault."""
 
 
 def parse_grounding(answer: str | None) -> Grounding:
@@ -64,6 +68,9 @@ def parse_grounding(answer: str | None) -> Grounding:
         return _no_grounding("answer_missing")
     if len(answer) > MAX_CHARS:
         return _no_grounding("answer_too_long", MAX_CHARS)
+    items = _usual(answer)
+    if items is not None:
+        return Grounding(True, items, (), len(items))
     value = _read_json(answer)
     if isinstance(value, Fault):
         return Grounding(False, [], (value,), 0)
@@ -79,7 +86,7 @@ def parse_grounding(answer: str | None) -> Grounding:
         if item is None:
             return _no_grounding("json_too_deep", number)
         items.append(item)
-    return Grounding(True, items, (), len(items))
+    return Grounding(True, items, (), len(items), any(item.faults for item in items))
 
 
 def _number(token: str) -> float:
@@ -90,10 +97,39 @@ def _not_json(token: str) -> None:
     raise ValueError(f"{token} is not JSON")
 
 
+class _Entry(msgspec.Struct, gc=False):
+    bbox_2d: tuple[float, float, float, float]
+    point_2d: tuple[float, float]
+
+
+_USUAL = msgspec.json.Decoder(list[_Entry])
 _FAST = msgspec.json.Decoder()
 _SLOW = json.JSONDecoder(parse_float=_number, parse_int=_number, parse_constant=_not_json)
 _LONG_NUMBER = re.compile(rf"[-+.0-9eE]{{{MAX_DIGITS + 1}}}")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+def _usual(text: str) -> list[Item] | None:
+    """The items of an answer without any fault, which is what nearly every answer is; else None."""
+    if len(text) > MAX_DIGITS and _LONG_NUMBER.search(text):
+        return None
+    try:
+        entries = _USUAL.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    # three brackets an object and one around them: nothing else is in there that could nest
+    if text.count("[") + text.count("{") != 3 * len(entries) + 1 or len(entries) > MAX_ITEMS:
+        return None
+    items = []
+    for entry in entries:
+        x1, y1, x2, y2 = entry.bbox_2d
+        x, y = entry.point_2d
+        if not (-_INF < x1 < x2 < _INF and -_INF < y1 < y2 < _INF):
+            return None
+        if not (-_INF < x < _INF and -_INF < y < _INF):
+            return None
+        items.append(Item(entry.bbox_2d, entry.point_2d, ()))
+    return items
 
 
 def _read_json(text: str) -> Any:
@@ -165,7 +201,6 @@ def _unread(number: int) -> Item:
     return Item(None, None, (Fault("items_too_many", number),))
 
 
-_INF = math.inf
 _REAL = (float, int)  # the exact types: a JSON true is of neither
 
 

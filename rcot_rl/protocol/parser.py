@@ -16,7 +16,8 @@ Left out: repair of any kind (what is not accepted in training must not be accep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 MAX_CHARS = 1 << 22
 """Longest response that is read, in characters."""
@@ -43,7 +44,7 @@ class Fault(str):
         return fault
 
 
-class ParsedResponse(NamedTuple):
+class ParsedResponse(msgspec.Struct, frozen=True):
     """The structure of one response."""
 
     thought: str | None
@@ -62,9 +63,22 @@ def parse_response(text: str) -> ParsedResponse:
     if len(text) > MAX_CHARS:
         return ParsedResponse(None, None, False, (Fault("response_too_long", MAX_CHARS),))
     body = text.strip()
-    frame = _frame(body)
-    if frame is not None:
-        return ParsedResponse(*frame, True, ())
+    if body.startswith(THINK) and body.endswith(ANSWER_END):
+        # the usual case: no "<" but those of the four tags, so none can stand a second time
+        think_end = body.find("<", len(THINK))
+        answer = body.find("<", think_end + 1)
+        start, end = answer + len(ANSWER), len(body) - len(ANSWER_END)
+        if (
+            body.find("<", start - 1) == end
+            and body.startswith(THINK_END, think_end)
+            and body.startswith(ANSWER, answer)
+            and (answer == think_end + 8 or body[think_end + 8 : answer].isspace())
+        ):
+            thought = body[len(THINK) : think_end].strip()
+            return ParsedResponse(thought, body[start:end].strip(), True, ())
+        frame = _frame(body)
+        if frame is not None:
+            return ParsedResponse(*frame, True, ())
     lead = len(text) - len(text.lstrip())
     blocks = _blocks(body)
     if blocks is None:
@@ -107,9 +121,10 @@ def parse_keyframe(answer: str | None, n_frames: int) -> int | None:
 
 
 def _frame(body: str) -> tuple[str, str] | None:
-    """Thought and answer of a well-formed response, stripped; None for any other."""
-    if not (body.startswith(THINK) and body.endswith(ANSWER_END)):
-        return None
+    """Thought and answer of a well-formed response, stripped; None for any other.
+
+    body: what begins with a think tag and ends with an answer's.
+    """
     think_end = body.find(THINK_END, len(THINK))
     answer = body.find(ANSWER, think_end + len(THINK_END))
     if think_end < 0 or answer < 0:
@@ -117,8 +132,7 @@ def _frame(body: str) -> tuple[str, str] | None:
     between = body[think_end + len(THINK_END) : answer]
     if between and not between.isspace():
         return None
-    # four tags hold four "<": with no other, none of them can stand a second time
-    if body.count("<") != len(TAGS) and any(body.count(tag) != 1 for tag in TAGS):
+    if any(body.count(tag) != 1 for tag in TAGS):
         return None
     thought = body[len(THINK) : think_end].strip()
     return thought, body[answer + len(ANSWER) : -len(ANSWER_END)].strip()
