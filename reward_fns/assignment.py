@@ -33,7 +33,7 @@ def best_assignment(scores: Sequence[Sequence[float]] | np.ndarray) -> Pairs:
     return [(i, j) for j, i in enumerate(_search(turned))]
 
 
-def _search(scores: Sequence[Sequence[float]]) -> tuple[int, ...]:
+def _search(scores: Sequence[Sequence[float]] | np.ndarray) -> tuple[int, ...]:
     """For each row its column: the best of all injections of rows into columns."""
     best = -1.0
     choice: tuple[int, ...] = ()

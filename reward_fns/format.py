@@ -1,6 +1,7 @@
 """`format`: the format reward R_f (sections 3.2, 3.3 and A.2 of the paper).
 
 aks, at most 1: the response is well formed and the answer is exactly one of the options.
+kfg, at most 1: it is well formed and the answer is the bare index of a frame that was shown.
 ktg, at most 3: 1 for a well-formed response, plus the mean over the answer's items of 1 for a
 valid box and 1 for a valid point. One bad item costs its own share and no more.
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rcot_rl.protocol.parser import parse_option
+from rcot_rl.protocol.parser import parse_keyframe, parse_option
 from rcot_rl.recipe.base import Section
 from reward_fns.registry import Response, Settings, Term, register
 
@@ -24,13 +25,13 @@ class Format(Section):
 
 
 def maximum(params: Format, settings: Settings) -> float:
-    """The greatest value: 1 for aks, 3 for ktg."""
-    return 1.0 if settings.task == "aks" else 3.0
+    """The greatest value: 3 for ktg, else 1."""
+    return 3.0 if settings.task == "ktg" else 1.0
 
 
-@register("format", params=Format, tasks=("aks", "ktg"), maximum=maximum)
+@register("format", params=Format, tasks=("aks", "ktg", "kfg"), maximum=maximum)
 def format_reward(response: Response, truth: Any, params: Format, settings: Settings) -> Term:
-    """R_f of a response; the ground truth plays no part."""
+    """R_f of a response; of the ground truth, only how many frames were shown plays a part."""
     parsed = response.parsed
     if parsed.well_formed and settings.task == "ktg" and not params.require_thought:
         grounding = response.grounding
@@ -44,6 +45,10 @@ def format_reward(response: Response, truth: Any, params: Format, settings: Sett
         items = _items(response, settings.zero_target)
         return Term(structure + items.value, reasons + items.reasons)
     answer = parsed.answer
+    if settings.task == "kfg":
+        if answer is None or parse_keyframe(answer, len(truth.areas)) is None:
+            return Term(0.0, [*reasons, "answer_missing" if answer is None else "keyframe_unknown"])
+        return Term(structure, reasons)
     if parse_option(answer, settings.options) is None:
         return Term(0.0, [*reasons, "answer_missing" if answer is None else "option_unknown"])
     return Term(structure, reasons)

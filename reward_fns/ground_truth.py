@@ -46,12 +46,26 @@ class BoxAndPoints:
     points: tuple[tuple[int, int], tuple[int, int]]
 
 
-def read_ground_truth(value: Any, settings: Settings) -> str | Objects | BoxAndPoints:
+@dataclass(frozen=True)
+class Frames:
+    """What a row that asks for a keyframe is judged by: one entry for each frame that was shown."""
+
+    ids: tuple[int, ...]
+    """What the answer calls them; 0, 1, … for kfg."""
+    areas: tuple[float, ...]
+    """Of the targets' union; in any unit, alike for all frames."""
+    boxes: tuple[tuple[Box, ...], ...]
+    """veason: of the targets that the frame shows, on the canvas; empty for kfg."""
+
+
+def read_ground_truth(value: Any, settings: Settings) -> str | Objects | BoxAndPoints | Frames:
     """The ground truth of a row of `settings.task`, checked. Raises InputError."""
     if settings.task == "aks":
         return _option(value, settings.options)
     if settings.task == "ktg":
         return _objects(value)
+    if settings.task in ("kfg", "veason"):
+        return _frames(value, boxes=settings.task == "veason")
     return _box_and_points(value)
 
 
@@ -107,6 +121,41 @@ def _numbers(value: Any, n: int, key: str) -> tuple[float, ...]:
 def _is_coordinate(value: Any) -> bool:
     # no canvas reaches 1e9, and nan is not within it either
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
+
+
+def _frames(value: Any, boxes: bool) -> Frames:
+    entry = _from_json(value)
+    wanted = ("frames", "areas", "boxes") if boxes else ("areas",)
+    if not isinstance(entry, dict):
+        raise InputError(f"must be an object with {', '.join(wanted)}", key=KEY)
+    for key in wanted:
+        if not isinstance(entry.get(key), list) or len(entry[key]) != len(entry[wanted[0]]):
+            raise InputError("must be a list with an entry a frame", key=f"{KEY}.{key}")
+    areas = _numbers(entry["areas"], len(entry["areas"]), f"{KEY}.areas")
+    if not areas or min(areas) < 0:
+        raise InputError("must be numbers that are not negative, one at least", key=f"{KEY}.areas")
+    if not boxes:
+        return Frames(tuple(range(len(areas))), areas, ())
+    ids = entry["frames"]
+    if not all(type(i) is int for i in ids) or len(set(ids)) != len(ids):
+        raise InputError("must be different whole numbers", key=f"{KEY}.frames")
+    return Frames(
+        tuple(ids),
+        areas,
+        tuple(_boxes(b, f"{KEY}.boxes[{k}]") for k, b in enumerate(entry["boxes"])),
+    )
+
+
+def _boxes(value: Any, key: str) -> tuple[Box, ...]:
+    if not isinstance(value, list):
+        raise InputError("must be a list of boxes", key=key)
+    found = []
+    for number, box in enumerate(value):
+        x1, y1, x2, y2 = _numbers(box, 4, f"{key}[{number}]")
+        if x1 > x2 or y1 > y2:
+            raise InputError("must have x1 <= x2 and y1 <= y2", key=f"{key}[{number}]")
+        found.append((x1, y1, x2, y2))
+    return tuple(found)
 
 
 def _box_and_points(value: Any) -> BoxAndPoints:

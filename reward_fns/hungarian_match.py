@@ -146,6 +146,10 @@ def _reasons(full: list[int], n_pred: int, n_gt: int, rule: Rule) -> list[str]:
     return reasons
 
 
+Pair = Callable[[Box, Point | None, Box, Point | None], tuple[float, int]]
+"""A prediction's box and point, a target's -> S (eq. 11) and the terms earned in full."""
+
+
 class Rule:
     """The parameters of one recipe on one canvas, ready for use on pairs."""
 
@@ -162,7 +166,7 @@ class Rule:
         self.whole = sum(bit for bit, alpha in zip(LOST, self.alphas, strict=True) if alpha)
         self._box, self._point = DISTANCES[params.box_distance], DISTANCES[params.pt_distance]
         self.table = [self._sum(mask) for mask in range(8)]
-        self.pair = self._pair
+        self.pair: Pair = self._pair
         if any(self.soft):
             self.pair = self._soft_pair
         elif (params.box_distance, params.pt_distance) == ("mean_l1", "l1"):
@@ -175,8 +179,9 @@ class Rule:
 
     def terms(self, box: Box, point: Point | None, b: Box, q: Point | None) -> tuple[float, ...]:
         """IoU, the boxes' distance, the points' distance (infinite where eq. 10 cannot hold)."""
-        hit = point is not None and q is not None and inside(point, box)
-        apart = self._point(point, q) if hit else math.inf
+        apart = math.inf
+        if point is not None and q is not None and inside(point, box):
+            apart = self._point(point, q)
         return box_iou(box, b, self.pad), self._box(box, b), apart
 
     def _pair(self, box: Box, point: Point | None, b: Box, q: Point | None) -> tuple[float, int]:
@@ -204,9 +209,6 @@ class Rule:
             if share >= 1.0 and alpha:
                 full |= bit
         return value, full
-
-
-Pair = Callable[[Box, Point | None, Box, Point | None], tuple[float, int]]
 
 
 def _plain_pair(rule: Rule) -> Pair:

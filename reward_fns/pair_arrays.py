@@ -49,6 +49,12 @@ def pair_scores(
     return np.concatenate([s for s, _ in kept]), np.concatenate([f for _, f in kept])
 
 
+def iou_table(boxes: Sequence[Box], targets: Sequence[Box]) -> np.ndarray:
+    """Continuous IoU of every pair, [n, m]."""
+    with np.errstate(all="ignore"):
+        return _iou(np.array(boxes), np.array(targets), 0.0)
+
+
 def _terms(
     boxes: np.ndarray, points: np.ndarray, gt_boxes: np.ndarray, gt_points: np.ndarray, rule: Rule
 ) -> tuple[np.ndarray, np.ndarray]:

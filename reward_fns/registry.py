@@ -20,10 +20,18 @@ from rcot_rl.protocol.grounding import Grounding, parse_grounding
 from rcot_rl.protocol.parser import ParsedResponse, parse_response
 from rcot_rl.recipe.base import Section
 
-BUILTIN = ("format", "option_accuracy", "hungarian_match", "lineage")
+BUILTIN = (
+    "format",
+    "option_accuracy",
+    "hungarian_match",
+    "thought",
+    "keyframe_area",
+    "veason",
+    "lineage",
+)
 """The files of this package that register modules."""
 
-Task = Literal["aks", "ktg", "seg-zero"]
+Task = Literal["aks", "ktg", "kfg", "veason", "seg-zero"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

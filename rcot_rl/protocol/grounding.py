@@ -71,7 +71,7 @@ def parse_grounding(answer: str | None) -> Grounding:
     items = _usual(answer)
     if items is not None:
         return Grounding(True, items, (), len(items))
-    value = _read_json(answer)
+    value = read_json(answer)
     if isinstance(value, Fault):
         return Grounding(False, [], (value,), 0)
     if type(value) is not list:
@@ -132,8 +132,8 @@ def _usual(text: str) -> list[Item] | None:
     return items
 
 
-def _read_json(text: str) -> Any:
-    """The value, or a Fault. Numbers that no float64 holds come back as infinite."""
+def read_json(text: str) -> Any:
+    """A JSON text's value, or a Fault. Numbers that no float64 holds come back as infinite."""
     if len(text) <= MAX_DIGITS or not _LONG_NUMBER.search(text):
         try:
             return _FAST.decode(text)
@@ -184,7 +184,7 @@ def _no_grounding(fault: str, at: int = 0) -> Grounding:
 def _item(entry: dict[str, Any], number: int) -> Item | None:
     """One entry; None when it nests too deep."""
     box, point = entry.get("bbox_2d"), entry.get("point_2d")
-    good_box, good_point = _box(box), _point(point)
+    good_box, good_point = read_box(box), _point(point)
     if good_box is not None and good_point is not None and len(entry) == 2:
         return Item(good_box, good_point, ())
     if _is_deep(entry, MAX_DEPTH - 1):
@@ -204,7 +204,8 @@ def _unread(number: int) -> Item:
 _REAL = (float, int)  # the exact types: a JSON true is of neither
 
 
-def _box(value: Any) -> Box | None:
+def read_box(value: Any) -> Box | None:
+    """A decoded list of four ordered, finite numbers as a box; None for anything else."""
     if type(value) is not list or len(value) != 4:
         return None
     x1, y1, x2, y2 = value

@@ -1,0 +1,87 @@
+"""Every shipped reward loads, says what it is, pays a perfect answer in full, keeps its keys."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from reward_fns import load_reward
+from reward_fns.recipe import SHIPPED
+from reward_fns.score import RoutedReward
+
+NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+OBJECTS = [
+    {"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]},
+    {"bbox_2d": [400, 100, 500, 300], "point_2d": [450, 200]},
+]
+FRAMES = {"frames": [3, 8], "areas": [5, 9], "boxes": [[[1, 1, 4, 4]], [[2, 2, 9, 9]]]}
+THOUGHT = " ".join(f"word{k}" for k in range(60))
+PERFECT = {
+    "aks": ("A", "A"),
+    "ktg": (json.dumps(OBJECTS), OBJECTS),
+    "kfg": ("1", {"areas": [5, 9]}),
+    "veason": (json.dumps({"keyframe_timestamp": 8, "bbox_2d_list": [[2, 2, 9, 9]]}), FRAMES),
+    "seg-zero": (
+        '{"bbox": [10, 20, 200, 210], "points_1": [30, 40], "points_2": [50, 60]}',
+        "<box>(10,20),(200,210)</box><points>(30,40),(50,60)</points>",
+    ),
+}
+
+
+def routes(name: str):
+    reward = load_reward(name)
+    return reward.routes.items() if isinstance(reward, RoutedReward) else [(None, reward)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_perfect_answer_earns_the_maximum_and_nothing_else_more(name: str) -> None:
+    whole = load_reward(name)
+    for source, part in routes(name):
+        answer, truth = PERFECT[part.recipe.task]
+        response = f"<think>{THOUGHT}</think><answer>{answer}</answer>"
+        score = whole.score(response, truth, data_source=source)
+        assert score.reward == pytest.approx(part.max_reward)
+        assert score.reasons == []
+        for worse in ("", response.replace("</think>", ""), response.replace(answer, "?")):
+            less = whole.score(worse, truth, data_source=source)
+            assert less.reward < part.max_reward and less.reasons
+            assert tuple(less.components) == tuple(score.components) == whole.component_names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_a_description_and_a_hash_of_its_own(name: str) -> None:
+    raw = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+    assert len(raw["description"]) > 10
+    hashes = {other: load_reward(other).hash for other in NAMES}
+    assert len(set(hashes.values())) == len(NAMES)
+    assert load_reward(name).hash == hashes[name]
+
+
+def test_the_maxima_are_the_papers_and_the_lineages() -> None:
+    expected = {
+        "aks": 3.0, "ktg": 6.0, "ktg-zero-target": 6.0, "joint": 6.0, "visionreasoner": 7.0,
+        "seg-zero": 5.0, "veason-r1": 4.0, "kfg": 2.0, "ktg-reasoned": 7.0, "ktg-soft": 6.0,
+        "ktg-continuous-iou": 6.0, "ktg-box-only": 6.0, "ktg-point-only": 6.0,
+        "ktg-format-only": 3.0, "aks-format-only": 1.0,
+    }  # fmt: skip
+    assert {name: load_reward(name).max_reward for name in NAMES} == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("eta", 0.51), ("gamma_box", 11), ("alpha_pt", 0.5), ("iou", "pixel"), ("pt_score", "soft")],
+)
+def test_any_parameter_changes_the_hash(key: str, value: object) -> None:
+    changed = load_reward("ktg", overrides={f"components.accuracy.{key}": value})
+    assert changed.hash != load_reward("ktg").hash
+
+
+def test_ablations_leave_out_what_they_say() -> None:
+    answer = json.dumps([o | {"point_2d": [o["bbox_2d"][0] + 1, 101]} for o in OBJECTS])
+    far = f"<think>t</think><answer>{answer}</answer>"  # boxes right, points far
+    assert load_reward("ktg-box-only").score(far, OBJECTS).reward == 6.0
+    assert load_reward("ktg-point-only").score(far, OBJECTS).reward == 3.0
+    wrong = load_reward("ktg-format-only").score(far, OBJECTS)
+    assert (wrong.reward, wrong.components["accuracy"], wrong.reasons) == (3.0, 2.0, [])
