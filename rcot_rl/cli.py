@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rcot_rl import __version__
+from rcot_rl.cli_score import score_app
 from rcot_rl.errors import InputError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
 app.add_typer(data_app, name="data")
+app.add_typer(score_app, name="score")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")
@@ -97,22 +99,6 @@ def _run_stages(
         from rcot_rl.monitoring.summary import summary_table
 
         typer.echo(summary_table(folder.root))
-
-
-@app.command()
-def score(
-    reward: Annotated[str, typer.Argument(help="A reward's name, YAML file, or FILE.py:FUNCTION.")],
-    source: Annotated[
-        Path | None, typer.Option("--in", help="JSON lines (standard input).")
-    ] = None,
-    target: Annotated[
-        Path | None, typer.Option("--out", help="JSON lines (standard output).")
-    ] = None,
-) -> None:
-    """Score responses offline, one JSON line each."""
-    from reward_fns.cli_score import score_file
-
-    score_file(reward, source, target)
 
 
 @app.command("eval")

@@ -9,10 +9,11 @@ has a broken ground truth is: InputError with file and line, and no output file 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -29,13 +30,14 @@ def score_file(
     reward_name: str,
     in_path: str | os.PathLike[str] | None,
     out_path: str | os.PathLike[str] | None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> int:
     """Score every line of a file, or of standard input when None; write to a file, or to standard
     output when None. Returns the number of lines. Raises InputError.
 
     An output file appears whole or not at all; standard output has what was scored so far.
     """
-    reward = load_reward(reward_name)
+    reward = load_reward(reward_name, overrides=overrides)
     count = 0
     with _reading(in_path) as lines, _writing(out_path) as out:
         for count, line in enumerate(lines, start=1):
@@ -45,6 +47,23 @@ def score_file(
                 file = in_path if in_path is not None else STDIN
                 raise InputError(error.message, file=file, line=count, key=error.key) from error
     return count
+
+
+def read_line(in_path: str | os.PathLike[str] | None, number: int) -> dict[str, Any]:
+    """One line's keys (from 1) as `Reward.score` takes them by name. Raises InputError."""
+    file = in_path if in_path is not None else STDIN
+    with _reading(in_path) as lines:
+        line = next(itertools.islice(lines, number - 1, None), None)
+    if line is None:
+        raise InputError("there is no such line", file=file, line=number)
+    try:
+        row = _parse(line)
+        for key in NEEDED:
+            if key not in row:
+                raise InputError("missing", key=key)
+    except InputError as error:
+        raise InputError(error.message, file=file, line=number, key=error.key) from error
+    return row
 
 
 def score_line(reward: Reward, line: bytes) -> bytes:

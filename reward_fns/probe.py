@@ -1,0 +1,117 @@
+"""`probe`: what known exploits earn under a reward, beside honest attempts at the same rows.
+
+An exploit is a finding when it earns at least as much as the best honest attempt that is not
+perfect: a policy that finds it has no reason to look at the picture. Rows are built in: one object,
+three objects, no object, and both options.
+
+Left out: rewards of other tasks, whose rows are not built in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rcot_rl.errors import InputError
+from reward_fns import exploits
+from reward_fns.score import Reward, RoutedReward, UserReward
+
+ONE = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]
+THREE = [
+    {"bbox_2d": [60 + 240 * k, 200, 200 + 240 * k, 420], "point_2d": [130 + 240 * k, 310]}
+    for k in range(3)
+]
+ROWS: dict[str, dict[str, Any]] = {
+    "ktg": {"one object": ONE, "three objects": THREE},
+    "aks": {"option A": "A", "option B": "B"},
+}
+EMPTY = "no object"
+SLOW_S = 0.1
+
+
+@dataclass
+class Finding:
+    """One exploit on one row."""
+
+    row: str
+    exploit: str
+    what: str
+    earns: float
+    honest: float
+    """The best honest attempt that is not perfect."""
+    best: float
+    """The perfect one."""
+    seconds: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it earns what an honest attempt earns."""
+        return self.earns >= self.honest > 0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether scoring it takes long enough to hold a step up."""
+        return self.seconds > SLOW_S
+
+
+def probe(reward: Reward, task: str | None = None) -> list[Finding]:
+    """Every exploit of the reward's task on every row.
+
+    task: `aks` or `ktg`, where the reward does not say (a user's function). Raises InputError when
+    it is neither.
+    """
+    if isinstance(reward, RoutedReward):
+        return [f for part in reward.routes.values() for f in probe(part, task)]
+    task = task or getattr(getattr(reward, "recipe", None), "task", None)
+    if task not in ROWS:
+        known = "a user's function needs --task" if isinstance(reward, UserReward) else f"is {task}"
+        raise InputError(f"probing knows the tasks aks and ktg; {known}", key="task")
+    library = exploits.KTG if task == "ktg" else exploits.AKS
+    honest_of = exploits.honest_ktg if task == "ktg" else exploits.honest_aks
+    findings = []
+    for row, truth in ROWS[task].items():
+        honest = [reward.score(said, truth).reward for said in honest_of(truth).values()]
+        best, middling = max(honest), max(honest[1:])
+        for exploit in library:
+            findings.append(_one(reward, row, truth, exploit, middling, best))
+    if task == "ktg":
+        nothing = reward.score(exploits.say([]), []).reward
+        invented = exploits.hallucination_on_nothing
+        findings.append(_one(reward, EMPTY, [], invented, nothing, nothing))
+    return findings
+
+
+def _one(
+    reward: Reward,
+    row: str,
+    truth: Any,
+    exploit: Callable[[Any], str],
+    honest: float,
+    best: float,
+) -> Finding:
+    response = exploit(truth)
+    earns = reward.score(response, truth).reward  # and imports what it needs, before the clock
+    started = time.perf_counter()
+    reward.score(response, truth)
+    seconds = time.perf_counter() - started
+    what = (exploit.__doc__ or "").strip().splitlines()[0]
+    return Finding(row, exploit.__name__, what, earns, honest, best, seconds)
+
+
+def table(findings: list[Finding]) -> str:
+    """For people: the exploits that pay first, then what each earns."""
+    lines = [f"{'exploit':<26}{'row':<15}{'earns':>7}{'honest':>8}{'perfect':>9}  "]
+    for finding in sorted(findings, key=lambda f: (not f.pays, not f.is_slow)):
+        mark = "PAYS" if finding.pays else ""
+        if finding.is_slow:
+            mark += f" {finding.seconds:.2f} s"
+        lines.append(
+            f"{finding.exploit:<26}{finding.row:<15}{finding.earns:>7.2f}{finding.honest:>8.2f}"
+            f"{finding.best:>9.2f}  {mark}"
+        )
+    pays = [f for f in findings if f.pays]
+    lines.append(f"{len(pays)} of {len(findings)} earn what an honest attempt earns")
+    lines += [f"  {f.exploit} ({f.row}): {f.what}" for f in pays]
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""Replayed rewards: advantages and ranks by hand, equal to the dump, bad input named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcot_rl.errors import InputError
+from rcot_rl.monitoring.reward_replay import (
+    advantages_of,
+    kendall_tau,
+    replay,
+    replay_text,
+    write_replay,
+)
+from reward_fns import load_reward
+
+TRUTH = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]
+NASTY = "<think>t</think><answer><script>alert(1)</script></answer>"
+
+
+def say(shift: int) -> str:
+    box = [100 + shift, 100, 300 + shift, 300]
+    answer = [{"bbox_2d": box, "point_2d": [200 + shift, 200]}]
+    return f"<think>t</think><answer>{json.dumps(answer)}</answer>"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    reward = load_reward("ktg")
+    folder = tmp_path / "run" / "grpo-ktg" / "rollouts"
+    folder.mkdir(parents=True)
+    for step, groups in ((2, [(0, 5, 12, 90), (0, 0, 0, 0)]), (10, [(0, 4, 8, 300)])):
+        lines = []
+        for g, shifts in enumerate(groups):
+            for k, shift in enumerate(shifts):
+                response = NASTY if shift == 90 else say(shift)
+                score = reward.score(response, TRUTH)
+                lines.append(
+                    {
+                        "prompt_id": f"{step}-{g}", "sample": k, "data_source": "rcot/ktg",
+                        "response": response, "ground_truth": json.dumps(TRUTH), "index": g,
+                        "reward": score.reward, "components": score.components,
+                        "reasons": score.reasons,
+                    }
+                )  # fmt: skip
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{step}.jsonl").write_text(text)
+    return tmp_path / "run"
+
+
+def test_advantages_are_equation_14_with_the_unbiased_spread():
+    rewards = np.array([6.0, 6.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 5.0])
+    groups = [np.arange(8), np.array([8])]
+    found = advantages_of(rewards, groups)
+    # mean 3.75; squares 2 * 2.25^2 + 6 * 0.75^2 = 13.5; 13.5 / 7 = 1.3887^2
+    assert found[0] == pytest.approx(2.25 / 1.388730, rel=1e-5)
+    assert found[2] == pytest.approx(-0.75 / 1.388730, rel=1e-5)
+    assert found[8] == 0.0
+    assert advantages_of(np.ones(4), [np.arange(4)]).tolist() == [0.0] * 4
+
+
+def test_kendall_by_hand():
+    assert kendall_tau(np.array([1, 2, 3]), np.array([1, 2, 3])) == 1.0
+    assert kendall_tau(np.array([1, 2, 3]), np.array([3, 2, 1])) == -1.0
+    # two of three pairs agree in order, one is tied in b: 2 / sqrt(3 * 2)
+    assert kendall_tau(np.array([1, 2, 3]), np.array([1, 1, 2])) == pytest.approx(2 / np.sqrt(6))
+    assert kendall_tau(np.array([1, 1]), np.array([1, 2])) is None
+
+
+def test_the_runs_own_reward_is_found_again_and_others_differ(run: Path):
+    rewards = {"ktg": load_reward("ktg"), "ktg-soft": load_reward("ktg-soft")}
+    found = replay(run, "grpo-ktg", rewards)
+    assert (found.n_responses, found.n_groups, found.steps) == (12, 3, [2, 10])
+    assert found.dumped["ktg"] == 0.0 and found.dumped["ktg-soft"] > 0.1
+    assert found.totals["ktg"]["zero_variance"] == pytest.approx(1 / 3)
+    # ktg pays shifts of 0, 5 and 12 alike (mean distance 2.5 and 6); soft tells them apart
+    assert found.totals["ktg-soft"]["mean"] < found.totals["ktg"]["mean"]
+    assert found.against_first["ktg-soft"]["other_best"] == 0.0
+    assert 0 < found.against_first["ktg-soft"]["kendall_tau"] < 1
+    assert found.moved["ktg-soft"][0].change >= found.moved["ktg-soft"][-1].change > -1
+    assert "equals what the run noted" in replay_text(found)
+
+
+def test_a_reward_against_itself_changes_nothing(run: Path):
+    found = replay(run, "grpo-ktg", {"a": load_reward("ktg"), "b": load_reward("ktg")})
+    assert found.against_first["b"] == {"kendall_tau": 1.0, "sign_flips": 0.0, "other_best": 0.0}
+    assert all(m.change == 0 for m in found.moved["b"])
+
+
+def test_the_page_holds_foreign_text_harmlessly(run: Path, tmp_path: Path):
+    rewards = {"ktg": load_reward("ktg"), "visionreasoner": load_reward("visionreasoner")}
+    page = write_replay(run, replay(run, "grpo-ktg", rewards), tmp_path / "out")
+    html = page.read_text()
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert "Missing: the frame of this row" in html
+    assert json.loads((tmp_path / "out" / "replay.json").read_text())["n_responses"] == 12
+
+
+def test_faults_name_file_and_line(run: Path):
+    rewards = {"a": load_reward("ktg"), "b": load_reward("aks")}
+    with pytest.raises(InputError, match="no rollouts"):
+        replay(run, "grpo-aks", rewards)
+    path = run / "grpo-ktg" / "rollouts" / "10.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        replay(run, "grpo-ktg", {"a": rewards["a"]})
+    assert (caught.value.file, caught.value.line) == (str(path), 4)
+    path.write_text(whole.replace('"prompt_id"', '"prompt"', 1))
+    with pytest.raises(InputError, match="missing") as caught:
+        replay(run, "grpo-ktg", {"a": rewards["a"]})
+    assert (caught.value.line, caught.value.key) == (1, "prompt_id")
