@@ -78,6 +78,24 @@ def grpo(
     _run_stages(recipe, overrides, out, tasks[task])
 
 
+@app.command("preflight")
+def preflight_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Everything that can be checked before a GPU is held; prints the plan and its costs."""
+    from cluster.plan import examine
+    from rcot_rl.recipe.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    found = examine(loaded, out or Path("runs") / loaded.name)
+    typer.echo(json.dumps(found.as_dict()) if as_json else found.text())
+    if not found.ok:
+        raise typer.Exit(2)
+
+
 @app.command()
 def predict(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
     """Predictions and held-out rewards of a run's checkpoints."""
