@@ -30,6 +30,8 @@ from rcot_rl.monitoring.metrics import read_metrics
 
 BEFORE = "sft"
 STAGES = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
+LAST = "grpo-ktg"
+BASELINES = ("first-frame", "centre-box", "whole-frame")
 CHARTS = {
     "Reward": "reward/mean",
     "Response length": "response_length/mean",
@@ -53,7 +55,8 @@ class Change:
 
 
 def compare(runs: Sequence[Path]) -> list[Change]:
-    """Rewards of each task after each GRPO stage, and J&F of each benchmark, against CoT-SFT.
+    """Rewards of each task after each GRPO stage, and J&F of each benchmark, against CoT-SFT; and
+    the last stage's J&F against the baselines.
 
     Raises InputError for a missing file, and for runs that were asked different questions.
     """
@@ -127,15 +130,20 @@ def _reward_changes(runs: Sequence[Path]) -> list[Change]:
                     result = _get(found[run], runs[run] / "predict" / "rewards.json", task, name)
                     return dict(zip(result["prompts"], result[way]["per_prompt"], strict=True))
 
-                changes.append(_change(f"{task} {way}, {stage}", runs, units, stage))
+                changes.append(_change(f"{task} {way}, {stage}", runs, units, BEFORE, stage))
     return changes
 
 
 def _score_changes(runs: Sequence[Path]) -> list[Change]:
     names = sorted(p.stem for p in (runs[0] / "eval").glob("*.json") if p.stem != "done")
-    found = {n: [_read(run / "eval" / f"{n}.json")["checkpoints"] for run in runs] for n in names}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in names:
+        results = [_read(run / "eval" / f"{name}.json") for run in runs]
+        found[name] = [r["checkpoints"] | r.get("baselines", {}) for r in results]
+    pairs = [(BEFORE, stage) for stage in STAGES.values()]
+    pairs += [(baseline, LAST) for baseline in BASELINES]
     changes = []
-    for stage in STAGES.values():
+    for before, after in pairs:
         for benchmarks in [[name] for name in names] + ([names] if len(names) > 1 else []):
 
             def units(run: int, which: str, those: list[str] = benchmarks) -> Units:
@@ -146,17 +154,18 @@ def _score_changes(runs: Sequence[Path]) -> list[Change]:
                     if row["J&F"] is not None
                 }
 
-            if all(stage in one for name in benchmarks for one in found[name]):
+            if all({before, after} <= one.keys() for name in benchmarks for one in found[name]):
                 label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
-                changes.append(_change(f"J&F {label}, {stage}", runs, units, stage))
+                label += f", {after}" + ("" if before == BEFORE else f" over {before}")
+                changes.append(_change(f"J&F {label}", runs, units, before, after))
     return changes
 
 
 def _change(
-    name: str, runs: Sequence[Path], units: Callable[[int, str], Units], stage: str
+    name: str, runs: Sequence[Path], units: Callable[[int, str], Units], first: str, then: str
 ) -> Change:
-    before = [units(run, BEFORE) for run in range(len(runs))]
-    after = [units(run, stage) for run in range(len(runs))]
+    before = [units(run, first) for run in range(len(runs))]
+    after = [units(run, then) for run in range(len(runs))]
     for run, answers in zip((*runs, *runs), (*before, *after), strict=True):
         others = sorted(answers.keys() ^ before[0].keys())
         if others:
