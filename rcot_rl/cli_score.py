@@ -55,6 +55,9 @@ def responses(
     target: Annotated[
         Path | None, typer.Option("--out", help="JSON lines (standard output).")
     ] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="For mask_iou: `tiny`, `flow`, or a SAM2 folder or hub id.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Do not score: hold the reward to its contract.")
     ] = False,
@@ -70,7 +73,12 @@ def responses(
         return
     from reward_fns.cli_score import score_file
 
-    score_file(reward, source, target, overrides=read_overrides(overrides))
+    maker = None
+    if segmenter is not None:
+        from rcot_rl.inference.segmenter_actor import LocalSegmenter
+
+        maker = LocalSegmenter(segmenter)
+    score_file(reward, source, target, overrides=read_overrides(overrides), segmenter=maker)
 
 
 @score_app.command()

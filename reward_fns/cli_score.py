@@ -16,10 +16,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from rcot_rl.errors import InputError
 from reward_fns.score import Reward, Score, load_reward
+
+if TYPE_CHECKING:
+    from reward_fns.mask_iou import Segmenter
 
 NEEDED = ("response", "ground_truth")
 OURS = ("reward", "components", "reasons")
@@ -31,13 +34,14 @@ def score_file(
     in_path: str | os.PathLike[str] | None,
     out_path: str | os.PathLike[str] | None,
     overrides: Mapping[str, Any] | None = None,
+    segmenter: Segmenter | None = None,
 ) -> int:
     """Score every line of a file, or of standard input when None; write to a file, or to standard
     output when None. Returns the number of lines. Raises InputError.
 
     An output file appears whole or not at all; standard output has what was scored so far.
     """
-    reward = load_reward(reward_name, overrides=overrides)
+    reward = load_reward(reward_name, overrides=overrides, segmenter=segmenter)
     count = 0
     with _reading(in_path) as lines, _writing(out_path) as out:
         for count, line in enumerate(lines, start=1):

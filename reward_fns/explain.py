@@ -90,7 +90,7 @@ def explain(reward: Reward, response: str, ground_truth: Any, **row: Any) -> Exp
     """Why `reward` scores a response as it does. Arguments and errors as `Reward.score`."""
     score = reward.score(response, ground_truth, **row)
     part = reward.route(row.get("data_source")) if isinstance(reward, RoutedReward) else reward
-    sample = Response(response)
+    sample = Response(response, row, getattr(part, "segmenter", None))
     parsed = sample.parsed
     explanation = Explanation(
         reward=score.reward,

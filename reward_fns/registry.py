@@ -26,6 +26,7 @@ BUILTIN = (
     "hungarian_match",
     "thought",
     "keyframe_area",
+    "mask_iou",
     "veason",
     "lineage",
 )
@@ -61,10 +62,14 @@ class Settings(Section):
 class Response:
     """One response, parsed when first asked and then shared by the modules of a recipe."""
 
-    __slots__ = ("_grounding", "_parsed", "text")
+    __slots__ = ("_grounding", "_parsed", "row", "segmenter", "text")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, row: Any = None, segmenter: Any = None) -> None:
         self.text = text
+        self.row = row
+        """The row's other keys, for modules that need more than the ground truth."""
+        self.segmenter = segmenter
+        """What makes masks (`mask_iou.Segmenter`), if the reward was given one."""
         self._parsed: ParsedResponse | None = None
         self._grounding: Grounding | None = None
 

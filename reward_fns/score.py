@@ -21,6 +21,7 @@ from reward_fns.registry import Response, modules
 
 if TYPE_CHECKING:
     from reward_fns import guard
+    from reward_fns.mask_iou import Segmenter
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,8 +66,9 @@ class RecipeReward(Reward):
 
     max_reward: float
 
-    def __init__(self, name: str, recipe: Recipe) -> None:
+    def __init__(self, name: str, recipe: Recipe, segmenter: Segmenter | None = None) -> None:
         self.name, self.recipe, self.hash = name, recipe, recipe_hash(recipe)
+        self.segmenter = segmenter
         self.component_names = tuple(recipe.components)
         self._truths: dict[str, Any] = {}
         known = modules()
@@ -79,12 +81,12 @@ class RecipeReward(Reward):
             self.max_reward += part.weight * known[part.module].maximum(part.params, recipe)
 
     def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
-        """Equation 13; kwargs play no part."""
+        """Equation 13; of kwargs, `mask_iou` alone reads the row's clip."""
         truth = self._truths.get(ground_truth) if isinstance(ground_truth, str) else None
         if truth is None:
             truth = self._truth(ground_truth)
         is_text = isinstance(response, str)
-        sample = Response(response if is_text else "")
+        sample = Response(response if is_text else "", kwargs, self.segmenter)
         reward, components = 0.0, {}
         reasons: dict[str, None] = {} if is_text else {NOT_TEXT: None}
         for key, weight, score, params in self._parts:
@@ -111,10 +113,11 @@ class RoutedReward(Reward):
     Every score has the same components; those that a row's own recipe lacks are 0.
     """
 
-    def __init__(self, name: str, recipe: RoutedRecipe) -> None:
+    def __init__(self, name: str, recipe: RoutedRecipe, segmenter: Segmenter | None = None) -> None:
         self.name, self.recipe, self.hash = name, recipe, recipe_hash(recipe)
         self.routes = {
-            source: RecipeReward(f"{name}:{source}", part) for source, part in recipe.routes.items()
+            source: RecipeReward(f"{name}:{source}", part, segmenter)
+            for source, part in recipe.routes.items()
         }
         names = [key for route in self.routes.values() for key in route.component_names]
         self.component_names = tuple(dict.fromkeys(names))
@@ -216,12 +219,14 @@ def load_reward(
     canvas: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     deadline_s: float | None = None,
+    segmenter: Segmenter | None = None,
 ) -> Reward:
     """The reward of that name (`aks`, `ktg`, …), YAML recipe, or user's function (`user.py`).
 
     canvas: side of the image that the policy sees, in pixels; distance thresholds, given for 840,
     are scaled to it. overrides: recipe keys, dotted or nested, to values. deadline_s: what a call
-    of a user's function may take, 10 s by default; recipes need none. Raises InputError.
+    of a user's function may take, 10 s by default; recipes need none. segmenter: makes the masks of
+    `mask_iou`. Raises InputError.
     """
     if deadline_s is not None and not deadline_s > 0:
         raise InputError("must be more than 0 seconds", key="deadline_s")
@@ -233,5 +238,5 @@ def load_reward(
         return UserReward(source, canvas, deadline_s)
     recipe = load_recipe(spec, canvas=canvas, overrides=overrides)
     if isinstance(recipe, RoutedRecipe):
-        return RoutedReward(spec, recipe)
-    return RecipeReward(spec, recipe)
+        return RoutedReward(spec, recipe, segmenter)
+    return RecipeReward(spec, recipe, segmenter)

@@ -22,6 +22,7 @@ from rcot_rl.inference.heldout import heldout_rewards, read_rows
 from rcot_rl.inference.model_folder import fingerprint
 from rcot_rl.inference.predict import predict
 from rcot_rl.inference.segmenter import load_segmenter
+from rcot_rl.inference.segmenter_actor import LocalSegmenter
 from rcot_rl.protocol.prompts import load_prompts
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe
@@ -37,6 +38,7 @@ def run(plan: dict[str, Any]) -> None:
     out = Path(plan["out"])
     checkpoints = [(name, Path(folder)) for name, folder in plan["checkpoints"]]
     segmenter = load_segmenter(recipe.models.segmenter, recipe.device)
+    masks = LocalSegmenter(segmenter)
     _say(event="engine", message=f"starting vLLM on {checkpoints[0][0]}")
     with PolicyEngine(
         checkpoints[0][1], recipe.engine, device=recipe.device, seed=recipe.seed
@@ -44,7 +46,7 @@ def run(plan: dict[str, Any]) -> None:
         for name, folder in checkpoints:
             if engine.model != folder:
                 engine.load_checkpoint(folder)
-            _heldout(recipe, plan["heldout"], name, engine, out)
+            _heldout(recipe, plan["heldout"], name, engine, masks, out)
             for benchmark in plan["benchmarks"]:
                 _predict(recipe, benchmark, name, engine, segmenter, _place(plan, name, benchmark))
         if recipe.eval.baselines:
@@ -89,7 +91,12 @@ def _predict(
 
 
 def _heldout(
-    recipe: Recipe, shards: dict[str, list[str]], name: str, engine: PolicyEngine, out: Path
+    recipe: Recipe,
+    shards: dict[str, list[str]],
+    name: str,
+    engine: PolicyEngine,
+    masks: LocalSegmenter,
+    out: Path,
 ) -> None:
     path = out / "predict" / "rewards.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -101,7 +108,7 @@ def _heldout(
         known.setdefault(task, {})[name] = heldout_rewards(
             engine,
             rows,
-            load_reward(section.reward, canvas=recipe.canvas.image),
+            load_reward(section.reward, canvas=recipe.canvas.image, segmenter=masks),
             k=recipe.eval.heldout_samples,
             temperature=section.temperature,
             max_tokens=section.max_response_length,

@@ -160,7 +160,7 @@ def needs_segmenter(recipe: Recipe | RoutedRecipe) -> bool:
 def load(name: str, canvas: int, deadline_s: float) -> Reward:
     """The reward, once a process; masks are the run's segmenter's. Raises InputError."""
     if find_source(name) is None and needs_segmenter(load_recipe(name, canvas=canvas)):
-        from rcot_rl.training.segmenter_actor import segmenter_handle
+        from rcot_rl.inference.segmenter_actor import segmenter_handle
 
         return load_reward(name, canvas=canvas, segmenter=segmenter_handle())
     return load_reward(name, canvas=canvas, deadline_s=deadline_s)

@@ -270,6 +270,8 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "RCOT_SEGMENTER": recipe.models.segmenter,  # of rewards that make masks
+        "RCOT_SEGMENTER_DEVICE": recipe.device,
     }
     if recipe.wandb.entity:
         variables["WANDB_ENTITY"] = recipe.wandb.entity

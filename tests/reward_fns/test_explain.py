@@ -15,7 +15,9 @@ from reward_fns.score import RecipeReward
 KTG = [
     n
     for n in sorted(p.stem for p in SHIPPED.glob("*.yaml"))
-    if isinstance(load_reward(n), RecipeReward) and load_reward(n).recipe.task == "ktg"
+    if isinstance(load_reward(n), RecipeReward)
+    and load_reward(n).recipe.task == "ktg"
+    and n != "ktg-masks"
 ]
 
 

@@ -64,7 +64,7 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def reward(file):
-    found = load_reward(f"{file}:f", deadline_s=0.5)
+    found = load_reward(f"{file}:f", deadline_s=2.0)
     yield found
     found.close()
 
@@ -91,7 +91,7 @@ def test_it_costs_one_sample(reward, response, reasons):
     bad = reward.score(response, None)
     assert (bad.reward, bad.components, bad.reasons) == (0.0, {"a": 0.0, "b": 0.0}, reasons)
     assert reward.score("x", None) == good
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("response", ["print", "close", "thread", "fork"])

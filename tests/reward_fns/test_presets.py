@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from reward_fns import load_reward
+from reward_fns.mask_iou import clip_text
 from reward_fns.recipe import SHIPPED
 from reward_fns.score import RoutedReward
 
@@ -30,6 +32,16 @@ PERFECT = {
 }
 
 
+class Perfect:
+    """Masks that are the truth: all of the frame."""
+
+    def union_masks(self, requests):
+        return [np.ones((1, 4, 4), dtype=bool) for _ in requests]
+
+
+CLIP = {"extra_info": {"clip": clip_text(["a.png"], 0, [np.ones((4, 4), dtype=bool)])}}
+
+
 def routes(name: str):
     reward = load_reward(name)
     return reward.routes.items() if isinstance(reward, RoutedReward) else [(None, reward)]
@@ -37,15 +49,15 @@ def routes(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_perfect_answer_earns_the_maximum_and_nothing_else_more(name: str) -> None:
-    whole = load_reward(name)
+    whole = load_reward(name, segmenter=Perfect())
     for source, part in routes(name):
         answer, truth = PERFECT[part.recipe.task]
         response = f"<think>{THOUGHT}</think><answer>{answer}</answer>"
-        score = whole.score(response, truth, data_source=source)
+        score = whole.score(response, truth, data_source=source, **CLIP)
         assert score.reward == pytest.approx(part.max_reward)
         assert score.reasons == []
         for worse in ("", response.replace("</think>", ""), response.replace(answer, "?")):
-            less = whole.score(worse, truth, data_source=source)
+            less = whole.score(worse, truth, data_source=source, **CLIP)
             assert less.reward < part.max_reward and less.reasons
             assert tuple(less.components) == tuple(score.components) == whole.component_names
 
@@ -64,7 +76,7 @@ def test_the_maxima_are_the_papers_and_the_lineages() -> None:
         "aks": 3.0, "ktg": 6.0, "ktg-zero-target": 6.0, "joint": 6.0, "visionreasoner": 7.0,
         "seg-zero": 5.0, "veason-r1": 4.0, "kfg": 2.0, "ktg-reasoned": 7.0, "ktg-soft": 6.0,
         "ktg-continuous-iou": 6.0, "ktg-box-only": 6.0, "ktg-point-only": 6.0,
-        "ktg-format-only": 3.0, "aks-format-only": 1.0,
+        "ktg-format-only": 3.0, "aks-format-only": 1.0, "ktg-masks": 8.0,
     }  # fmt: skip
     assert {name: load_reward(name).max_reward for name in NAMES} == expected
 

@@ -1,0 +1,117 @@
+"""`mask_iou` with a segmenter that fills boxes: by hand; what is missing is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rcot_rl.errors import InputError
+from reward_fns import load_reward
+from reward_fns.mask_iou import MaskRequest, clip_text
+
+SIZE = (60, 84)  # H, W; the canvas is 840 wide and high
+
+
+class BoxFiller:
+    """Fills each box, in every frame alike."""
+
+    def __init__(self) -> None:
+        self.asked: list[MaskRequest] = []
+
+    def union_masks(self, requests):
+        self.asked += requests
+        out = []
+        for request in requests:
+            masks = np.zeros((len(request.frames), *SIZE), dtype=bool)
+            for x1, y1, x2, y2 in request.boxes:
+                sx, sy = SIZE[1] / request.canvas, SIZE[0] / request.canvas
+                rows = slice(round(y1 * sy), round(y2 * sy))
+                masks[:, rows, round(x1 * sx) : round(x2 * sx)] = True
+            out.append(masks)
+        return out
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    frames = []
+    for k in range(3):
+        path = tmp_path / f"{k}.png"
+        cv2.imwrite(str(path), np.zeros((*SIZE, 3), np.uint8))
+        frames.append(str(path))
+    target = np.zeros(SIZE, dtype=bool)
+    target[0:30, 0:42] = True  # the upper left quarter
+    return clip_text(frames, 1, [target, target, np.zeros(SIZE, dtype=bool)])
+
+
+TRUTH = [{"bbox_2d": [0, 0, 420, 420], "point_2d": [210, 210]}]
+
+
+def score(clip: object, items: list[dict], segmenter=None, **keys: object):
+    reward = load_reward(
+        "ktg-masks",
+        overrides={"components.masks": keys} if keys else None,
+        segmenter=segmenter or BoxFiller(),
+    )
+    response = f"<think>t</think><answer>{json.dumps(items)}</answer>"
+    return reward.score(response, TRUTH, extra_info={"clip": clip})
+
+
+def test_over_the_clip_a_mask_where_no_target_is_costs(clip):
+    found = score(clip, TRUTH)
+    assert found.components["masks"] == pytest.approx(2 / 3)  # 1, 1, and 0 in the third frame
+    assert found.reward == pytest.approx(6.0 + 2.0 * 2 / 3) and "mask_iou_low" in found.reasons
+
+
+def test_on_the_keyframe_alone_it_is_perfect(clip):
+    segmenter = BoxFiller()
+    found = score(clip, TRUTH, segmenter, over="keyframe")
+    assert (found.components["masks"], found.reasons) == (1.0, [])
+    assert [Path(f).name for f in segmenter.asked[0].frames] == ["1.png"]
+    assert segmenter.asked[0].keyframe == 0 and segmenter.asked[0].canvas == 840
+
+
+def test_half_the_target_is_half(clip):
+    half = [{"bbox_2d": [0, 0, 210, 420], "point_2d": [100, 210]}]
+    assert score(clip, half, over="keyframe").components["masks"] == 0.5
+
+
+def test_nothing_said_earns_nothing_for_frames_without_the_target(clip):
+    for items in ([], [{}], [{"bbox_2d": [9, 9, 1, 1]}]):
+        assert score(clip, items).components["masks"] == 0.0
+
+
+def test_too_many_objects_are_not_segmented(clip):
+    segmenter = BoxFiller()
+    found = score(clip, TRUTH * 33, segmenter)
+    assert found.components["masks"] == 0.0 and segmenter.asked == []
+
+
+def test_without_a_segmenter_it_says_what_it_needs(clip):
+    reward = load_reward("ktg-masks")
+    assert reward.max_reward == 8.0
+    with pytest.raises(InputError, match="--segmenter tiny"):
+        reward.score("", TRUTH, extra_info={"clip": clip})
+    dropped = load_reward("ktg-masks", overrides={"components.masks": None})
+    assert dropped.score("", TRUTH).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (None, "data.clip_frames"),
+        ("{", "is no clip"),
+        ({"frames": [], "keyframe": 0, "masks": []}, "needs frames"),
+        ({"frames": ["a"], "keyframe": 1, "masks": [None]}, "needs frames"),
+        ({"frames": ["a"], "keyframe": 0, "masks": [{"size": [4, 4], "counts": "zzzz"}]}, "RLE"),
+        ({"frames": ["a"], "keyframe": 0, "masks": [{"size": [10**8, 10**8], "counts": "0"}]},
+         "a mask of"),
+        ({"frames": ["/none.png"], "keyframe": 0, "masks": [None]}, "not a readable image"),
+    ],
+)  # fmt: skip
+def test_broken_clips_are_the_rows_fault(change, says):
+    with pytest.raises(InputError, match=says):
+        score(change, TRUTH)
