@@ -149,6 +149,7 @@ def _row_maker(
         canvas=canvas,
         zero_target=data.zero_target_share > 0,
         embed=data.media == "embedded",
+        clip_frames=data.clip_frames,
     )
 
 

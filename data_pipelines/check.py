@@ -192,7 +192,8 @@ class _SetCheck:
         path = self.folder / name
         data = manifest["recipe"].get("data", {})
         embed = data.get("media", "embedded") == "embedded"
-        expected = row_schema(has_traces(manifest["name"]), embed)
+        clips = data.get("clip_frames", 0) > 0
+        expected = row_schema(has_traces(manifest["name"]), embed, clips)
         try:
             schema = pq.read_schema(path)
             if not schema.equals(expected):

@@ -26,6 +26,7 @@ from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.prompts import Prompts, harmless, user_turn
 from rcot_rl.recipe.data import has_traces
+from reward_fns.mask_iou import clip_text
 
 DATA_SOURCES = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
 
@@ -53,6 +54,8 @@ class RowMaker:
     """KTG prompts say that there may be no target."""
     embed: bool
     """Images as bytes, not as paths."""
+    clip_frames: int = 0
+    """Frames of a KTG row's clip; 0: rows have none."""
 
     def make(self, instance: Instance, folder: Path, final: Path) -> Row:
         """The row of `instance`; writes its image below `folder`, which will become `final`.
@@ -103,11 +106,29 @@ class RowMaker:
                 "media": media,
             },
         }
+        if self.clip_frames:
+            clip = self._clip(instance, corpus, video, expression)
+            columns["extra_info"]["clip"] = clip if instance.task == "ktg" else ""
         if has_traces(instance.set_name):
             said = self._response(instance, corpus, video, expression, truth)
             # verl splits every message on media placeholders, the answer's too.
             columns["messages"] = [turn, {"role": "assistant", "content": harmless(said)}]
         return Row(columns, media, hashlib.sha256(png).hexdigest())
+
+    def _clip(
+        self, instance: Instance, corpus: Corpus, video: Video, expression: Expression
+    ) -> str:
+        """Evenly spaced frames, the shown one among them, and the targets' union in each."""
+        count = min(self.clip_frames, len(video.frames))
+        chosen = set(np.linspace(0, len(video.frames) - 1, count).round().astype(int).tolist())
+        nearest = min(chosen, key=lambda k: (abs(k - instance.frame_index), k))
+        indices = sorted((chosen - {nearest}) | {instance.frame_index})
+        frames = [str(corpus.frame_path(video.id, video.frames[k]).resolve()) for k in indices]
+        masks = []
+        for k in indices:
+            objects = corpus.masks(video, expression, k)
+            masks.append(np.any(list(objects.values()), axis=0))
+        return clip_text(frames, indices.index(instance.frame_index), masks)
 
     def _ask(self, instance: Instance, description: str, expression: Expression) -> str:
         if instance.task == "aks":

@@ -54,7 +54,7 @@ _EXTRA_INFO = pa.struct(
 EXTRA_INFO_KEYS = tuple(field.name for field in _EXTRA_INFO)
 
 
-def row_schema(traced: bool, embed: bool) -> pa.Schema:
+def row_schema(traced: bool, embed: bool, clips: bool = False) -> pa.Schema:
     """Columns of a row. Embedded images are declared as such to `datasets`, which then gives PIL
     images: the form that verl's RL dataset was made for; its SFT dataset reads the dict beneath.
     """
@@ -66,7 +66,7 @@ def row_schema(traced: bool, embed: bool) -> pa.Schema:
         ("prompt", _TURNS),
         ("images", pa.list_(pa.struct(image))),
         ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-        ("extra_info", _EXTRA_INFO),
+        ("extra_info", pa.struct([*_EXTRA_INFO, ("clip", pa.string())]) if clips else _EXTRA_INFO),
     ]
     if traced:
         fields.append(("messages", _TURNS))
@@ -188,7 +188,7 @@ def _write_shard(
     note = folder / ".state" / f"{name}.json"
     if note.is_file():
         return json.loads(note.read_bytes())
-    schema = row_schema(has_traces(spec.name), maker.embed)
+    schema = row_schema(has_traces(spec.name), maker.embed, maker.clip_frames > 0)
     files: dict[str, str] = {}
     part = folder / f"{name}.part"
     make = partial(maker.make, folder=folder, final=final)

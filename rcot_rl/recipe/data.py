@@ -100,6 +100,10 @@ class DataSection(Section):
     media: Literal["embedded", "referenced"] = "embedded"
     """Rows hold their image's bytes (and its path under media/), or its absolute path alone."""
 
+    clip_frames: int = Field(default=0, ge=0)
+    """Frames of each KTG row's clip, with the targets' masks, for rewards that make masks
+    (`mask_iou`); the frames stay in the corpus. 0: none."""
+
     rows_per_shard: int = Field(default=1000, gt=0)
     workers: int = Field(default=1, gt=0)
     """Processes. Rows do not depend on it."""

@@ -181,3 +181,45 @@ def test_verl_and_datasets_can_open_both_kinds_of_media(corpora, tmp_path):
         str(tmp_path / "embedded" / "sft-x"), cache_dir=str(tmp_path / "cache-card")
     )
     assert {k: len(v) for k, v in card.items()} == {"train": 24, "val": 8}
+
+
+def test_clips_show_the_keyframe_and_the_targets_union(corpora, tmp_path) -> None:
+    from hotcoco import mask as coco
+
+    from data_pipelines.check import check
+    from reward_fns import load_reward
+
+    build(section(corpora, clip_frames=3, allow_smaller=True), tmp_path / "out", "qwen", seed=5)
+    seen = 0
+    for row in rows_of(tmp_path / "out" / "grpo-ktg-x", "train"):
+        info = row["extra_info"]
+        clip, drawn = json.loads(info["clip"]), corpora[info["dataset"]]
+        stems = [Path(frame).stem for frame in clip["frames"]]
+        assert stems[clip["keyframe"]] == info["frame"] and all(
+            map(Path.is_file, map(Path, clip["frames"]))
+        )
+        assert len(set(stems)) == len(stems) <= 3 and stems == sorted(stems)
+        for stem, rle in zip(stems, clip["masks"], strict=True):
+            t = drawn.frames[info["video"]].index(stem)
+            union = np.any([drawn.masks[info["video"]][o][t] for o in info["object_ids"]], axis=0)
+            found = np.zeros_like(union) if rle is None else coco.decode(rle).astype(bool)
+            assert np.array_equal(found, union)
+            seen += 1
+
+        class Perfect:
+            def union_masks(self, requests, clip=clip, info=info):
+                assert requests[0].frames == clip["frames"]
+                empty = np.zeros(info["source_size"], dtype=bool)
+                return [
+                    np.stack([empty if r is None else coco.decode(r) > 0 for r in clip["masks"]])
+                ]
+
+        truth = row["reward_model"]["ground_truth"]
+        reward = load_reward("ktg-masks", canvas=CANVAS, segmenter=Perfect())
+        said = f"<think>t</think><answer>{truth}</answer>"
+        assert reward.score(said, truth, extra_info=info).reward == 8.0
+    assert seen >= 16
+    for row in rows_of(tmp_path / "out" / "grpo-aks-x", "train"):
+        assert row["extra_info"]["clip"] == ""
+    report = check(tmp_path / "out")
+    assert report.ok, report.faults

@@ -89,7 +89,7 @@ def slow(response, ground_truth):
 def check(tmp_path_factory):
     path = tmp_path_factory.mktemp("check") / "rewards.py"
     path.write_text(BAD)
-    return lambda name, **given: check_reward(f"{path}:{name}", **{"deadline_s": 1.0} | given)
+    return lambda name, **given: check_reward(f"{path}:{name}", **{"deadline_s": 3.0} | given)
 
 
 @pytest.mark.parametrize("name", ["same", "later", "many"])

@@ -135,7 +135,7 @@ def test_the_message_says_what_and_where(reward, caplog):
     assert len(said) == 3
     assert "ValueError: no (mischief.py:6)" in said[0]
     assert "left with status 3" in said[1]
-    assert "longer than 0.5 s" in said[2]
+    assert "longer than 2 s" in said[2]
 
 
 def test_the_file_of_a_restarted_function_is_the_one_that_was_loaded(tmp_path):

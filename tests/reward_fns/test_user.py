@@ -93,7 +93,7 @@ def load(folder):
     loaded = []
 
     def load(name, **kwargs):
-        loaded.append(load_reward(f"{folder}/fn.py:{name}", **{"deadline_s": 1.0} | kwargs))
+        loaded.append(load_reward(f"{folder}/fn.py:{name}", **{"deadline_s": 3.0} | kwargs))
         return loaded[-1]
 
     yield load
