@@ -1,6 +1,7 @@
 """`mask_iou`: SAM2 in the loop. The answer's boxes and points become masks, which are compared.
 
-Serves `ktg`. What the answer grounds on the keyframe is segmented there (`over: keyframe`) or
+Serves `ktg` and, from the frame that the answer chooses, `veason` (Veason-R1's consistency reward).
+What the answer grounds on the keyframe is segmented there (`over: keyframe`) or
 propagated over the row's clip (`over: clip`), and the value is the mean IoU of the union with the
 true union, over the frames in which either has any pixel: leaving the target out earns nothing for
 the frames that do not show it (the public reward pays 1 for each of them).
@@ -24,8 +25,9 @@ import msgspec
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.grounding import Box, Point
 from rcot_rl.recipe.base import Section
-from reward_fns.ground_truth import Objects
+from reward_fns.ground_truth import Frames, Objects
 from reward_fns.registry import Response, Settings, Term, register
+from reward_fns.veason_answer import veason_answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,8 +74,10 @@ def _one(params: MaskIoU, settings: Settings) -> float:
     return 1.0
 
 
-@register("mask_iou", params=MaskIoU, tasks=("ktg",), maximum=_one)
-def mask_iou(response: Response, truth: Objects, params: MaskIoU, settings: Settings) -> Term:
+@register("mask_iou", params=MaskIoU, tasks=("ktg", "veason"), maximum=_one)
+def mask_iou(
+    response: Response, truth: Objects | Frames, params: MaskIoU, settings: Settings
+) -> Term:
     """Mean IoU of the answer's masks. Raises InputError without a segmenter or a clip."""
     if response.segmenter is None:
         raise InputError(
@@ -81,22 +85,35 @@ def mask_iou(response: Response, truth: Objects, params: MaskIoU, settings: Sett
             "a SAM2 folder), `load_reward(…, segmenter=…)`, or take the component out (null)",
             key="segmenter",
         )
-    clip = _clip(response.row, params.over)
-    grounding = response.grounding
-    if not grounding.is_list:
-        return Term(0.0, list(grounding.faults))
-    items = [item for item in grounding.items if item.box is not None]
-    if grounding.n_items > MAX_OBJECTS:
+    clip = _clip(response.row)
+    if isinstance(truth, Frames):
+        if len(truth.ids) != len(clip.frames):
+            raise InputError("needs the frames that the ground truth names", key=KEY)
+        answer = veason_answer(response)
+        if answer.keyframe not in truth.ids:
+            return Term(0.0, [*answer.faults, "keyframe_unknown"])
+        keyframe = truth.ids.index(answer.keyframe)
+        prompts: list[tuple[Box | None, Point | None]] = [(box, None) for box in answer.boxes]
+    else:
+        grounding = response.grounding
+        if not grounding.is_list:
+            return Term(0.0, list(grounding.faults))
+        keyframe = clip.keyframe
+        prompts = [(item.box, item.point) for item in grounding.items]
+    if len(prompts) > MAX_OBJECTS:
         return Term(0.0, ["objects_too_many"])
+    if params.over == "keyframe":
+        clip = _Clip([clip.frames[keyframe]], 0, [clip.masks[keyframe]])
+        keyframe = 0
     request = MaskRequest(
         clip.frames,
-        clip.keyframe,
-        [item.box for item in items if item.box is not None],
-        [item.point for item in items],
+        keyframe,
+        [box for box, _ in prompts if box is not None],
+        [point for box, point in prompts if box is not None],
         settings.canvas,
     )
     true_thw = _true_masks(clip)
-    if items:
+    if request.boxes:
         found_thw = response.segmenter.union_masks([request])[0]
     else:
         found_thw = [mask * False for mask in true_thw]
@@ -130,8 +147,8 @@ class _Clip(msgspec.Struct):
     masks: list[_Rle | None]
 
 
-def _clip(row: Any, over: str) -> _Clip:
-    """The row's clip, checked; of one frame for `keyframe`. Raises InputError."""
+def _clip(row: Any) -> _Clip:
+    """The row's clip, checked. Raises InputError."""
     info = row.get("extra_info") if isinstance(row, dict) else None
     value = info.get("clip") if isinstance(info, dict) else None
     if value is None:
@@ -147,9 +164,6 @@ def _clip(row: Any, over: str) -> _Clip:
     n = len(clip.frames)
     if not n or len(clip.masks) != n or not 0 <= clip.keyframe < n:
         raise InputError("needs frames, a mask (or null) for each, and a keyframe in them", key=KEY)
-    if over == "keyframe":
-        k = clip.keyframe
-        return _Clip([clip.frames[k]], 0, [clip.masks[k]])
     return clip
 
 

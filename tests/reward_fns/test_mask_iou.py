@@ -115,3 +115,21 @@ def test_without_a_segmenter_it_says_what_it_needs(clip):
 def test_broken_clips_are_the_rows_fault(change, says):
     with pytest.raises(InputError, match=says):
         score(change, TRUTH)
+
+
+def test_veason_is_segmented_from_the_frame_that_it_chooses(clip):
+    truth = {"frames": [4, 7, 9], "areas": [5, 5, 0], "boxes": [[[0, 0, 420, 420]]] * 2 + [[]]}
+    segmenter = BoxFiller()
+    reward = load_reward("veason-r1-sam2", segmenter=segmenter)
+
+    def consistency(keyframe):
+        answer = json.dumps({"keyframe_timestamp": keyframe, "bbox_2d_list": [[0, 0, 420, 420]]})
+        response = f"<think>t</think><answer>{answer}</answer>"
+        return reward.score(response, truth, extra_info={"clip": clip}).components["consistency"]
+
+    assert consistency(7) == pytest.approx(2 / 3)
+    assert segmenter.asked[-1].keyframe == 1 and segmenter.asked[-1].points == [None]
+    assert consistency(5) == 0.0 and len(segmenter.asked) == 1
+    with pytest.raises(InputError, match="frames that the ground truth names"):
+        short = {"frames": [4], "areas": [5], "boxes": [[]]}
+        reward.score("", short, extra_info={"clip": clip})
