@@ -79,10 +79,32 @@ def _check_rollout_engine(recipe: Recipe) -> None:
         raise InputError(f"{wanted} is not installed; run `make setup`", key="device") from error
 
 
+def _check_reward(recipe: Recipe, stage: str) -> None:
+    """That the reward loads and, if it is a user's function, keeps its contract."""
+    from reward_fns.contract_check import check_reward
+    from reward_fns.score import UserReward, load_reward
+
+    section = recipe.grpo(stage)
+    reward = load_reward(section.reward, canvas=recipe.canvas.image)
+    if not isinstance(reward, UserReward):
+        return
+    reward.close()
+    report = check_reward(
+        section.reward, canvas=recipe.canvas.image, deadline_s=section.reward_deadline_s
+    )
+    for finding in report.findings:
+        # a reward of manner alone, brevity say, need not tell right answers from wrong ones
+        if finding.level == "error" and finding.check != "order":
+            raise InputError(
+                f"breaks its contract ({finding.check}: {finding.says}); "
+                f"see rcot score --check {section.reward}",
+                key=f"{stage.replace('-', '_')}.reward",
+            )
+
+
 def _check_inputs(recipe: Recipe, stages: list[str]) -> None:
     from rcot_rl.inference.model_folder import check_model, find_model
     from rcot_rl.protocol.prompts import load_prompts
-    from reward_fns.score import load_reward
 
     load_prompts(recipe.prompts)
     if "data" in stages:
@@ -99,7 +121,7 @@ def _check_inputs(recipe: Recipe, stages: list[str]) -> None:
         check_model(find_model(recipe.models.policy))
     for stage in ("grpo-aks", "grpo-ktg"):
         if stage in stages:
-            load_reward(recipe.grpo(stage).reward, canvas=recipe.canvas.image)
+            _check_reward(recipe, stage)
     if "predict" in stages:
         from rcot_rl.inference.segmenter import check_segmenter
 

@@ -82,3 +82,13 @@ def test_an_unknown_prompt_set(tmp_path):
 
 def test_a_segmenter_that_is_none(tmp_path):
     assert "Sam2Video" in fault(tmp_path, f"models.segmenter={tmp_path}")
+
+
+def test_a_users_reward_is_held_to_its_contract_before_training(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def score(response, ground_truth):\n    return 'much'\n")
+    message = fault(tmp_path, f"grpo_ktg.reward={file}:score", stages=["grpo-ktg"])
+    assert "grpo_ktg.reward" in message and "rcot score --check" in message
+    file.write_text("def score(response, ground_truth):\n    return 1 / (1 + len(response))\n")
+    recipe = load_recipe("laptop", [f"grpo_ktg.reward={file}:score"])
+    preflight.check_host(recipe, tmp_path, ["grpo-ktg"])
