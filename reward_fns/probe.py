@@ -66,8 +66,9 @@ def probe(reward: Reward, task: str | None = None) -> list[Finding]:
         return [f for part in reward.routes.values() for f in probe(part, task)]
     task = task or getattr(getattr(reward, "recipe", None), "task", None)
     if task not in ROWS:
-        known = "a user's function needs --task" if isinstance(reward, UserReward) else f"this is {task}"
-        raise InputError(f"probing knows the tasks aks and ktg; {known}", key="task")
+        is_users = isinstance(reward, UserReward)
+        hint = "a user's function needs --task" if is_users else f"this is {task}"
+        raise InputError(f"probing knows the tasks aks and ktg; {hint}", key="task")
     library = exploits.KTG if task == "ktg" else exploits.AKS
     honest_of = exploits.honest_ktg if task == "ktg" else exploits.honest_aks
     findings = []
