@@ -44,7 +44,7 @@ setup(
     packages=find_packages(include=["rcot_rl*", "reward_fns*", "data_pipelines*", "cluster*"]),
     package_data={
         "rcot_rl": ["assets/*/*", "protocol/prompts/*.yaml"],
-        "cluster": ["zygote_client.py"],
+        "cluster": ["zygote_client.py", "launch/templates/*.sh"],
     },
     install_requires=CORE,
     extras_require={

@@ -5,22 +5,30 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from data_pipelines.acceptance import Acceptance
+from data_pipelines.candidates import Candidate
 from data_pipelines.corpora import Corpus, Video, open_corpus
 from data_pipelines.drawing import SPLITS
 from data_pipelines.parallel import ordered_map
 from data_pipelines.plan import Plan, make_plan
 from data_pipelines.rows import RowMaker
-from data_pipelines.scan import VideoFacts, scan_video
+from data_pipelines.scan import Defect, VideoFacts, scan_video
 from data_pipelines.shards import Progress, SetSpec, write_set
-from data_pipelines.texts import FileTraces, open_descriptions, open_traces
+from data_pipelines.texts import (
+    FileDescriptions,
+    FileTraces,
+    TraceKey,
+    open_descriptions,
+    open_traces,
+)
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.data import DataSection, has_traces
@@ -46,16 +54,15 @@ def build(
     Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
     """
     progress = progress or (lambda what, done, total: None)
-    # Images are spread over processes; OpenCV's own threads must not exist when those are forked.
-    cv2.setNumThreads(1)
     seed = seed if data.seed is None else data.seed
     canvas = canvas if data.canvas is None else data.canvas
     prompts = load_prompts(prompts_name)
     corpora = open_corpora(data)
     maker = _row_maker(data, corpora, prompts, canvas)
-    facts = scan(corpora, data.workers, canvas, progress)
-    _stop_if_broken(facts, data)
-    plan = make_plan(facts, data, seed)
+    facts = survey(corpora, data, canvas, progress)
+    facts = _described(facts, maker, data)
+    refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
+    plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
     recipe = _recipe_of(data, prompts, seed, canvas)
     out = Path(out).resolve()
     sets = {}
@@ -97,6 +104,53 @@ def open_corpora(data: DataSection) -> list[Corpus]:
                 )
         corpora.append(corpus)
     return corpora
+
+
+def survey(
+    corpora: Sequence[Corpus], data: DataSection, canvas: int, progress: Progress | None = None
+) -> list[VideoFacts]:
+    """What the plan is made of. Raises InputError for corpora that are broken beyond the recipe's
+    patience."""
+    # Images are spread over processes; OpenCV's own threads must not exist when those are forked.
+    cv2.setNumThreads(1)
+    facts = scan(corpora, data.workers, canvas, progress or (lambda what, done, total: None))
+    _stop_if_broken(facts, data)
+    return facts
+
+
+def _described(facts: Sequence[VideoFacts], maker: RowMaker, data: DataSection) -> list[VideoFacts]:
+    """The same facts, without expressions of videos that have no description: a defect of each."""
+    if not isinstance(maker.describer, FileDescriptions):
+        return list(facts)
+    out = []
+    for video in facts:
+        if (video.dataset, video.video) in maker.describer.texts or not video.expressions:
+            out.append(video)
+            continue
+        place = str(maker.describer.path)
+        defect = Defect(video.dataset, video.video, "", "no_description", place, "")
+        out.append(replace(video, expressions=(), defects=(*video.defects, defect)))
+    _stop_if_broken(out, data)
+    return out
+
+
+def positions(
+    facts: Sequence[VideoFacts],
+    corpora: Sequence[Corpus],
+    refused: Collection[TraceKey],
+) -> dict[str, frozenset[Candidate]]:
+    """Task -> instances that no trace could be had of, as the plan's positions."""
+    wanted: dict[tuple[str, str], list[TraceKey]] = defaultdict(list)
+    for key in refused:
+        wanted[key[1], key[2]].append(key)
+    found: dict[str, set[Candidate]] = {"aks": set(), "ktg": set()}
+    for v, video in enumerate(facts):
+        for task, _, _, expression, frame in wanted.get((video.dataset, video.video), ()):
+            frames = corpora[video.corpus].video(video.video).frames
+            at = [e for e, facts_ in enumerate(video.expressions) if facts_.id == expression]
+            if at and frame in frames and task in found:
+                found[task].add(Candidate(v, at[0], frames.index(frame)))
+    return {task: frozenset(candidates) for task, candidates in found.items()}
 
 
 def scan(
@@ -141,11 +195,13 @@ def _row_maker(
     data: DataSection, corpora: Sequence[Corpus], prompts: Prompts, canvas: int
 ) -> RowMaker:
     traced = any(has_traces(name) for name in data.sets)
+    traces = open_traces(data.trace, corpora) if traced else None
     return RowMaker(
         corpora=corpora,
         prompts=prompts,
         describer=open_descriptions(data.describe, corpora),
-        traces=open_traces(data.trace, corpora) if traced else None,
+        traces=traces,
+        accept=Acceptance(data.tracer, canvas) if isinstance(traces, FileTraces) else None,
         canvas=canvas,
         zero_target=data.zero_target_share > 0,
         embed=data.media == "embedded",

@@ -7,7 +7,7 @@ owns which instance. When there is too little, all groups of a set give way alik
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.candidates import Candidate
 from data_pipelines.scan import VideoFacts
-from rcot_rl.recipe.data import DataSection, SetSize
+from rcot_rl.recipe.data import DataSection, SetSize, has_traces
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -112,8 +112,10 @@ class Drawing:
         data: DataSection,
         split: Split,
         pools: Mapping[str, list[Candidate]],
+        refused: Mapping[str, Collection[Candidate]],
     ) -> None:
         self.videos, self.data, self.split, self.pools = videos, data, split, pools
+        self.refused = refused
         self.owner: dict[Candidate, str] = {}
         self.of_video: Counter[tuple[str, int]] = Counter()
         self.lines: list[PlanLine] = []
@@ -180,6 +182,8 @@ class Drawing:
     def _open(self, name: str, task: str, group: str) -> list[Candidate]:
         """Candidates of a group that no other set owns, nor this one for the same task."""
         pool = self.pools[group]
+        if self.refused.get(task) and has_traces(name):
+            pool = [c for c in pool if c not in self.refused[task]]
         if task == "aks" and group == "A":
             return [c for c in pool if self.owner.get(c, name) == name]
         return [c for c in pool if c not in self.owner]

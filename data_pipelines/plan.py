@@ -8,12 +8,12 @@ rows from videos of their own. Candidates are drawn spread over expressions firs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.candidates import POOLS, candidates, reason_against, split_videos
+from data_pipelines.candidates import POOLS, Candidate, candidates, reason_against, split_videos
 from data_pipelines.drawing import SPLITS, Drawing, Instance, PlanLine, Split
 from data_pipelines.scan import VideoFacts
 from rcot_rl.errors import InputError
@@ -37,8 +37,15 @@ class Plan:
         return "\n".join([head, *body])
 
 
-def make_plan(videos: Sequence[VideoFacts], data: DataSection, seed: int) -> Plan:
+def make_plan(
+    videos: Sequence[VideoFacts],
+    data: DataSection,
+    seed: int,
+    refused: Mapping[str, Collection[Candidate]] | None = None,
+) -> Plan:
     """The plan. `videos` in the corpora's order; equal inputs give equal plans.
+
+    refused: task -> candidates that SFT sets cannot show, since no trace could be had of them.
 
     Raises InputError, with what is available and asked, when a set cannot be filled and
     `data.allow_smaller` is off.
@@ -59,7 +66,7 @@ def make_plan(videos: Sequence[VideoFacts], data: DataSection, seed: int) -> Pla
         }
         if split == "train":
             left_out.update(_left_out(videos, data))
-        drawing = Drawing(videos, data, split, pools)
+        drawing = Drawing(videos, data, split, pools, refused or {})
         rows.update(drawing.fill(demands, seed))
         lines.extend(drawing.lines)
     short = [p for p in lines if p.given < p.asked]

@@ -18,12 +18,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_pipelines.acceptance import Acceptance
 from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
 from data_pipelines.drawing import Instance
 from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.texts import Describer, FileTraces, response
 from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, harmless, user_turn
 from rcot_rl.recipe.data import has_traces
 from reward_fns.mask_iou import clip_text
@@ -54,6 +56,8 @@ class RowMaker:
     """KTG prompts say that there may be no target."""
     embed: bool
     """Images as bytes, not as paths."""
+    accept: Acceptance | None = None
+    """Judges traces from a file; None: they are templates."""
     clip_frames: int = 0
     """Frames of a KTG row's clip; 0: rows have none."""
 
@@ -77,7 +81,7 @@ class RowMaker:
         png = encode_png(to_canvas(image, self.canvas))
         _write(folder / media, png)
 
-        truth = self._truth(instance, corpus, video, expression)
+        truth = truth_of(instance, self.corpora, self.canvas)
         description = self.describer.description(instance.corpus, corpus.dataset, video.id)
         asked = self._ask(instance, description, expression)
         turn = {"role": "user", "content": user_turn(asked, "image")}
@@ -137,15 +141,6 @@ class RowMaker:
             description, expression.text, zero_target=self.zero_target, canvas=self.canvas
         )
 
-    def _truth(
-        self, instance: Instance, corpus: Corpus, video: Video, expression: Expression
-    ) -> str | list[dict[str, list[int]]]:
-        """AKS: the option. KTG: box and point of every target visible in the frame, by id."""
-        if instance.task == "aks":
-            return instance.option
-        masks = corpus.masks(video, expression, instance.frame_index)
-        return [ground(mask, self.canvas).as_dict() for mask in masks.values() if mask.any()]
-
     def _response(
         self,
         instance: Instance,
@@ -158,7 +153,18 @@ class RowMaker:
             raise ValueError("an SFT row needs traces")
         frame = instance.frame_index
         if isinstance(self.traces, FileTraces):
-            return self.traces.response_for(instance, video.frames[frame])
+            stem = video.frames[frame]
+            said = self.traces.response_for(instance, stem)
+            causes = self.accept.answer(instance.task, said, truth) if self.accept else []
+            thought = parse_response(said).thought
+            if causes or thought is None:
+                where = "/".join((instance.task, *instance.key[:3], stem))
+                wrong = ", ".join(causes) or "no reasoning"
+                raise InputError(
+                    f"not fit to learn from: {wrong}", file=self.traces.path, key=where
+                )
+            # the answer was right within the matcher's bounds; what is learned is exact
+            return response(thought, truth if isinstance(truth, str) else json.dumps(truth))
         sidecar = self.traces[instance.corpus]
         if instance.task == "aks":
             visible = instance.option == "A"
@@ -166,6 +172,20 @@ class RowMaker:
             return response(think, instance.option)
         think = sidecar.think_ktg(corpus, video, expression, frame, self.canvas)
         return response(think, json.dumps(truth))
+
+
+def truth_of(
+    instance: Instance, corpora: Sequence[Corpus], canvas: int
+) -> str | list[dict[str, list[int]]]:
+    """AKS: the option. KTG: box and point of every target visible in the frame, by id, in pixels of
+    the canvas. Raises CorpusFault."""
+    if instance.task == "aks":
+        return instance.option
+    corpus = corpora[instance.corpus]
+    video = corpus.video(instance.video)
+    expression = next(e for e in video.expressions if e.id == instance.expression_id)
+    masks = corpus.masks(video, expression, instance.frame_index)
+    return [ground(mask, canvas).as_dict() for mask in masks.values() if mask.any()]
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_pipelines.corpora import Corpus
 from data_pipelines.drawing import Instance
@@ -71,16 +72,24 @@ def open_descriptions(describe: str, corpora: Sequence[Corpus]) -> Describer:
         return SidecarDescriptions(open_sidecars(corpora, "describe"))
     path = Path(describe)
     lines, digest = _read(path, ("dataset", "video", "description"))
-    texts = {(r["dataset"], r["video"]): r["description"] for r in lines}
+    # an empty one is the describer's fault, and as good as none
+    texts = {(r["dataset"], r["video"]): r["description"] for r in lines if r["description"]}
     return FileDescriptions(path, texts, digest)
 
 
 @dataclass(frozen=True)
 class FileTraces:
-    """From a JSONL file of {"task", "dataset", "video", "expression_id", "frame", "response"}."""
+    """From a JSONL file of {"task", "dataset", "video", "expression_id", "frame", "response"}.
+
+    Lines that say `"accepted": false`, with their `causes`, are responses that were not kept.
+    """
 
     path: Path
     responses: Mapping[TraceKey, str]
+    refused: Mapping[TraceKey, tuple[str, ...]]
+    """Instances of which every response was refused -> the causes of the last refusal."""
+    figures: Mapping[str, Any]
+    """Responses asked for and kept, and refusals by cause."""
     digest: str
 
     def response_for(self, instance: Instance, frame: str) -> str:
@@ -104,11 +113,25 @@ def open_traces(trace: str, corpora: Sequence[Corpus]) -> FileTraces | list[Side
     path = Path(trace)
     names = ("task", "dataset", "video", "expression_id", "frame", "response")
     lines, digest = _read(path, names)
-    responses = {
-        (r["task"], r["dataset"], r["video"], r["expression_id"], r["frame"]): r["response"]
-        for r in lines
-    }
-    return FileTraces(path, responses, digest)
+    responses: dict[TraceKey, str] = {}
+    refused: dict[TraceKey, tuple[str, ...]] = {}
+    counts: dict[str, Counter[str]] = {}
+    for r in lines:
+        key = (r["task"], r["dataset"], r["video"], r["expression_id"], r["frame"])
+        causes = r.get("causes", ())
+        count = counts.setdefault(r["task"], Counter())
+        count["responses"] += 1
+        if r.get("accepted", True):
+            count["accepted"] += 1
+            responses[key] = r["response"]
+        else:
+            count.update(f"refused/{cause}" for cause in causes)
+            refused[key] = tuple(map(str, causes))
+    refused = {key: causes for key, causes in refused.items() if key not in responses}
+    for task, count in counts.items():
+        count["given_up"] = sum(key[0] == task for key in refused)
+    figures = {task: dict(sorted(count.items())) for task, count in sorted(counts.items())}
+    return FileTraces(path, responses, refused, figures, digest)
 
 
 def open_sidecars(corpora: Sequence[Corpus], key: str) -> list[Sidecar]:
@@ -126,7 +149,7 @@ def open_sidecars(corpora: Sequence[Corpus], key: str) -> list[Sidecar]:
     return found
 
 
-def _read(path: Path, names: Sequence[str]) -> tuple[list[dict[str, str]], str]:
+def _read(path: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """The lines of a JSONL file, each with these string keys, and the file's sha256."""
     try:
         raw = path.read_bytes()

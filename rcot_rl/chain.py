@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.local import Host, StageFailed
+from rcot_rl.asking import launch
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.console import Console
 from rcot_rl.monitoring.metrics import Follower
@@ -45,7 +46,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
             return folder
         check_host(recipe, folder.root, todo)
         folder.pin("rewards", reward_hashes(recipe))
-        heavy = bool(_HEAVY.intersection(todo))
+        heavy = bool(_HEAVY.intersection(todo)) or ("data" in todo and _asks(recipe))
         preload = jobs.PRELOAD if heavy and recipe.device == "cpu" else ()
         with Host(
             {"RCOT_RL_PLUGIN": "required", **_platform(recipe)}, preload, folder.root / "zygote.log"
@@ -88,10 +89,25 @@ def _data(state: _Run) -> dict[str, Any]:
     ]
     data = recipe.data.model_copy(update={"corpora": found})
     recipe = recipe.model_copy(update={"data": data})
+    recipe = _asked(state, recipe)
     shards = folder.root / "shards"
     result = _build(recipe, shards, state.console)
     folder.pin("shards", {name: shard_hash(shards / name) for name in result["sets"]})
     return {"sets": {name: m.get("rows") for name, m in result["sets"].items()}}
+
+
+def _asked(state: _Run, recipe: Recipe) -> Recipe:
+    """The recipe with `model` replaced by the texts that the model wrote, here and now."""
+    for key, what in (("describe", "describe"), ("trace", "trace")):
+        if getattr(recipe.data, key) == "model":
+            texts = state.folder.root / "texts"
+            attempt = state.folder.new_attempt("data")
+            log = attempt / f"{what}.log"
+            path = _ask(state.host, state.console, recipe, what, texts, log)
+            recipe = recipe.model_copy(
+                update={"data": recipe.data.model_copy(update={key: str(path)})}
+            )
+    return recipe
 
 
 def build_shards(recipe: Recipe, out: Path) -> str:
@@ -114,6 +130,21 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
         canvas=recipe.canvas.image,
         rewards=rewards,
     )
+
+
+def ask_model(recipe: Recipe, what: str, out: Path) -> Path:
+    """`rcot data describe` and `rcot data trace`: texts by a model, in the folder `out`."""
+    console = Console()
+    preload = launch.PRELOAD if recipe.device == "cpu" else ()
+    out.mkdir(parents=True, exist_ok=True)
+    with Host(_platform(recipe), preload, out / "zygote.log") as host:
+        return _ask(host, console, recipe, what, out, out / f"{what}.log")
+
+
+def _ask(host: Host, console: Console, recipe: Recipe, what: str, out: Path, log: Path) -> Path:
+    console.line(f"{what}: starting, log {log}")
+    events = EventReader(log, console, what)
+    return launch.run_in(host, what, recipe, out, log, events.poll)
 
 
 def _toy_corpora(state: _Run) -> None:
@@ -275,10 +306,11 @@ def benchmark_root(folder: RunFolder, recipe: Recipe, benchmark: Benchmark) -> P
 
 
 class EventReader:
-    """Shows the predict process' progress lines, which it prints among vLLM's own."""
+    """Shows a process' progress lines, which it prints among vLLM's own."""
 
-    def __init__(self, log: Path, console: Console) -> None:
-        self._log, self._console, self._offset = log, console, 0
+    def __init__(self, log: Path, console: Console, stage: str = "predict") -> None:
+        self._log, self._console, self._stage = log, console, stage
+        self._offset = log.stat().st_size if log.is_file() else 0
 
     def poll(self) -> None:
         if not self._log.is_file():
@@ -290,7 +322,7 @@ class EventReader:
         self._offset += len(whole)
         for raw in whole.splitlines():
             if raw.startswith(b"RCOT "):
-                self._console.event("predict", raw[5:].decode("utf-8", "replace"))
+                self._console.event(self._stage, raw[5:].decode("utf-8", "replace"))
 
 
 def _eval(state: _Run) -> dict[str, Any]:
@@ -340,6 +372,11 @@ _STAGES: dict[str, Callable[[_Run], dict[str, Any]]] = {
     "eval": _eval,
     "report": _report,
 }
+
+
+def _asks(recipe: Recipe) -> bool:
+    """Whether the data stage asks a model."""
+    return "model" in (recipe.data.describe, recipe.data.trace)
 
 
 def _platform(recipe: Recipe) -> dict[str, str]:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rcot_rl import __version__
+from rcot_rl.cli_data import data_app
+from rcot_rl.cli_launch import launch_app
 from rcot_rl.cli_score import score_app
 from rcot_rl.errors import InputError
 
@@ -24,9 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="RCoT-Seg: train a model to reason about video and to segment what a sentence means.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
 app.add_typer(data_app, name="data")
 app.add_typer(score_app, name="score")
+app.add_typer(launch_app, name="launch")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")
@@ -199,66 +201,6 @@ def doctor() -> None:
     if faults:
         raise typer.Exit(2)
     typer.echo("everything installed is as pinned")
-
-
-@data_app.command("toy")
-def data_toy(
-    root: Annotated[Path, typer.Argument(help="Where to write.")],
-    layout: Annotated[
-        str | None,
-        typer.Option(help="One public layout, into DIR; default: all, into DIR/<layout>."),
-    ] = None,
-    videos: Annotated[int, typer.Option(min=1, help="Clips to train on.")] = 20,
-    eval_videos: Annotated[
-        int | None, typer.Option(min=1, help="Clips to evaluate on (a fifth of --videos).")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    preset: Annotated[str, typer.Option(help="lattice or rich.")] = "rich",
-    absent: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of absent targets (MeViS, ReVOS).")
-    ] = 0.0,
-    workers: Annotated[int, typer.Option(min=1)] = 1,
-) -> None:
-    """Write procedurally generated corpora in the public layouts, with exact masks."""
-    from data_pipelines.toy.layouts import write_all, write_layout
-
-    options = {"n_eval": eval_videos, "absent_share": absent, "workers": workers}
-    if layout is None:
-        written = write_all(root, seed, preset, videos, **options)
-    else:
-        written = {layout: write_layout(root, layout, seed, preset, videos, **options)}
-    for name, splits in written.items():
-        for split, counts in splits.items():
-            typer.echo(f"{name} {split}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-
-
-@data_app.command("build")
-def data_build(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
-    """Corpora to shards: OUT/<shard-set>/…"""
-    from rcot_rl.chain import build_shards
-    from rcot_rl.recipe.loader import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    typer.echo(build_shards(loaded, out or Path("shards")))
-
-
-@data_app.command("check")
-def data_check(
-    folder: Annotated[Path, typer.Argument(help="A shard set, or a folder of sets.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
-    """Verify shards: checksums, schema, media, ratios, disjointness."""
-    from data_pipelines.check import check
-
-    found = check(folder)
-    if as_json:
-        typer.echo(json.dumps(found.as_dict()))
-    else:
-        for fault in found.faults:
-            typer.echo(str(fault), err=True)
-        typer.echo("no faults" if found.ok else f"{len(found.faults)} faults")
-    if not found.ok:
-        raise typer.Exit(2)
 
 
 def main() -> None:

@@ -4,11 +4,6 @@ One engine serves a whole prediction run, and several checkpoints of one network
 other, since starting it costs more than anything a small model does with it. On a CPU the engine
 lives in this process; on a GPU it is vLLM's usual one.
 
-Three things that vLLM leaves to its caller are settled here. What the processor would resize is
-refused, because boxes are in pixels of the canvas. Frame rates are passed as the processor's
-`video_metadata`: metadata given with the frames is dropped for Qwen2.5-VL, and all frames then
-share one temporal position. Image and video placeholders are never sampled, as in training.
-
 Left out: asynchronous serving, LoRA adapters, several images or videos in one prompt.
 """
 
@@ -24,10 +19,8 @@ from typing import Any, Literal, Self
 from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import check_model, check_same_model
 from rcot_rl.inference.policy import Request, Sampling
+from rcot_rl.inference.prompting import Prompter, engine_arguments, video_arguments
 from rcot_rl.recipe.inference import EngineSection
-
-DEFAULT_MODEL_LEN = 32768
-CPU_KV_CACHE_BYTES = 256 << 20
 
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -142,26 +135,13 @@ class PolicyEngine:
         self._environment = dict(os.environ)
         for name, value in wanted.items():
             _set_variable(name, value)
-        from transformers import AutoConfig, AutoProcessor
-
-        text_config = AutoConfig.from_pretrained(self.model).get_text_config()
-        positions = text_config.max_position_embeddings
-        self.max_model_len = self.section.max_model_len or min(DEFAULT_MODEL_LEN, positions)
-        self._processor = AutoProcessor.from_pretrained(self.model)
-        tokenizer = self._processor.tokenizer
-        self._placeholders = [
-            tokenizer.convert_tokens_to_ids(getattr(self._processor, f"{media}_token"))
-            for media in ("image", "video")
-        ]
-        self._special = sorted(
-            (t.content for t in tokenizer.added_tokens_decoder.values() if t.special),
-            key=len,
-            reverse=True,
-        )
+        self._prompter = Prompter(self.model, self.section.max_model_len)
+        self.max_model_len = self._prompter.max_model_len
         from vllm import LLM
 
         try:
-            self._llm = LLM(str(self.model), seed=seed, **self._arguments(text_config))
+            arguments = engine_arguments(self.section, self.device, self._prompter)
+            self._llm = LLM(str(self.model), seed=seed, **({"use_tqdm_on_load": False} | arguments))
         except ValueError as error:
             self.close()
             reason = " ".join(str(error).split())
@@ -172,116 +152,27 @@ class PolicyEngine:
             self.close()
             raise
 
-    def _arguments(self, text_config: Any) -> dict[str, Any]:
-        section = self.section
-        arguments: dict[str, Any] = {
-            "dtype": section.dtype,
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": section.max_num_seqs,
-            "max_num_batched_tokens": section.max_num_batched_tokens,
-            "gpu_memory_utilization": section.gpu_memory_utilization,
-            "enforce_eager": section.enforce_eager,
-            "tensor_parallel_size": section.tensor_parallel_size,
-            "enable_prefix_caching": section.enable_prefix_caching,
-            "limit_mm_per_prompt": {"image": 1, "video": 1},
-            "trust_remote_code": False,
-            "use_tqdm_on_load": False,
-        }
-        if section.kv_cache_bytes is not None:
-            arguments["kv_cache_memory_bytes"] = section.kv_cache_bytes
-        if self.device == "cpu":
-            arguments |= {
-                "dtype": "float32" if section.dtype == "auto" else section.dtype,
-                "enforce_eager": True,
-                # a seeded request whose prompt is cut into chunks fails: vLLM rewinds its generator
-                # after each chunk, and torch's CPU generator has no offset to rewind
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(section.max_num_batched_tokens, self.max_model_len),
-                "kv_cache_memory_bytes": section.kv_cache_bytes
-                or max(CPU_KV_CACHE_BYTES, _cache_bytes(text_config, self.max_model_len)),
-                "skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
-            }
-        return arguments | section.vllm
-
     def _params(self, sampling: Sampling, seed: int | None) -> Any:
         from vllm import SamplingParams
 
-        greedy = sampling.temperature == 0
-        return SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=1.0 if greedy else sampling.top_p,
-            top_k=-1 if greedy else sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=None if greedy else seed,
-            logit_bias={token: float("-inf") for token in self._placeholders},
-        )
+        return SamplingParams(**self._prompter.params(sampling, seed))
 
     def _prompt(self, request: Request) -> dict[str, Any]:
-        media: Literal["image", "video"] = "image" if request.image is not None else "video"
-        content = [{"type": media}, {"type": "text", "text": self._defused(request.text)}]
-        text = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        self._check_length(text, self._media_tokens(request))
-        prompt: dict[str, Any] = {"prompt": text}
         if request.image is not None:
             from PIL import Image
 
-            prompt["multi_modal_data"] = {"image": Image.fromarray(request.image)}
-        else:
-            assert request.video is not None
-            prompt["multi_modal_data"] = {"video": request.video}
-            prompt["mm_processor_kwargs"] = {
-                "video_metadata": [{"fps": request.fps, "total_num_frames": len(request.video)}],
-                "do_sample_frames": False,
+            text = self._prompter.text(request.text, "image", request.image.shape[:2])
+            return {
+                "prompt": text,
+                "multi_modal_data": {"image": Image.fromarray(request.image)},
             }
-        return prompt
-
-    def _defused(self, text: str) -> str:
-        """`text` with the tokenizer's control tokens broken up, so that none is read as one."""
-        for token in self._special:
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
-        return text
-
-    def _media_tokens(self, request: Request) -> int:
-        """Tokens of the image or video; InputError when the processor would resize it."""
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-        if request.image is not None:
-            processor, shape, steps = self._processor.image_processor, request.image.shape, 1
-        else:
-            assert request.video is not None
-            processor, shape = self._processor.video_processor, request.video.shape[1:]
-            steps = -(-len(request.video) // processor.temporal_patch_size)
-        height, width = shape[:2]
-        cell = processor.patch_size * processor.merge_size
-        low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
-        resized = smart_resize(height, width, cell, low, high)
-        if resized != (height, width):
-            raise InputError(
-                f"the model's processor would resize {height} x {width} pixels to "
-                f"{resized[0]} x {resized[1]}; choose a canvas that it leaves alone",
-                file=self.model,
-                key="canvas",
-            )
-        return steps * (height // cell) * (width // cell)
-
-    def _check_length(self, text: str, media_tokens: int) -> None:
-        length = len(self._processor.tokenizer(text)["input_ids"]) + media_tokens
-        if length >= self.max_model_len:
-            raise InputError(
-                f"a prompt has {length} tokens, {media_tokens} of them image or video, and the "
-                f"engine takes {self.max_model_len}; raise it, or set predict.max_frames",
-                key="engine.max_model_len",
-            )
-
-
-def _cache_bytes(text_config: Any, tokens: int) -> int:
-    """Bytes of float32 keys and values of one sequence of `tokens`, and a tenth more for blocks."""
-    heads = text_config.num_key_value_heads
-    head_dim = text_config.hidden_size // text_config.num_attention_heads
-    return int(1.1 * 2 * 4 * text_config.num_hidden_layers * heads * head_dim * tokens)
+        assert request.video is not None
+        n_frames, size = len(request.video), request.video.shape[1:3]
+        return {
+            "prompt": self._prompter.text(request.text, "video", size, n_frames),
+            "multi_modal_data": {"video": request.video},
+            "mm_processor_kwargs": video_arguments(n_frames, request.fps),
+        }
 
 
 def _set_variable(name: str, value: str | None) -> None:

@@ -53,6 +53,11 @@ class Console:
             return
         if event.get("event") == "predict":
             self.progress(f"{stage}: {event['what']}", event["done"], event["total"])
+        elif event.get("event") == "ask":
+            rate = f"  {event['rate']}" if event.get("rate") else ""
+            done, total = event["done"], event["total"]
+            text = f"{stage}: {event['what']} {done}/{total}{rate}"
+            self._passing(text, event["what"], last=done >= total)
         else:
             shown = {k: v for k, v in event.items() if k != "event"}
             self.line(f"{stage}: " + "  ".join(f"{k} {v}" for k, v in shown.items()))

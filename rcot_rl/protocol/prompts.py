@@ -32,6 +32,12 @@ TASKS: Mapping[str, frozenset[str]] = {
 }
 """Template name -> fields it may use."""
 
+TRACES: Mapping[str, frozenset[str]] = {
+    "trace_aks": frozenset({"query", "description", "answer"}),
+    "trace_ktg": frozenset({"query", "description", "answer", "canvas"}),
+}
+"""Templates that a set may lack: those by which a larger model writes reasoning for SFT."""
+
 SHIPPED = Path(__file__).parent / "prompts"
 _PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 
@@ -80,6 +86,17 @@ class Prompts:
         task = "ktg_zero_target" if zero_target else "ktg"
         return self._fill(task, description=description, query=query, canvas=canvas)
 
+    def trace(self, task: str, description: str, query: str, answer: str, canvas: int) -> str:
+        """Reasoning towards a known `answer` (A.1: describe the scene, analyse the target, answer).
+
+        task: aks or ktg. Raises InputError when the set has no such template.
+        """
+        name = f"trace_{task}"
+        if name not in self.templates:
+            raise InputError(f"has no template {name}, which traces need", file=self.name)
+        fields = {"query": query, "description": description, "answer": answer, "canvas": canvas}
+        return self._fill(name, **{k: v for k, v in fields.items() if k in TRACES[name]})
+
     def _fill(self, task: str, **fields: object) -> str:
         safe = {k: harmless(v) if isinstance(v, str) else v for k, v in fields.items()}
         return Template(self.templates[task]).substitute(safe).strip()
@@ -113,18 +130,19 @@ def load_prompts(name_or_path: str) -> Prompts:
 def _check(templates: object, path: Path) -> None:
     if not isinstance(templates, dict):
         raise InputError("must be a mapping of templates", file=path)
+    known = {**TASKS, **TRACES}
     for key in templates.keys() | TASKS.keys():
-        if key not in TASKS:
-            raise InputError(f"unknown template; known: {', '.join(TASKS)}", file=path, key=key)
+        if key not in known:
+            raise InputError(f"unknown template; known: {', '.join(known)}", file=path, key=key)
         text = templates.get(key)
         if not isinstance(text, str):
             raise InputError("missing, or not a text", file=path, key=key)
         template = Template(text)
         if not template.is_valid():
             raise InputError("a '$' that starts no field; write '$$'", file=path, key=key)
-        unknown = set(template.get_identifiers()) - TASKS[key]
+        unknown = set(template.get_identifiers()) - known[key]
         if unknown:
-            allowed = ", ".join(sorted(TASKS[key]))
+            allowed = ", ".join(sorted(known[key]))
             raise InputError(
                 f"unknown field ${sorted(unknown)[0]}; it has: {allowed}", file=path, key=key
             )

@@ -41,6 +41,57 @@ class SetSize(Section):
     """Validation rows of each task that the set has, from videos no training row shows."""
 
 
+class DescriberSection(Section):
+    """`rcot data describe`: one description a video, by the prompt of VDG (eq. 1, A.1).
+
+    Frames, their number and rate are those of the recipe's `predict` section, so that descriptions
+    in shards are made as at inference. Sampling is Table 7's.
+    """
+
+    model: str | None = None
+    """A folder, a hub id or `tiny`. None: the recipe's base policy (the paper's choice)."""
+
+    temperature: float = Field(default=0.95, ge=0, le=2)
+    top_k: int = 50
+    top_p: float = Field(default=0.7, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """None: `predict.vdg_tokens`."""
+
+    engines: int = Field(default=1, ge=1)
+    """vLLM engines side by side; on a GPU each holds `engine.tensor_parallel_size` of them."""
+
+    batch: int = Field(default=32, ge=1)
+    """Requests that Ray Data hands to an engine at a time; two such batches overlap."""
+
+
+class TracerSection(DescriberSection):
+    """`rcot data trace`: reasoning for SFT rows, kept when its answer is right (3.4, A.1)."""
+
+    model: str | None = "Qwen/Qwen2.5-VL-7B-Instruct"
+    max_tokens: int | None = Field(default=1024, ge=1)
+    tries: int = Field(default=4, ge=1)
+    """Times that an instance is asked, each with a seed of its own, before it is given up and
+    another takes its place."""
+
+    replacements: int = Field(default=8, ge=0)
+    """Rounds in which instances that were given up are replaced, at most."""
+
+    min_accuracy: float = Field(default=1.0, ge=0, le=1)
+    """KTG: least share of the full accuracy that `ktg`'s matcher must give the answer. The row's
+    answer is then the exact ground truth."""
+
+    min_words: int = Field(default=8, ge=0)
+    """Of the reasoning; so for the next."""
+
+    max_words: int = Field(default=400, ge=1)
+    max_repeated: float = Field(default=0.2, ge=0, le=1)
+    """Largest share of the reasoning's 6-grams that were there before."""
+
+    forbid_coordinates: bool = True
+    """Reasoning that recites the boxes of the annotation gives it away. Off for models whose
+    reasoning is made of boxes."""
+
+
 def _paper_sets() -> dict[str, SetSize]:
     return {
         "sft-28k": SetSize(ktg=20000, aks=8000, val=200),
@@ -78,12 +129,17 @@ class DataSection(Section):
     KTG prompt allows for it."""
 
     describe: str = "template"
-    """Video descriptions: `template` (corpora with a toy.json), or a JSONL file of
-    {"dataset", "video", "description"}."""
+    """Video descriptions: `template` (corpora with a toy.json), a JSONL file of
+    {"dataset", "video", "description"} as `rcot data describe` writes it, or `model`: a run asks
+    the describer itself."""
 
     trace: str = "template"
-    """Reasoning for SFT rows: `template` (corpora with a toy.json), or a JSONL file of
-    {"task", "dataset", "video", "expression_id", "frame", "response"}."""
+    """Reasoning for SFT rows: `template` (corpora with a toy.json), a JSONL file of
+    {"task", "dataset", "video", "expression_id", "frame", "response"} as `rcot data trace` writes
+    it, or `model`: a run asks the tracer itself."""
+
+    describer: DescriberSection = DescriberSection()
+    tracer: TracerSection = TracerSection()
 
     max_per_video: int | None = Field(default=None, gt=0)
     """At most this many rows of one video in a set's split."""

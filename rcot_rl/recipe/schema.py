@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
 from rcot_rl.recipe.inference import EngineSection, PredictSection
+from rcot_rl.recipe.launch import LaunchSection
 from rcot_rl.recipe.training import ClusterSection, GrpoSection, SftSection
 
 Stage = Literal["data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"]
@@ -112,6 +113,8 @@ class Recipe(Section):
     predict: PredictSection = PredictSection()
     eval: EvalSection = EvalSection()
     wandb: WandbSection = WandbSection()
+    launch: LaunchSection = Field(default=LaunchSection(), exclude=True)
+    """How `rcot launch` submits it; no part of the run's identity, so not in its hash."""
 
     @model_validator(mode="after")
     def _batches(self) -> Self:

@@ -1,0 +1,1 @@
+"""Launchers: a run submitted to this host, to Ray Jobs, to Slurm or to KubeRay."""

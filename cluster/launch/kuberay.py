@@ -1,0 +1,233 @@
+"""`rcot launch kuberay`: a RayJob (ray.io/v1), its recipe and, if asked for, its volume claim.
+
+The GPU group has cluster.nodes pods, the CPU group takes agents and rewards, the head has no GPUs.
+Stages beside the driver (CoT-SFT, predictions) need some: the driver then runs in a GPU pod, by a
+resource of that name. All pods mount one claim, which holds RUN; relative paths count from it.
+
+The recipe travels resolved, in a ConfigMap: no text of the user's reaches a shell but RUN's path,
+quoted. Secrets are references to a Secret. A RayJob that is tried again resumes its run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.launch import render
+from rcot_rl import __version__
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.launch import PodSection
+from rcot_rl.recipe.loader import dump_recipe
+from rcot_rl.recipe.schema import Recipe
+
+_RECIPE = Path("/etc/rcot")
+_DRIVER = "rcot_driver"
+_LABEL = {"app.kubernetes.io/name": "rcot-rl"}
+
+
+def manifest(recipe: Recipe) -> list[dict[str, Any]]:
+    """The objects to apply, in order. Raises InputError naming the key at fault."""
+    kube = recipe.launch.kuberay
+    mount = Path(kube.mount)
+    workdir = Path(recipe.launch.workdir or mount)
+    run = render.run_folder(recipe, workdir)
+    if mount not in run.parents:
+        raise InputError(
+            f"makes {run}, which is not below {mount}, where the claim is mounted",
+            key="launch.run_dir" if recipe.launch.run_dir else "launch.workdir",
+        )
+    name = object_name(recipe.name)
+    objects = [_config_map(recipe, name), _ray_job(recipe, name, workdir, run)]
+    if kube.claim_size is not None:
+        objects.insert(0, _claim(recipe))
+    return objects
+
+
+def text(objects: list[dict[str, Any]]) -> str:
+    """YAML documents, for kubectl."""
+    return yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True)
+
+
+def submit(recipe: Recipe, objects: list[dict[str, Any]]) -> str:
+    """Apply with kubectl; returns what it says. Raises InputError when it is missing or refuses."""
+    namespace = recipe.launch.kuberay.namespace
+    # a RayJob's spec is fixed once it runs: `create` says so, `apply` would change it in part
+    said = []
+    for item in objects:
+        verb = "create" if item["kind"] == "RayJob" else "apply"
+        try:
+            done = subprocess.run(
+                ["kubectl", "--namespace", namespace, verb, "--filename", "-"],
+                input=yaml.safe_dump(item), capture_output=True, text=True, check=True,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise InputError(
+                "kubectl is not on this host; write the manifest with --dry-run"
+            ) from error
+        except subprocess.CalledProcessError as error:
+            raise InputError(f"kubectl {verb} {item['kind']}: {error.stderr.strip()}") from error
+        said.append(done.stdout.strip())
+    return "\n".join(said)
+
+
+def object_name(name: str) -> str:
+    """An RFC 1123 label of a recipe's name, short enough for what KubeRay appends to it."""
+    label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].strip("-")
+    if not label:
+        raise InputError(f"'{name}' leaves no name for a Kubernetes object", key="name")
+    return label if label.startswith("rcot-") else f"rcot-{label}"
+
+
+def _ray_job(recipe: Recipe, name: str, workdir: Path, run: Path) -> dict[str, Any]:
+    kube = recipe.launch.kuberay
+    groups = [_group(recipe, name, "gpu", kube.gpu, recipe.cluster.nodes, gpus=True)]
+    if kube.cpu.replicas:
+        groups.append(_group(recipe, name, "cpu", kube.cpu, kube.cpu.replicas, gpus=False))
+    nodes = 1 + sum(g["replicas"] for g in groups)
+    driver = {"entrypointResources": json.dumps({_DRIVER: 1})}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": name, "namespace": kube.namespace, "labels": dict(_LABEL)},
+        "spec": {
+            "entrypoint": _entrypoint(recipe, workdir, run, nodes),
+            **(driver if render.driver_needs_gpus(recipe) else {}),
+            "submissionMode": kube.submission,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": kube.ttl_s,
+            "activeDeadlineSeconds": kube.deadline_s,
+            "backoffLimit": kube.backoff_limit,
+            "rayClusterSpec": {
+                "rayVersion": importlib.metadata.version("ray"),
+                "headGroupSpec": {
+                    "rayStartParams": _start(recipe, gpus=False) | {"dashboard-host": "0.0.0.0"},
+                    "template": _pod(recipe, name, "ray-head", kube.head, gpus=False),
+                },
+                "workerGroupSpecs": groups,
+            },
+        },
+    }
+
+
+def _entrypoint(recipe: Recipe, workdir: Path, run: Path, nodes: int) -> str:
+    health = render.health_options(recipe, run.parent, nodes, recipe.cluster.nodes)
+    command = render.run_command("python", str(_RECIPE / "recipe.yaml"), [], run)
+    chdir = f"--chdir={workdir}"
+    words = ["python", "-m", "cluster.launch.head", chdir, *health, "--", *command]
+    for word in words:
+        if shlex.quote(word) != word:  # KubeRay puts the line through two shells
+            raise InputError(
+                f"makes the word '{word}', which a shell would not take literally; use letters, "
+                "digits, and ./_-",
+                key="launch.run_dir" if recipe.launch.run_dir else "launch.workdir",
+            )
+    return " ".join(words)
+
+
+def _group(
+    recipe: Recipe, name: str, group: str, pod: PodSection, replicas: int, *, gpus: bool
+) -> dict[str, Any]:
+    return {
+        "groupName": group,
+        # the same three: a training job cannot use a node that comes later
+        "replicas": replicas,
+        "minReplicas": replicas,
+        "maxReplicas": replicas,
+        "rayStartParams": _start(recipe, gpus=gpus),
+        "template": _pod(recipe, name, "ray-worker", pod, gpus=gpus),
+    }
+
+
+def _start(recipe: Recipe, *, gpus: bool) -> dict[str, str]:
+    """On a CPU, GPUs are logical: verl's pools count nothing else."""
+    params = {"num-gpus": str(recipe.cluster.gpus_per_node if gpus else 0)}
+    if gpus:  # KubeRay hands the value to a shell, hence its own quotes
+        params["resources"] = json.dumps(json.dumps({_DRIVER: 1}))
+    if recipe.cluster.object_store_bytes is not None:
+        params["object-store-memory"] = str(recipe.cluster.object_store_bytes)
+    return params
+
+
+def _pod(
+    recipe: Recipe, name: str, container: str, pod: PodSection, *, gpus: bool
+) -> dict[str, Any]:
+    kube = recipe.launch.kuberay
+    amounts: dict[str, Any] = {"cpu": pod.cpu, "memory": pod.memory}
+    if gpus and recipe.device == "cuda":
+        amounts[kube.gpu_resource] = str(recipe.cluster.gpus_per_node)
+    spec: dict[str, Any] = {
+        "containers": [
+            {
+                "name": container,
+                "image": kube.image or f"rcot-rl:{__version__}",
+                "env": _environment(recipe),
+                "envFrom": [{"secretRef": {"name": n}} for n in kube.env_from],
+                # requests equal to limits: the pod is the last to be evicted
+                "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+                "volumeMounts": [
+                    {"name": "run", "mountPath": kube.mount},
+                    {"name": "recipe", "mountPath": str(_RECIPE), "readOnly": True},
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "run", "persistentVolumeClaim": {"claimName": kube.claim}},
+            {"name": "recipe", "configMap": {"name": name}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shm}},
+        ],
+    }
+    if pod.node_selector:
+        spec["nodeSelector"] = dict(pod.node_selector)
+    if pod.tolerations:
+        spec["tolerations"] = [t.model_dump(exclude_none=True) for t in pod.tolerations]
+    if kube.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": n} for n in kube.image_pull_secrets]
+    if kube.service_account:
+        spec["serviceAccountName"] = kube.service_account
+    return {"metadata": {"labels": dict(_LABEL)}, "spec": spec}
+
+
+def _environment(recipe: Recipe) -> list[dict[str, Any]]:
+    values = {"RCOT_RL_PLUGIN": "required", "RAY_USAGE_STATS_ENABLED": "0"}
+    values |= recipe.launch.environment
+    out: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in values.items()]
+    secret = recipe.launch.kuberay.secret
+    for name in recipe.launch.secrets:
+        reference = {"name": secret, "key": name}
+        out.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+    return out
+
+
+def _config_map(recipe: Recipe, name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name, "namespace": recipe.launch.kuberay.namespace, "labels": dict(_LABEL)
+        },
+        "data": {"recipe.yaml": dump_recipe(recipe)},
+    }  # fmt: skip
+
+
+def _claim(recipe: Recipe) -> dict[str, Any]:
+    kube = recipe.launch.kuberay
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": kube.claim_size}},
+    }
+    if kube.storage_class:
+        spec["storageClassName"] = kube.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": kube.claim, "namespace": kube.namespace, "labels": dict(_LABEL)},
+        "spec": spec,
+    }

@@ -1,0 +1,32 @@
+"""`rcot launch local`: the preflight, and then `rcot run` on this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.plan import Report, examine
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import Recipe
+from rcot_rl.runfolder import RunFolder
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """RUN: launch.run_dir, or runs/<name> here."""
+    return Path(recipe.launch.run_dir or f"runs/{recipe.name}")
+
+
+def preflight(recipe: Recipe) -> Report:
+    """The plan and its findings. Raises InputError for a recipe of several hosts."""
+    if recipe.cluster.nodes > 1:
+        raise InputError(
+            f"is {recipe.cluster.nodes}, and this is one host; launch with ray, slurm or kuberay",
+            key="cluster.nodes",
+        )
+    return examine(recipe, run_folder(recipe))
+
+
+def run(recipe: Recipe) -> RunFolder:
+    """`rcot run` of the recipe; errors as `rcot_rl.chain.run`."""
+    from rcot_rl.chain import run as run_chain
+
+    return run_chain(recipe, run_folder(recipe))

@@ -1,0 +1,114 @@
+"""`rcot data …`: corpora to shards, and a look at both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, in YAML.")
+]
+
+
+@data_app.command("toy")
+def data_toy(
+    root: Annotated[Path, typer.Argument(help="Where to write.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(help="One public layout, into DIR; default: all, into DIR/<layout>."),
+    ] = None,
+    videos: Annotated[int, typer.Option(min=1, help="Clips to train on.")] = 20,
+    eval_videos: Annotated[
+        int | None, typer.Option(min=1, help="Clips to evaluate on (a fifth of --videos).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    preset: Annotated[str, typer.Option(help="lattice or rich.")] = "rich",
+    absent: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of absent targets (MeViS, ReVOS).")
+    ] = 0.0,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Write procedurally generated corpora in the public layouts, with exact masks."""
+    from data_pipelines.toy.layouts import write_all, write_layout
+
+    options = {"n_eval": eval_videos, "absent_share": absent, "workers": workers}
+    if layout is None:
+        written = write_all(root, seed, preset, videos, **options)
+    else:
+        written = {layout: write_layout(root, layout, seed, preset, videos, **options)}
+    for name, splits in written.items():
+        for split, counts in splits.items():
+            typer.echo(f"{name} {split}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+
+
+@data_app.command("build")
+def data_build(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where sets go (shards).")] = None,
+) -> None:
+    """Corpora to shards: OUT/<shard-set>/…"""
+    from rcot_rl.chain import build_shards
+    from rcot_rl.recipe.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    typer.echo(build_shards(loaded, out or Path("shards")))
+
+
+@data_app.command("describe")
+def data_describe(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="Where answers go.")] = Path("texts"),
+) -> None:
+    """Describe every video of the corpora with a model: OUT/descriptions.jsonl."""
+    _ask("describe", recipe, overrides, out)
+
+
+@data_app.command("trace")
+def data_trace(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="Where answers go.")] = Path("texts"),
+) -> None:
+    """Have a model reason towards the answer of every SFT row: OUT/traces.jsonl."""
+    _ask("trace", recipe, overrides, out)
+
+
+def _ask(what: str, recipe: str, overrides: list[str] | None, out: Path) -> None:
+    from rcot_rl.chain import ask_model
+    from rcot_rl.recipe.loader import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    try:
+        typer.echo(str(ask_model(loaded, what, out)))
+    except KeyboardInterrupt:
+        typer.echo("rcot: stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="A shard set, or a folder of sets.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Verify shards: checksums, schema, media, ratios, disjointness."""
+    from data_pipelines.check import check
+
+    found = check(folder)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    else:
+        for fault in found.faults:
+            typer.echo(str(fault), err=True)
+        typer.echo("no faults" if found.ok else f"{len(found.faults)} faults")
+    if not found.ok:
+        raise typer.Exit(2)

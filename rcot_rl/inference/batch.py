@@ -1,0 +1,179 @@
+"""Many requests through vLLM engines on Ray Data: for descriptions and traces of whole corpora.
+
+Ray Data's own LLM processor runs the engines, as actors of whatever cluster the driver is connected
+to; requests go out as prompts and names of frames, which are read and resized where there is room,
+so that the driver never holds an image. Answers come back in any order, each as soon as its block
+is done. Nothing is remembered here: `data_pipelines.ledger` keeps what was answered.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcot_rl.inference.policy import Sampling
+from rcot_rl.inference.prompting import Media, Prompter, engine_arguments, video_arguments
+from rcot_rl.recipe.inference import EngineSection
+
+UNREADABLE = "unreadable"
+"""Fault of an answer whose frames could not be read."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: a user turn about frames on disk, which the answering host must see too."""
+
+    key: str
+    text: str
+    frames: tuple[str, ...]
+    media: Media
+    canvas: int
+    """Side of the square that frames are resized to."""
+    seed: int
+    fps: float = 2.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One response."""
+
+    key: str
+    text: str
+    tokens: int
+    fault: str = ""
+
+
+class BatchEngine:
+    """vLLM engines behind Ray Data. Needs an initialised Ray; holds nothing between calls."""
+
+    def __init__(
+        self,
+        model: Path,
+        section: EngineSection,
+        device: str,
+        *,
+        engines: int = 1,
+        batch: int = 32,
+        seed: int = 0,
+    ) -> None:
+        """Raises InputError for a model folder without processor or tokenizer."""
+        self.prompter = Prompter(model, section.max_model_len)
+        self.model, self.section, self.device = model, section, device
+        self.engines, self.batch, self.seed = engines, batch, seed
+
+    def answers(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
+        """An answer to each of `asks`, in any order. Raises InputError for a prompt that is too
+        long or an image that the model's processor would resize."""
+        import ray
+
+        if not asks:
+            return
+        rows = [self._row(ask, sampling) for ask in asks]
+        blocks = max(1, math.ceil(len(rows) / self.batch))
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        dataset = ray.data.from_items(rows, override_num_blocks=blocks)
+        for block in self._processor()(dataset).iter_batches(batch_size=None, prefetch_batches=0):
+            for key, text, tokens in zip(block["key"], block["text"], block["tokens"], strict=True):
+                fault = UNREADABLE if int(tokens) < 0 else ""
+                yield Answer(str(key), "" if fault else str(text), max(int(tokens), 0), fault)
+
+    def _row(self, ask: Ask, sampling: Sampling) -> dict[str, Any]:
+        size = (ask.canvas, ask.canvas)
+        return {
+            "key": ask.key,
+            "prompt": self.prompter.text(ask.text, ask.media, size, len(ask.frames)),
+            "frames": list(ask.frames),
+            "canvas": ask.canvas,
+            "media": ask.media,
+            "fps": ask.fps,
+            # as text: Arrow has no type for a mapping by token, nor for an absent seed
+            "sampling": json.dumps(self.prompter.params(sampling, ask.seed)),
+        }
+
+    def _processor(self) -> Any:
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        arguments = engine_arguments(self.section, self.device, self.prompter)
+        arguments |= {"seed": self.seed, "disable_log_stats": True}
+        placement = None
+        if self.device == "cpu":
+            placement = {"bundles": [{"CPU": 1}]}
+        config = vLLMEngineProcessorConfig(
+            model_source=str(self.model),
+            engine_kwargs=arguments,
+            concurrency=(self.engines, self.engines),
+            batch_size=self.batch,
+            max_concurrent_batches=2,
+            placement_group_config=placement,
+            log_engine_metrics=False,
+            prepare_multimodal_stage=False,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+        )
+        return build_processor(config, preprocess=prepare, postprocess=finish)
+
+
+def prepare(row: dict[str, Any]) -> dict[str, Any]:
+    """Read a row's frames onto its canvas: what the engine stage takes."""
+    images = [_frame(path, int(row["canvas"])) for path in row["frames"]]
+    sampling = json.loads(row["sampling"])
+    sampling["logit_bias"] = {int(k): v for k, v in sampling["logit_bias"].items()}
+    out = {"key": row["key"], "readable": all(i is not None for i in images)}
+    if not out["readable"]:
+        # the engine's stage takes every row: this one is asked for one token, which is not used
+        images = [_blank(int(row["canvas"])) if i is None else i for i in images]
+        sampling["max_tokens"] = 1
+    media: dict[str, Any]
+    if row["media"] == "image":
+        from PIL import Image
+
+        media = {"image": Image.fromarray(images[0])}
+    else:
+        import numpy as np
+
+        media = {"video": np.stack(images)}
+        out["mm_processor_kwargs"] = Held(video_arguments(len(images), float(row["fps"])))
+    out |= {
+        "prompt": row["prompt"],
+        "multimodal_data": Held(media),
+        "sampling_params": Held(sampling),
+    }
+    return out
+
+
+def finish(row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an engine's output."""
+    tokens = int(row["num_generated_tokens"]) if row["readable"] else -1
+    return {"key": row["key"], "text": row["generated_text"], "tokens": tokens}
+
+
+class Held(dict[str, Any]):
+    """A mapping that Arrow carries as the object it is, instead of taking it apart by column."""
+
+
+def _frame(path: str, canvas: int) -> Any:
+    import cv2
+
+    from data_pipelines.geometry import to_canvas
+
+    bgr = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if bgr is None else to_canvas(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), canvas)
+
+
+def _blank(canvas: int) -> Any:
+    import numpy as np
+
+    return np.zeros((canvas, canvas, 3), dtype=np.uint8)
+
+
+def log(message: str) -> None:
+    """A line for whoever watches the driver's log."""
+    print("RCOT " + json.dumps({"event": "ask", "message": message}), flush=True)
+    sys.stdout.flush()

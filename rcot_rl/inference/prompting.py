@@ -1,0 +1,154 @@
+"""From a request to what vLLM takes: the chat template, the media, and what would go wrong later.
+
+Three things that vLLM leaves to its caller are settled here. What the processor would resize is
+refused, because boxes are in pixels of the canvas. Frame rates are passed as the processor's
+`video_metadata`: metadata given with the frames is dropped for Qwen2.5-VL, and all frames then
+share one temporal position. Image and video placeholders are never sampled, as in training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from rcot_rl.errors import InputError
+from rcot_rl.inference.policy import Sampling
+from rcot_rl.recipe.inference import EngineSection
+
+DEFAULT_MODEL_LEN = 32768
+CPU_KV_CACHE_BYTES = 256 << 20
+Media = Literal["image", "video"]
+
+
+class Prompter:
+    """The processor of a checkpoint folder and its limits."""
+
+    def __init__(self, model: Path, max_model_len: int | None = None) -> None:
+        """max_model_len: None: 32768, or the model's largest position if that is smaller."""
+        from transformers import AutoConfig, AutoProcessor
+
+        self.model = model
+        self.text_config = AutoConfig.from_pretrained(model).get_text_config()
+        positions = self.text_config.max_position_embeddings
+        self.max_model_len = max_model_len or min(DEFAULT_MODEL_LEN, positions)
+        self.processor = AutoProcessor.from_pretrained(model)
+        tokenizer = self.processor.tokenizer
+        self.placeholders = [
+            tokenizer.convert_tokens_to_ids(getattr(self.processor, f"{media}_token"))
+            for media in ("image", "video")
+        ]
+        self._special = sorted(
+            (t.content for t in tokenizer.added_tokens_decoder.values() if t.special),
+            key=len,
+            reverse=True,
+        )
+
+    def text(self, text: str, media: Media, size: tuple[int, int], n_frames: int = 1) -> str:
+        """The whole prompt of one user turn about media of `size` (H, W).
+
+        Raises InputError for an image or frame that the processor would resize, and for a prompt
+        that leaves no room in `max_model_len`.
+        """
+        content = [{"type": media}, {"type": "text", "text": self._defused(text)}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        self._check_length(prompt, self._media_tokens(media, size, n_frames))
+        return prompt
+
+    def params(self, sampling: Sampling, seed: int | None) -> dict[str, Any]:
+        """Arguments of vLLM's SamplingParams."""
+        greedy = sampling.temperature == 0
+        return {
+            "n": sampling.n,
+            "temperature": sampling.temperature,
+            "top_p": 1.0 if greedy else sampling.top_p,
+            "top_k": -1 if greedy else sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "seed": None if greedy else seed,
+            "logit_bias": {token: float("-inf") for token in self.placeholders},
+        }
+
+    def _defused(self, text: str) -> str:
+        """`text` with the tokenizer's control tokens broken up, so that none is read as one."""
+        for token in self._special:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+        return text
+
+    def _media_tokens(self, media: Media, size: tuple[int, int], n_frames: int) -> int:
+        """Tokens of the image or video; InputError when the processor would resize it."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        if media == "image":
+            processor, steps = self.processor.image_processor, 1
+        else:
+            processor = self.processor.video_processor
+            steps = -(-n_frames // processor.temporal_patch_size)
+        height, width = size
+        cell = processor.patch_size * processor.merge_size
+        low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
+        resized = smart_resize(height, width, cell, low, high)
+        if resized != (height, width):
+            raise InputError(
+                f"the model's processor would resize {height} x {width} pixels to "
+                f"{resized[0]} x {resized[1]}; choose a canvas that it leaves alone",
+                file=self.model,
+                key="canvas",
+            )
+        return steps * (height // cell) * (width // cell)
+
+    def _check_length(self, text: str, media_tokens: int) -> None:
+        length = len(self.processor.tokenizer(text)["input_ids"]) + media_tokens
+        if length >= self.max_model_len:
+            raise InputError(
+                f"a prompt has {length} tokens, {media_tokens} of them image or video, and the "
+                f"engine takes {self.max_model_len}; raise it, or set predict.max_frames",
+                key="engine.max_model_len",
+            )
+
+
+def video_arguments(n_frames: int, fps: float) -> dict[str, Any]:
+    """The `mm_processor_kwargs` by which frames keep their places in time."""
+    return {
+        "video_metadata": [{"fps": fps, "total_num_frames": n_frames}],
+        "do_sample_frames": False,
+    }
+
+
+def engine_arguments(section: EngineSection, device: str, prompter: Prompter) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` or `AsyncEngineArgs`, the model's folder and seed aside."""
+    arguments: dict[str, Any] = {
+        "dtype": section.dtype,
+        "max_model_len": prompter.max_model_len,
+        "max_num_seqs": section.max_num_seqs,
+        "max_num_batched_tokens": section.max_num_batched_tokens,
+        "gpu_memory_utilization": section.gpu_memory_utilization,
+        "enforce_eager": section.enforce_eager,
+        "tensor_parallel_size": section.tensor_parallel_size,
+        "enable_prefix_caching": section.enable_prefix_caching,
+        "limit_mm_per_prompt": {"image": 1, "video": 1},
+        "trust_remote_code": False,
+    }
+    if section.kv_cache_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = section.kv_cache_bytes
+    if device == "cpu":
+        length = prompter.max_model_len
+        arguments |= {
+            "dtype": "float32" if section.dtype == "auto" else section.dtype,
+            "enforce_eager": True,
+            # a seeded request whose prompt is cut into chunks fails: vLLM rewinds its generator
+            # after each chunk, and torch's CPU generator has no offset to rewind
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(section.max_num_batched_tokens, length),
+            "kv_cache_memory_bytes": section.kv_cache_bytes
+            or max(CPU_KV_CACHE_BYTES, _cache_bytes(prompter.text_config, length)),
+            "skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
+        }
+    return arguments | section.vllm
+
+
+def _cache_bytes(text_config: Any, tokens: int) -> int:
+    """Bytes of float32 keys and values of one sequence of `tokens`, and a tenth more for blocks."""
+    heads = text_config.num_key_value_heads
+    head_dim = text_config.hidden_size // text_config.num_attention_heads
+    return int(1.1 * 2 * 4 * text_config.num_hidden_layers * heads * head_dim * tokens)

@@ -1,0 +1,138 @@
+"""The launchers against the real things: a Slurm of two slurmd on this host, and Ray Jobs."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.launch import slurm
+from rcot_rl.recipe.loader import load_recipe
+
+spec = importlib.util.spec_from_file_location(
+    "slurm_host", Path(__file__).with_name("slurm_host.py")
+)
+slurm_host = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(slurm_host)
+
+pytestmark = pytest.mark.slow
+TWO_NODES = [
+    "cluster.nodes=2", "cluster.gpus_per_node=1", "sft.micro_batch_size=1",
+    "grpo.micro_batch_size=1", "cluster.object_store_bytes=100000000",
+    "launch.slurm.exclusive=false", "launch.slurm.cpus_per_node=8",
+    "launch.slurm.time='00:10:00'", "launch.health.min_free_gib=1", "launch.health.min_tmp_gib=1",
+]  # fmt: skip
+PROGRAM = """
+import os, signal, sys, time
+import ray
+ray.init(address="auto", log_to_driver=False)
+
+@ray.remote(num_gpus=1, num_cpus=0, scheduling_strategy="SPREAD")
+def where():
+    time.sleep(1)
+    return ray.get_runtime_context().get_node_id()
+
+nodes = set(ray.get([where.remote() for _ in range(2)]))
+print("nodes", len(nodes), "words", sys.argv[2:], flush=True)
+if sys.argv[1] == "stay":
+    signal.signal(signal.SIGTERM, lambda *_: (print("asked to stop", flush=True), os._exit(130)))
+    time.sleep(300)
+"""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    reason = slurm_host.unavailable()
+    if reason:
+        pytest.skip(f"no Slurm: {reason}")
+    with slurm_host.SlurmHost(tmp_path_factory.mktemp("slurm"), nodes=2) as running:
+        yield running
+
+
+def submit(host, tmp_path, name, *words, overrides=()):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    own = [*TWO_NODES, f"launch.workdir={tmp_path}", f"name={name}", *overrides]
+    made = slurm.script(
+        load_recipe("laptop", own), "laptop", own, command=[sys.executable, str(program), *words]
+    )
+    made.folder.mkdir(parents=True, exist_ok=True)
+    path = made.folder / "job.sh"
+    path.write_text(made.text)
+    environment = dict(host.environment)
+    job = subprocess.run(
+        ["sbatch", "--parsable", str(path)],
+        env=environment, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    return job, made.folder / f"slurm-{job}.log"
+
+
+def left_behind(folder) -> list[str]:
+    """Processes of a job that are still there."""
+    mark, found = str(folder), []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(mark in word for word in words) and "slurm" not in Path(words[0]).name:
+            found.append(" ".join(words)[:200])
+    return found
+
+
+def wait_for(text, log, seconds=180):
+    deadline = time.monotonic() + seconds
+    while text not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
+        time.sleep(0.5)
+
+
+def rays() -> set[int]:
+    """The raylets and GCS servers of this host."""
+    names = ("raylet", "gcs_server")
+    return {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] in names}
+
+
+def test_two_jobs_share_the_nodes_one_completes_and_a_cancelled_one_stays_away(host, tmp_path):
+    before = rays()
+    first, first_log = submit(
+        host, tmp_path, "one", "stay", overrides=["launch.slurm.requeue=true"]
+    )
+    wait_for("nodes 2", first_log)
+    words = ["a b", "$(touch pwned)", "it's\nnew"]
+    job, log = submit(host, tmp_path, "two", "go", *words)
+    assert host.await_state(job, ("COMPLETED", "FAILED"), 300) == "COMPLETED", log.read_text()
+    assert f"nodes 2 words {words}" in log.read_text()
+    assert "health: 2 nodes" in log.read_text()
+    assert not left_behind(log.parent)
+    assert not (tmp_path / "pwned").exists()
+    assert host.state(first) == "RUNNING"
+    host.command("scancel", first)
+    assert host.await_state(first, ("CANCELLED", "COMPLETED", "FAILED"), 60) == "CANCELLED"
+    time.sleep(3)
+    assert host.state(first) == "CANCELLED"
+    assert not left_behind(first_log.parent) and not rays() - before
+
+
+def test_the_time_limits_signal_stops_the_run_and_requeues_it(host, tmp_path):
+    before = rays()
+    job, log = submit(
+        host, tmp_path, "again", "stay", overrides=["launch.slurm.requeue=true"]
+    )  # fmt: skip
+    wait_for("nodes 2", log)
+    host.command("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the limit
+    wait_for("back into the queue", log, 150)
+    assert "asked to stop" in log.read_text() and "status 130" in log.read_text()
+    assert host.await_state(job, ("PENDING",), 30) == "PENDING"
+    host.command("scancel", job)
+    assert not rays() - before
+
+
+def test_a_node_that_the_run_cannot_use_ends_the_job_with_its_fault(host, tmp_path):
+    job, log = submit(
+        host, tmp_path, "unfit", "go", overrides=["launch.health.min_free_gib=1e9"]
+    )  # fmt: skip
+    assert host.await_state(job, ("COMPLETED", "FAILED"), 200) == "FAILED"
+    text = log.read_text()
+    assert text.count("rcot: health: ") == 2
+    assert "GiB free" in text and "status 2" in text and "nodes 2 words" not in text

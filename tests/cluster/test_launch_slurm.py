@@ -1,0 +1,173 @@
+"""The sbatch script as text: it parses, quotes what is not ours, and names no secret's value."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.launch import render, slurm
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.loader import dump_recipe, load_recipe, recipe_hash
+
+TWO = ["cluster.nodes=2"]
+NASTY = [
+    "a b",
+    "it's",
+    '"',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "x\ny",
+    "*",
+    "\\",
+    "!",
+    ";rm",
+    "",
+    "~",
+]
+
+
+def make(*overrides, recipe="rcot_seg_3b", **options):
+    loaded = load_recipe(recipe, [*TWO, *overrides])
+    return slurm.script(loaded, recipe, [*TWO, *overrides], **options)
+
+
+def settings_of(text: str) -> str:
+    """The script's variables: what precedes the first line of its own."""
+    return text[text.index("set -euo pipefail") : text.index("here=$folder")]
+
+
+def array(text: str, name: str, cwd) -> list[str]:
+    """What bash makes of one of the script's arrays."""
+    shown = f'{settings_of(text)}\nprintf "%s\\0" "${{{name}[@]}}"'
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, cwd=cwd, check=True)
+    return [word.decode() for word in done.stdout.split(b"\0")[:-1]]
+
+
+def test_bash_accepts_it(tmp_path):
+    path = tmp_path / "job.sh"
+    path.write_text(make().text)
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing(tmp_path):
+    path = tmp_path / "job.sh"
+    path.write_text(make('models.policy="$(x)"', "launch.slurm.srun=[--mpi=none]").text)
+    done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True)
+    assert done.stdout == "" and done.returncode == 0
+
+
+def test_words_stay_literal(tmp_path):
+    text = make(command=["echo", *NASTY]).text
+    assert array(text, "command", tmp_path) == ["echo", *NASTY]
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(words=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1))
+def test_any_words_stay_literal(words, tmp_path):
+    assert array(make(command=words).text, "command", tmp_path) == words
+
+
+def test_overrides_reach_the_run_as_given(tmp_path):
+    given_overrides = ["models.policy=$(touch pwned)", "wandb.project='a b'"]
+    words = array(make(*given_overrides).text, "command", tmp_path)
+    assert words[6:] == ["rcot_seg_3b", *TWO, *given_overrides, "cluster.ray_address=auto"]
+    assert words[1:4] == ["-m", "rcot_rl.cli", "run"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_environment_is_quoted_and_secrets_are_names_only(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2-value")
+    text = make("launch.secrets=[WANDB_API_KEY]", "launch.environment.NOTE=\"a $(b) 'c'\"").text
+    assert "hunter2-value" not in text
+    assert "needed=(WANDB_API_KEY)" in text
+    assert f"export NOTE={shlex.quote(chr(97) + ' $(b) ' + chr(39) + 'c' + chr(39))}" in text
+
+
+def test_a_missing_secret_is_named(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    recipe = load_recipe("rcot_seg_3b", ["launch.secrets=[HF_TOKEN]"])
+    with pytest.raises(InputError, match=r"launch\.secrets\.0: HF_TOKEN"):
+        render.check_environment(recipe)
+
+
+def directives(text: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SB")]
+
+
+def test_directives():
+    found = directives(
+        make(
+            "launch.slurm.partition=h100", 'launch.slurm.time="1-00:00:00"',
+            "launch.slurm.sbatch=[--mail-type=END]",
+        ).text
+    )  # fmt: skip
+    for wanted in (
+        "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--partition=h100", "--exclusive",
+        "--time=1-00:00:00", "--signal=B:TERM@120", "--no-requeue", "--mail-type=END",
+    ):  # fmt: skip
+        assert wanted in found
+    # 3 a GPU, 24 workers over two nodes, 4 for Ray and the driver
+    assert f"--cpus-per-task={3 * 4 + 12 + 4}" in found
+
+
+def test_requeue_takes_a_signal_of_its_own():
+    """scancel sends TERM: a cancelled job must not come back."""
+    found = directives(make("launch.slurm.requeue=true").text)
+    assert "--signal=B:USR1@120" in found and "--requeue" in found
+
+
+def test_a_cpu_recipe_asks_no_gpus():
+    text = make("sft.micro_batch_size=1", "grpo.micro_batch_size=1", recipe="laptop").text
+    assert not [d for d in directives(text) if d.startswith("--gres")]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("launch.slurm.partition='a b'", "launch.slurm.partition"),
+        ('launch.slurm.partition="a\\n#SBATCH --uid=0"', "launch.slurm.partition"),
+        ("launch.slurm.time=1:00:00", "launch.slurm.time"),
+        ('launch.slurm.time="soon"', "launch.slurm.time"),
+        ("launch.slurm.sbatch=['--nodes=9']", "launch.slurm.sbatch.0"),
+        ("launch.slurm.sbatch=['--comment=a b']", "launch.slurm.sbatch.0"),
+        ("launch.slurm.srun=['--mpi=$(x)']", "launch.slurm.srun.0"),
+        ("launch.slurm.setup_script=env.sh", "launch.slurm.setup_script"),
+        ("launch.slurm.memory=lots", "launch.slurm.memory"),
+        ("launch.secrets=['A=B']", "launch.secrets.0"),
+        ("launch.environment.WANDB_API_KEY=abc", "launch"),
+        ("launch.run_dir='my runs/a'", "launch.run_dir"),
+        ("launch.run_dir=runs/%j", "launch.run_dir"),
+    ],
+)
+def test_bad_settings_are_named(override, key):
+    with pytest.raises(InputError) as caught:
+        make(override)
+    assert caught.value.key == key
+
+
+def test_launch_settings_are_no_part_of_a_runs_identity():
+    one = load_recipe("rcot_seg_3b")
+    other = load_recipe("rcot_seg_3b", ["launch.slurm.partition=other"])
+    assert recipe_hash(one) == recipe_hash(other)
+    assert "partition" not in dump_recipe(other)
+
+
+def test_the_example_of_the_command_line(tmp_path):
+    """`rcot launch slurm --dry-run --out` writes the script, and nothing else happens."""
+    environment = dict(os.environ) | {"PATH": str(tmp_path / "empty")}  # no sbatch to be found
+    words = ["-m", "rcot_rl.cli", "launch", "slurm", "rcot_seg_3b", "--dry-run", "--out", "o"]
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "o/job.sh\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["o"]
+    assert (tmp_path / "o" / "job.sh").read_text().startswith("#!/usr/bin/env bash\n#SBATCH ")
