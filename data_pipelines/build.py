@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import cv2
 
 from data_pipelines.acceptance import Acceptance
 from data_pipelines.candidates import Candidate
-from data_pipelines.corpora import Corpus, Video, open_corpus
+from data_pipelines.corpora import Corpus, CorpusFault, Video, open_corpus
 from data_pipelines.drawing import SPLITS
 from data_pipelines.parallel import ordered_map
 from data_pipelines.plan import Plan, make_plan
 from data_pipelines.rows import RowMaker
 from data_pipelines.scan import Defect, VideoFacts, scan_video
-from data_pipelines.shards import Progress, SetSpec, write_set
+from data_pipelines.shards import Progress, SetSpec, Spoiled, write_set
 from data_pipelines.texts import (
     FileDescriptions,
     FileTraces,
@@ -29,6 +29,7 @@ from data_pipelines.texts import (
     open_descriptions,
     open_traces,
 )
+from data_pipelines.tokens import TokenCounter
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.data import DataSection, has_traces
@@ -45,12 +46,16 @@ def build(
     progress: Progress | None = None,
     canvas: int = 840,
     rewards: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
+    policy: Path | None = None,
+    limits: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
     """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
 
     recipe_hash: what the manifests call it; None: the hash of what rows depend on.
     seed, canvas: the recipe's, where `data` has none of its own.
     rewards: set -> stage -> name and sha256 of the reward, for the manifests.
+    policy: the model folder whose tokens are counted; None: they are not.
+    limits: set -> the most `prompt_tokens` and `total_tokens` that training takes.
     Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
     """
     progress = progress or (lambda what, done, total: None)
@@ -58,26 +63,65 @@ def build(
     canvas = canvas if data.canvas is None else data.canvas
     prompts = load_prompts(prompts_name)
     corpora = open_corpora(data)
-    maker = _row_maker(data, corpora, prompts, canvas)
-    facts = survey(corpora, data, canvas, progress)
-    facts = _described(facts, maker, data)
-    refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
-    plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
+    counter = None if policy is None else TokenCounter(policy)
+    maker = _row_maker(data, corpora, prompts, canvas, counter)
+    facts = _described(survey(corpora, data, canvas, progress), maker, data)
     recipe = _recipe_of(data, prompts, seed, canvas)
+    texts = _Texts(recipe, recipe_hash, limits or {}, rewards or {}, maker)
     out = Path(out).resolve()
+    while True:
+        refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
+        plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
+        try:
+            return {"plan": plan.table(), "sets": _write(plan, data, facts, texts, out, progress)}
+        except Spoiled as spoiled:
+            # what only decoding shows: the plan is made again without those frames
+            facts = _without(facts, corpora, spoiled)
+            _stop_if_broken(facts, data)
+
+
+def _write(
+    plan: Plan,
+    data: DataSection,
+    facts: Sequence[VideoFacts],
+    texts: _Texts,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
     sets = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in data.sets:
-            spec = _spec(name, plan, data, facts, recipe, recipe_hash, maker)
-            spec = replace(spec, rewards=(rewards or {}).get(name, {}))
-            sets[name] = write_set(spec, maker, out, data.workers, progress)
+            spec = texts.spec(name, plan, data, facts)
+            sets[name] = write_set(spec, texts.maker, out, data.workers, progress)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         where = error.filename or out
         raise InputError(f"cannot be written: {error.strerror}", file=where) from error
-    return {"plan": plan.table(), "sets": sets}
+    return sets
+
+
+def _without(
+    facts: Sequence[VideoFacts], corpora: Sequence[Corpus], spoiled: Spoiled
+) -> list[VideoFacts]:
+    """The same facts, with the frames of rows that could not be made unusable, and why."""
+    found: dict[tuple[int, str], dict[int, CorpusFault]] = defaultdict(dict)
+    for instance, fault in spoiled.faults:
+        found[instance.corpus, instance.video].setdefault(instance.frame_index, fault)
+    out = []
+    for video in facts:
+        faults = found.get((video.corpus, video.video))
+        if faults:
+            usable = video.usable_t.copy()
+            usable[list(faults)] = False
+            defects = [
+                Defect(video.dataset, video.video, "", f.reason, f.place, f.detail)
+                for _, f in sorted(faults.items())
+            ]
+            video = replace(video, usable_t=usable, defects=(*video.defects, *defects))
+        out.append(video)
+    return out
 
 
 def open_corpora(data: DataSection) -> list[Corpus]:
@@ -192,7 +236,11 @@ def _stop_if_broken(facts: Sequence[VideoFacts], data: DataSection) -> None:
 
 
 def _row_maker(
-    data: DataSection, corpora: Sequence[Corpus], prompts: Prompts, canvas: int
+    data: DataSection,
+    corpora: Sequence[Corpus],
+    prompts: Prompts,
+    canvas: int,
+    counter: TokenCounter | None,
 ) -> RowMaker:
     traced = any(has_traces(name) for name in data.sets)
     traces = open_traces(data.trace, corpora) if traced else None
@@ -205,6 +253,8 @@ def _row_maker(
         canvas=canvas,
         zero_target=data.zero_target_share > 0,
         embed=data.media == "embedded",
+        image_format=data.image_format,
+        counter=counter,
         clip_frames=data.clip_frames,
     )
 
@@ -221,33 +271,55 @@ def _recipe_of(data: DataSection, prompts: Prompts, seed: int, canvas: int) -> d
     }
 
 
-def _spec(
-    name: str,
-    plan: Plan,
-    data: DataSection,
-    facts: Sequence[VideoFacts],
-    recipe: Mapping[str, Any],
-    recipe_hash: str | None,
-    maker: RowMaker,
-) -> SetSpec:
-    defects = [asdict(d) for f in facts for d in f.defects]
-    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
-    texts = [maker.describer.fingerprint()]
-    if isinstance(maker.traces, FileTraces):
-        texts.append(maker.traces.digest)
-    elif maker.traces is not None:
-        texts += [s.digest for s in maker.traces]
-    return SetSpec(
-        name=name,
-        rows={split: plan.rows.get((name, split), ()) for split in SPLITS},
-        recipe=recipe,
-        recipe_hash=recipe_hash or hashlib.sha256(text.encode()).hexdigest(),
-        dropped={
-            "expressions": dict(plan.left_out),
-            "defects_by_reason": dict(sorted(Counter(d["reason"] for d in defects).items())),
-            "defects": defects,
-        },
-        plan=[asdict(p) for p in plan.lines if p.set_name == name],
-        texts_digest="".join(texts),
-        rows_per_shard=data.rows_per_shard,
-    )
+@dataclass(frozen=True)
+class _Texts:
+    """What goes into every set's manifest, and rows' texts."""
+
+    recipe: Mapping[str, Any]
+    recipe_hash: str | None
+    limits: Mapping[str, Mapping[str, int]]
+    rewards: Mapping[str, Mapping[str, Mapping[str, str]]]
+    maker: RowMaker
+
+    def spec(
+        self, name: str, plan: Plan, data: DataSection, facts: Sequence[VideoFacts]
+    ) -> SetSpec:
+        """Of one set."""
+        defects = [asdict(d) for f in facts for d in f.defects]
+        text = json.dumps(self.recipe, sort_keys=True, separators=(",", ":"))
+        by_source = Counter(source_of(d["dataset"], d["video"]) for d in defects)
+        traces = self.maker.traces
+        return SetSpec(
+            name=name,
+            rows={split: plan.rows.get((name, split), ()) for split in SPLITS},
+            recipe=self.recipe,
+            recipe_hash=self.recipe_hash or hashlib.sha256(text.encode()).hexdigest(),
+            dropped={
+                "expressions": dict(plan.left_out),
+                "defects_by_reason": dict(sorted(Counter(d["reason"] for d in defects).items())),
+                "defects_by_source": dict(sorted(by_source.items())),
+                "defects": defects,
+            },
+            plan=[asdict(p) for p in plan.lines if p.set_name == name],
+            texts_digest="".join(self._digests()),
+            rows_per_shard=data.rows_per_shard,
+            limits=self.limits.get(name, {}),
+            traces=traces.figures if isinstance(traces, FileTraces) and has_traces(name) else {},
+            rewards=self.rewards.get(name, {}),
+        )
+
+    def _digests(self) -> list[str]:
+        texts = [self.maker.describer.fingerprint()]
+        if isinstance(self.maker.traces, FileTraces):
+            texts.append(self.maker.traces.digest)
+        elif self.maker.traces is not None:
+            texts += [s.digest for s in self.maker.traces]
+        if self.maker.counter is not None:
+            texts.append(self.maker.counter.digest)
+        return texts
+
+
+def source_of(dataset: str, video: str) -> str:
+    """Where a video is from: ReVOS takes clips from other corpora and names them in folders."""
+    parts = video.split("/")[:-1]
+    return "/".join([dataset, *parts[:1]])

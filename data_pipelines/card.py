@@ -1,13 +1,37 @@
-"""README.md of a shard set: what it holds, how it was made, how to load it.
+"""README.md of a shard set: what it holds, how it was made, how to load it; with pictures.
 
-Leaves out pictures and lengths in tokens, which need the model's processor.
+Beside it in the set: `card/samples.png`, rows with their boxes and points drawn, and
+`card/lengths.svg`, how long rows are.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from data_pipelines.show import contact_sheet, read_shown
+
+SAMPLES = 8
+
+
+def write_card(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Write README.md and its pictures into the set's folder; returns the files."""
+    made = []
+    shards = sorted(folder.glob("train-*.parquet")) or sorted(folder.glob("val-*.parquet"))
+    (folder / "card").mkdir(exist_ok=True)
+    samples = folder / "card" / "samples.png"
+    shown = read_shown(shards[0], limit=SAMPLES, varied=True)
+    samples.write_bytes(contact_sheet(shown, columns=4, side=280))
+    made.append(samples)
+    if manifest["tokens"]:
+        lengths = folder / "card" / "lengths.svg"
+        lengths.write_text(_lengths_svg(manifest["tokens"]), encoding="utf-8")
+        made.append(lengths)
+    card = folder / "README.md"
+    card.write_text(data_card(manifest), encoding="utf-8")
+    return [*made, card]
 
 
 def data_card(manifest: Mapping[str, Any]) -> str:
@@ -29,8 +53,17 @@ def data_card(manifest: Mapping[str, Any]) -> str:
         "is this frame a keyframe of the sentence (`aks`), and where are its targets (`ktg`). "
         f"Boxes and points are pixels of the {canvas} × {canvas} canvas.",
         "",
+        "![Rows with their boxes, points and options](card/samples.png)",
+        "",
+        "```python",
+        "import datasets",
+        'rows = datasets.load_dataset("path/of/this/folder")   # and rows.push_to_hub("you/name")',
+        "```",
+        "",
         *_composition(manifest, splits),
+        *_tokens(manifest["tokens"]),
         *_origin(data),
+        *_traces(manifest["traces"]),
         *_dropped(manifest["dropped"]),
         "## Recipe",
         "",
@@ -56,6 +89,23 @@ def _composition(manifest: Mapping[str, Any], splits: list[str]) -> list[str]:
     return [*lines, ""]
 
 
+def _tokens(tokens: Mapping[str, Any] | None) -> list[str]:
+    if not tokens:
+        return ["## Lengths", "", "Not counted: the policy was not on the building host.", ""]
+    lines = ["## Lengths", "", "In the policy's tokens, by its own processor's rules.", ""]
+    lines += ["| split | tokens | least | mean | most | limit | over |"]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    for split, names in tokens["splits"].items():
+        for name, spread in names.items():
+            limit = tokens["limits"].get(name, "")
+            over = sum(r.startswith(f"{split}:") for r in tokens["over"].get(name, ()))
+            lines.append(
+                f"| {split} | {name} | {spread['least']} | {spread['mean']} | {spread['most']} | "
+                f"{limit} | {over if limit else ''} |"
+            )
+    return [*lines, "", "![Histogram of lengths](card/lengths.svg)", ""]
+
+
 def _origin(data: Mapping[str, Any]) -> list[str]:
     lines = ["## Corpora", "", "| dataset | split | weight |", "| --- | --- | --- |"]
     for c in data["corpora"]:
@@ -69,10 +119,59 @@ def _origin(data: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"Descriptions come from {described}, traces from {traced}.", ""]
 
 
+def _traces(traces: Mapping[str, Mapping[str, int]]) -> list[str]:
+    if not traces:
+        return []
+    lines = ["## Traces", "", "Responses that the tracing model was asked for, over all tries. A "
+             "response can be refused for several causes.", ""]  # fmt: skip
+    tasks = list(traces)
+    kinds = sorted({kind for counts in traces.values() for kind in counts})
+    lines += [f"| responses | {' | '.join(tasks)} |", "| --- |" + " ---: |" * len(tasks)]
+    for kind in ["responses", "accepted", *(k for k in kinds if k.startswith("refused/"))]:
+        lines.append(f"| {kind} | {' | '.join(str(traces[t].get(kind, 0)) for t in tasks)} |")
+    rates = []
+    for task in tasks:
+        asked = traces[task]["responses"]
+        rates.append(f"{100 * traces[task].get('accepted', 0) / asked:.1f} %")
+    lines.append(f"| acceptance | {' | '.join(rates)} |")
+    given_up = " | ".join(str(traces[t].get("given_up", 0)) for t in tasks)
+    return [*lines, f"| instances given up and replaced | {given_up} |", ""]
+
+
 def _dropped(dropped: Mapping[str, Any]) -> list[str]:
     lines = ["## Left out", "", "| cause | count |", "| --- | ---: |"]
     causes = {**dropped["expressions"], **dropped["defects_by_reason"]}
     lines += [f"| {cause} | {count} |" for cause, count in sorted(causes.items())]
     if not causes:
         lines = ["## Left out", "", "Nothing."]
+    by_source = dropped.get("defects_by_source") or {}
+    if by_source:
+        lines += ["", "| source | defects |", "| --- | ---: |"]
+        lines += [f"| {source} | {count} |" for source, count in sorted(by_source.items())]
     return [*lines, ""]
+
+
+def _lengths_svg(tokens: Mapping[str, Any]) -> str:
+    """Histograms of prompt and total tokens of the training rows."""
+    names = tokens["splits"].get("train") or next(iter(tokens["splits"].values()))
+    width, height, gap = 320, 150, 30
+    parts = []
+    for column, name in enumerate(("prompt_tokens", "total_tokens")):
+        bins = names[name]["histogram"]
+        highest = max(n for _, _, n in bins) or 1
+        left = column * (width + gap) + 10
+        step = width / len(bins)
+        for number, (low, high, n) in enumerate(bins):
+            tall = height * n / highest
+            parts.append(
+                f'<rect x="{left + number * step:.1f}" y="{20 + height - tall:.1f}" '
+                f'width="{step - 2:.1f}" height="{tall:.1f}" fill="#4a7ebb">'
+                f"<title>{low} to {high}: {n}</title></rect>"
+            )
+        ends = f"{bins[0][0]} to {names[name]['most']} {name.replace('_', ' ')}"
+        parts.append(f'<text x="{left}" y="{height + 38}">{ends}, at most {highest} a bar</text>')
+    whole = 2 * width + gap + 20
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height + 50}" '
+        f'font-family="sans-serif" font-size="12">{"".join(parts)}</svg>\n'
+    )

@@ -2,7 +2,7 @@
 
 Verifies checksums, strays, the schema, every row (`check_rows.py`), counts and ratios, and that
 sets which lie side by side share no instance and no validation video. Every fault is listed. Leaves
-out recomputing rows from the corpora and the processor's view of the images.
+out recomputing rows from the corpora.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ class _Contents:
     )
 
 
-def check(folder: Path | str) -> Report:
+def check(folder: Path | str, model: Path | None = None) -> Report:
     """Checks one shard set, or every set in a folder of sets.
 
+    model: a policy's folder, whose own processor then takes rows of every kind (`processor.py`).
     A single set is also compared with the sets beside it. Raises InputError when there is no set.
     """
     folder = Path(folder).resolve()
@@ -94,6 +95,13 @@ def check(folder: Path | str) -> Report:
         silent = Report()
         contents += [_SetCheck(p, silent).read_keys() for p in beside if p != folder]
     _compare(contents, report)
+    if model is not None:
+        from data_pipelines.processor import processor_faults
+
+        for path in chosen:
+            for shard in sorted(path.glob("*.parquet")):
+                for row, key, message in processor_faults(shard, model):
+                    report.faults.append(Fault(str(shard), row, key, message))
     return report
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.rows import DATA_SOURCES
+from data_pipelines.tokens import PixelLimits
 from rcot_rl.protocol.parser import parse_response
 
 RowKey = tuple[str, str, str, int]
@@ -50,7 +51,11 @@ def check_row(
     folder: the set's; split: the one its file is named for; manifest: the set's.
     """
     info = row["extra_info"]
-    missing = [k for k, v in info.items() if v is None] if info else ["extra_info"]
+    counted = manifest.get("tokens") is not None
+    optional = () if counted else ("vision_tokens", "prompt_tokens", "total_tokens")
+    missing = ["extra_info"]
+    if info:
+        missing = [k for k, v in info.items() if v is None and k not in optional]
     if missing:
         yield (f"extra_info.{missing[0]}", "missing")
         return
@@ -61,6 +66,8 @@ def check_row(
     yield from _check_truth(truth, info)
     if "messages" in row:
         yield from _check_messages(row, truth)
+    if counted:
+        yield from _check_lengths(info, manifest["tokens"])
 
 
 def _json(text: Any) -> Any:
@@ -119,7 +126,7 @@ def _check_image(
         data = images[0]["bytes"] or b""
         if hashlib.sha256(data).hexdigest() != manifest["files"].get(media):
             yield ("images[0].bytes", f"are not those of {media}")
-        yield from _check_png(data, info)
+        yield from _check_picture(data, info)
         return
     path = Path(images[0]["image"] or "")
     if not path.is_file():
@@ -127,19 +134,36 @@ def _check_image(
     elif path.resolve() != (folder / media).resolve():
         yield ("images[0].image", f"is not {media} of this set")
     else:
-        yield from _check_png(path.read_bytes(), info)
+        yield from _check_picture(path.read_bytes(), info)
 
 
-def _check_png(data: bytes, info: Mapping[str, Any]) -> Iterator[_Found]:
+def _check_picture(data: bytes, info: Mapping[str, Any]) -> Iterator[_Found]:
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             size = [image.height, image.width]
             image.verify()
     except Exception as error:  # Pillow's plug-ins raise many kinds for broken files
-        yield ("images[0]", f"not a PNG: {error}")
+        yield ("images[0]", f"not a picture: {error}")
         return
     if size != info["canvas"]:
         yield ("images[0]", f"{size}, the canvas is {info['canvas']}")
+
+
+def _check_lengths(info: Mapping[str, Any], tokens: Mapping[str, Any]) -> Iterator[_Found]:
+    """Stored lengths against what the policy's processor makes of the canvas, and the limits."""
+    limits = PixelLimits(**tokens["pixels"])
+    try:
+        vision = limits.vision_tokens(*info["canvas"])
+    except ValueError as error:
+        yield ("extra_info.canvas", str(error))
+        return
+    if info["vision_tokens"] != vision:
+        yield ("extra_info.vision_tokens", f"{info['vision_tokens']}, the canvas makes {vision}")
+    if not vision < info["prompt_tokens"] <= info["total_tokens"]:
+        yield ("extra_info.prompt_tokens", "is not between the vision and the total tokens")
+    for name, most in tokens["limits"].items():
+        if info[name] > most:
+            yield (f"extra_info.{name}", f"{info[name]}, more than the {most} that training takes")
 
 
 def _check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[_Found]:

@@ -51,14 +51,28 @@ def inscribed_pixel(mask: np.ndarray) -> tuple[int, int]:
     x1, y1, x2, y2 = tight_box(mask)
     # Beyond the tight box all is background, so one pixel of margin decides every distance.
     padded = np.pad(mask[y1:y2, x1:x2], 1)
-    nearest_y, nearest_x = distance_transform_edt(
-        padded, return_distances=False, return_indices=True
-    )
-    rows = np.arange(padded.shape[0], dtype=np.int64)[:, None]
-    columns = np.arange(padded.shape[1], dtype=np.int64)[None, :]
-    squared = (nearest_y - rows) ** 2 + (nearest_x - columns) ** 2
+    squared = _squared_distances(padded)
     y, x = np.unravel_index(int(np.argmax(squared)), squared.shape)
     return int(x) - 1 + x1, int(y) - 1 + y1
+
+
+_EXACT_SIDE = 1400
+"""Up to here OpenCV's float32 distances, squared and rounded, are the exact integers."""
+
+
+def _squared_distances(mask: np.ndarray) -> np.ndarray:
+    """int64 [H, W]: squared Euclidean distance of each pixel to the nearest background pixel.
+
+    mask: bool [H, W] with background on every side.
+    """
+    if max(mask.shape) <= _EXACT_SIDE:
+        image = np.ascontiguousarray(mask).view(np.uint8)
+        distance = cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        return np.rint(distance.astype(np.float64) ** 2).astype(np.int64)
+    nearest_y, nearest_x = distance_transform_edt(mask, return_distances=False, return_indices=True)
+    rows = np.arange(mask.shape[0], dtype=np.int64)[:, None]
+    columns = np.arange(mask.shape[1], dtype=np.int64)[None, :]
+    return (nearest_y - rows) ** 2 + (nearest_x - columns) ** 2
 
 
 def scale_half_up(value: int | Fraction, size: int, canvas: int) -> int:

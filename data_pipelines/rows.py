@@ -23,6 +23,7 @@ from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
 from data_pipelines.drawing import Instance
 from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.texts import Describer, FileTraces, response
+from data_pipelines.tokens import Lengths, TokenCounter
 from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.parser import parse_response
@@ -30,6 +31,7 @@ from rcot_rl.protocol.prompts import Prompts, harmless, user_turn
 from rcot_rl.recipe.data import has_traces
 from reward_fns.mask_iou import clip_text
 
+SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 DATA_SOURCES = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
 
 
@@ -40,6 +42,8 @@ class Row:
     columns: dict[str, Any]
     media: str
     media_sha256: str
+    lengths: Lengths | None
+    """In the policy's tokens, when they are counted."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +60,21 @@ class RowMaker:
     """KTG prompts say that there may be no target."""
     embed: bool
     """Images as bytes, not as paths."""
+    image_format: str = "png"
+    counter: TokenCounter | None = None
+    """Counts tokens; None: the policy is not here."""
     accept: Acceptance | None = None
     """Judges traces from a file; None: they are templates."""
     clip_frames: int = 0
     """Frames of a KTG row's clip; 0: rows have none."""
 
-    def make(self, instance: Instance, folder: Path, final: Path) -> Row:
-        """The row of `instance`; writes its image below `folder`, which will become `final`.
-
-        Raises InputError naming the file that cannot be read.
-        """
+    def try_make(self, instance: Instance, folder: Path, final: Path) -> Row | CorpusFault:
+        """The row of `instance`, or why the corpus does not give it; writes its image below
+        `folder`, which will become `final`. Raises InputError for texts at fault."""
         try:
             return self._make(instance, folder, final)
         except CorpusFault as fault:
-            raise InputError(f"{fault.reason} {fault.detail}".strip(), file=fault.place) from fault
+            return fault
 
     def _make(self, instance: Instance, folder: Path, final: Path) -> Row:
         corpus = self.corpora[instance.corpus]
@@ -77,9 +82,9 @@ class RowMaker:
         expression = next(e for e in video.expressions if e.id == instance.expression_id)
         stem = video.frames[instance.frame_index]
         image = corpus.frame(video.id, stem)
-        media = f"media/{corpus.dataset}/{video.id}/{stem}.png"
-        png = encode_png(to_canvas(image, self.canvas))
-        _write(folder / media, png)
+        media = f"media/{corpus.dataset}/{video.id}/{stem}{SUFFIXES[self.image_format]}"
+        encoded = encode(to_canvas(image, self.canvas), self.image_format)
+        _write(folder / media, encoded)
 
         truth = truth_of(instance, self.corpora, self.canvas)
         description = self.describer.description(instance.corpus, corpus.dataset, video.id)
@@ -89,7 +94,7 @@ class RowMaker:
             "data_source": DATA_SOURCES[instance.task],
             "prompt": [turn],
             "images": [
-                {"bytes": png, "path": media} if self.embed else {"image": str(final / media)}
+                {"bytes": encoded, "path": media} if self.embed else {"image": str(final / media)}
             ],
             "reward_model": {"style": "rule", "ground_truth": json.dumps(truth)},
             "extra_info": {
@@ -117,7 +122,18 @@ class RowMaker:
             said = self._response(instance, corpus, video, expression, truth)
             # verl splits every message on media placeholders, the answer's too.
             columns["messages"] = [turn, {"role": "assistant", "content": harmless(said)}]
-        return Row(columns, media, hashlib.sha256(png).hexdigest())
+        lengths = self._count(columns)
+        return Row(columns, media, hashlib.sha256(encoded).hexdigest(), lengths)
+
+    def _count(self, columns: dict[str, Any]) -> Lengths | None:
+        if self.counter is None:
+            lengths = None
+        else:
+            said = columns["messages"][1]["content"] if "messages" in columns else None
+            lengths = self.counter.lengths(columns["prompt"], said, self.canvas)
+        names = ("vision_tokens", "prompt_tokens", "total_tokens")
+        columns["extra_info"] |= dict(zip(names, lengths or (None,) * 3, strict=True))
+        return lengths
 
     def _clip(
         self, instance: Instance, corpus: Corpus, video: Video, expression: Expression
@@ -188,11 +204,15 @@ def truth_of(
     return [ground(mask, canvas).as_dict() for mask in masks.values() if mask.any()]
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] RGB as PNG."""
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+def encode(image: np.ndarray, image_format: str) -> bytes:
+    """uint8 [H, W, 3] RGB as a file of one of `SUFFIXES`."""
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR]
+    parameters += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    suffix = SUFFIXES[image_format]
+    done, data = cv2.imencode(suffix, bgr, parameters if image_format == "jpeg" else [])
     if not done:
-        raise RuntimeError("OpenCV could not encode a PNG")
+        raise RuntimeError(f"OpenCV could not encode a {suffix}")
     return data.tobytes()
 
 

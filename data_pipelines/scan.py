@@ -91,24 +91,36 @@ class _Scan:
         visible = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
         thin = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
         for index in range(n_frames):
-            masks = self._masks(annos, index)
-            for anno, mask in masks.items():
-                visible[anno][index] = mask.any()
-                thin[anno][index] = self._is_thin(mask)
+            areas = self._areas(annos, index)
+            masks = _Masks(self, index)
+            for anno, area in areas.items():
+                visible[anno][index] = area > 0
+                thin[anno][index] = self._is_thin(area, anno, masks)
             for group in objects:
-                there = [masks[a] for a in group if a in masks]
-                if there:
-                    union[group][index] = np.count_nonzero(np.logical_or.reduce(there))
+                there = [a for a in group if areas.get(a)]
+                union[group][index] = self._union(there, areas, masks)
         return self._collect(union, visible, thin)
 
-    def _is_thin(self, mask: np.ndarray) -> bool:
-        longest = max(mask.shape)
+    def _union(self, annos: list[str], areas: dict[str, int], masks: _Masks) -> int:
+        """Pixels of the union of those objects; masks are decoded only where they may overlap."""
+        if len(annos) < 2 or self.corpus.disjoint:
+            return sum(areas[a] for a in annos)
+        return int(np.count_nonzero(np.logical_or.reduce([masks[a] for a in annos])))
+
+    def _is_thin(self, area: int, anno: str, masks: _Masks) -> bool:
+        longest = masks.longest
         # A box less than one canvas pixel wide or high cannot hold more than this.
         bound = longest * -(-longest // self.canvas)
-        if not 0 < np.count_nonzero(mask) <= bound:
+        if not 0 < area <= bound:
             return False
-        x1, y1, x2, y2 = box_on_canvas(mask, self.canvas)
+        x1, y1, x2, y2 = box_on_canvas(masks[anno], self.canvas)
         return x1 == x2 or y1 == y2
+
+    def mask(self, anno: str, index: int) -> np.ndarray:
+        """bool [H, W] of an object that is there and was found without fault."""
+        mask = self.corpus.object_mask(self.video.id, anno, index)
+        assert mask is not None
+        return mask
 
     def _collect(
         self,
@@ -133,25 +145,18 @@ class _Scan:
             out.append(ExpressionFacts(expression.id, len(group), area, count, some_thin))
         return tuple(out)
 
-    def _masks(self, annos: list[str], index: int) -> dict[str, np.ndarray]:
+    def _areas(self, annos: list[str], index: int) -> dict[str, int]:
+        """Pixels of every object without a fault."""
         found = {}
+        size = self.sizes[index]
         for anno in annos:
             if anno in self.broken:
                 continue
             try:
-                mask = self._mask(anno, index)
+                found[anno] = self.corpus.object_area(self.video, anno, index, size)
             except CorpusFault as fault:
                 self.broken[anno] = fault
-                continue
-            if mask is not None:
-                found[anno] = mask
         return found
-
-    def _mask(self, anno: str, index: int) -> np.ndarray | None:
-        size = self.sizes[index]
-        if size is None:
-            return self.corpus.object_mask(self.video.id, anno, index)
-        return self.corpus.sized_mask(self.video, anno, index, size)
 
     def _size(self, frame: str) -> tuple[int, int] | None:
         try:
@@ -171,3 +176,19 @@ class _Scan:
                 fault.detail,
             )
         )
+
+
+class _Masks:
+    """The masks of one frame, each decoded when it is first asked for."""
+
+    def __init__(self, scan: _Scan, index: int) -> None:
+        self._scan, self._index = scan, index
+        self._found: dict[str, np.ndarray] = {}
+        size = scan.sizes[index]
+        # without its JPEG a frame is of unknown size, and is not used
+        self.longest = max(size) if size is not None else 0
+
+    def __getitem__(self, anno: str) -> np.ndarray:
+        if anno not in self._found:
+            self._found[anno] = self._scan.mask(anno, self._index)
+        return self._found[anno]

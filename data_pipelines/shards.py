@@ -19,11 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.card import data_card
+from data_pipelines.card import write_card
+from data_pipelines.corpora import CorpusFault
 from data_pipelines.drawing import SPLITS, Instance, Split
 from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
 from data_pipelines.parallel import ordered_map
 from data_pipelines.rows import RowMaker
+from data_pipelines.tokens import tokens_of
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import has_traces
 
@@ -31,6 +33,11 @@ Progress = Callable[[str, int, int], None]
 """(what, done, of how many)."""
 
 _ROWS_PER_GROUP = 64
+_PARQUET: dict[str, Any] = {
+    "compression": {"images.list.element.bytes": "none"},
+    "use_dictionary": False,
+}
+"""Images are compressed already."""
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _EXTRA_INFO = pa.struct(
     [
@@ -49,6 +56,9 @@ _EXTRA_INFO = pa.struct(
         ("description", pa.string()),
         ("split", pa.string()),
         ("media", pa.string()),
+        ("vision_tokens", pa.int64()),
+        ("prompt_tokens", pa.int64()),
+        ("total_tokens", pa.int64()),
     ]
 )
 EXTRA_INFO_KEYS = tuple(field.name for field in _EXTRA_INFO)
@@ -88,6 +98,10 @@ class SetSpec:
     plan: Sequence[Mapping[str, Any]]
     texts_digest: str
     rows_per_shard: int
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Most tokens of a row: `prompt_tokens`, `total_tokens`."""
+    traces: Mapping[str, Any] = field(default_factory=dict)
+    """How many traces were asked for and kept, and why others were not."""
     rewards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Stage that trains on the set -> name and sha256 of its reward; no byte of a row depends on
     it."""
@@ -100,6 +114,7 @@ class SetSpec:
             "recipe_hash": self.recipe_hash,
             "texts": self.texts_digest,
             "dropped": self.dropped,
+            "limits": dict(self.limits),
             "plan": list(self.plan),
             "rows": {split: [asdict(i) for i in rows] for split, rows in self.rows.items()},
         }
@@ -107,12 +122,21 @@ class SetSpec:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Spoiled(Exception):
+    """Rows that could not be made, for defects that only decoding shows."""
+
+    def __init__(self, faults: Sequence[tuple[Instance, CorpusFault]]) -> None:
+        super().__init__(f"{len(faults)} rows could not be made")
+        self.faults = faults
+
+
 def write_set(
     spec: SetSpec, maker: RowMaker, out: Path, workers: int, progress: Progress
 ) -> dict[str, Any]:
     """Writes `OUT/<set>` and returns its manifest; a finished set of the same plan is left alone.
 
-    Raises InputError when the folder holds something that is not a shard set.
+    Raises InputError when the folder holds something that is not a shard set, and Spoiled, after
+    all rows were tried, when some cannot be made.
     """
     final, partial_dir = out / spec.name, out / f".{spec.name}.partial"
     fingerprint = spec.fingerprint()
@@ -124,15 +148,21 @@ def write_set(
         return finished
     _open_partial(partial_dir, fingerprint)
     files: dict[str, str] = {}
+    lengths: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    spoiled: list[tuple[Instance, CorpusFault]] = []
     done, total = 0, sum(len(rows) for rows in spec.rows.values())
     for split in SPLITS:
         for name, rows in _shards(spec, split):
-            files |= _write_shard(
-                spec, name, rows, maker, partial_dir, final, workers, progress, (done, total)
-            )
+            work = _ShardWork(spec, maker, partial_dir, final, workers, progress, (done, total))
+            note = work.write(name, rows, spoiled)
+            files |= note["files"]
+            lengths[split] += note["lengths"]
             done += len(rows)
             progress(f"shards {spec.name}", done, total)
-    return _finish(spec, files, fingerprint, partial_dir, final)
+    if spoiled:
+        raise Spoiled(spoiled)
+    figures = tokens_of(lengths, spec.limits, maker.counter)
+    return _finish(spec, files, figures, fingerprint, partial_dir, final)
 
 
 def _shards(spec: SetSpec, split: Split) -> list[tuple[str, Sequence[Instance]]]:
@@ -173,43 +203,66 @@ def _open_partial(partial_dir: Path, fingerprint: str) -> None:
     mark.write_text(fingerprint)
 
 
-def _write_shard(
-    spec: SetSpec,
-    name: str,
-    rows: Sequence[Instance],
-    maker: RowMaker,
-    folder: Path,
-    final: Path,
-    workers: int,
-    progress: Progress,
-    at: tuple[int, int],
-) -> dict[str, str]:
-    """Relative path -> sha256 of a parquet file and of the media that its rows name."""
-    note = folder / ".state" / f"{name}.json"
-    if note.is_file():
-        return json.loads(note.read_bytes())
-    schema = row_schema(has_traces(spec.name), maker.embed, maker.clip_frames > 0)
-    files: dict[str, str] = {}
-    part = folder / f"{name}.part"
-    make = partial(maker.make, folder=folder, final=final)
-    group: list[dict[str, Any]] = []
-    done, total = at
-    with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        for count, row in enumerate(ordered_map(make, rows, workers), start=1):
-            files[row.media] = row.media_sha256
-            group.append(row.columns)
-            if len(group) == _ROWS_PER_GROUP or count == len(rows):
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                group.clear()
-                progress(f"shards {spec.name}", done + count, total)
-    part.replace(folder / name)
-    files[name] = sha256_of(folder / name)
-    write_json(note, files)
-    return files
+@dataclass(frozen=True)
+class _ShardWork:
+    spec: SetSpec
+    maker: RowMaker
+    folder: Path
+    final: Path
+    workers: int
+    progress: Progress
+    at: tuple[int, int]
+    """Rows done before this shard, of how many."""
+
+    def write(
+        self,
+        name: str,
+        rows: Sequence[Instance],
+        spoiled: list[tuple[Instance, CorpusFault]],
+    ) -> dict[str, Any]:
+        """`files`: relative path -> sha256 of the parquet file and of the media that its rows name;
+        `lengths`: tokens of every row. Rows that cannot be made are added to `spoiled`."""
+        note = self.folder / ".state" / f"{name}.json"
+        if note.is_file():
+            return json.loads(note.read_bytes())
+        files: dict[str, str] = {}
+        lengths: list[Any] = []
+        part = self.folder / f"{name}.part"
+        group: list[dict[str, Any]] = []
+        schema = row_schema(
+            has_traces(self.spec.name), self.maker.embed, self.maker.clip_frames > 0
+        )
+        make = partial(self.maker.try_make, folder=self.folder, final=self.final)
+        made = ordered_map(make, rows, self.workers)
+        with pq.ParquetWriter(part, schema, **_PARQUET) as writer:
+            for count, (instance, row) in enumerate(zip(rows, made, strict=True), start=1):
+                if isinstance(row, CorpusFault):
+                    spoiled.append((instance, row))
+                else:
+                    files[row.media] = row.media_sha256
+                    lengths.append(row.lengths)
+                    group.append(row.columns)
+                if group and (len(group) == _ROWS_PER_GROUP or count == len(rows)):
+                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                    group.clear()
+                    self.progress(f"shards {self.spec.name}", self.at[0] + count, self.at[1])
+        if spoiled:
+            part.unlink()
+            return {"files": {}, "lengths": []}
+        part.replace(self.folder / name)
+        files[name] = sha256_of(self.folder / name)
+        found = {"files": files, "lengths": lengths}
+        write_json(note, found)
+        return found
 
 
 def _finish(
-    spec: SetSpec, files: dict[str, str], fingerprint: str, partial_dir: Path, final: Path
+    spec: SetSpec,
+    files: dict[str, str],
+    tokens: Mapping[str, Any] | None,
+    fingerprint: str,
+    partial_dir: Path,
+    final: Path,
 ) -> dict[str, Any]:
     counts = {split: counts_of(spec.rows.get(split, ())) for split in SPLITS}
     manifest: dict[str, Any] = {
@@ -220,13 +273,15 @@ def _finish(
         "ratios": {split: ratios_of(counts[split]) for split in SPLITS},
         "plan": list(spec.plan),
         "dropped": spec.dropped,
+        "tokens": tokens,
+        "traces": dict(spec.traces),
         "recipe": spec.recipe,
         "recipe_hash": spec.recipe_hash,
         "rewards": dict(spec.rewards),
         "fingerprint": fingerprint,
     }
-    (partial_dir / "README.md").write_text(data_card(manifest), encoding="utf-8")
-    files["README.md"] = sha256_of(partial_dir / "README.md")
+    for path in write_card(partial_dir, manifest):
+        files[path.relative_to(partial_dir).as_posix()] = sha256_of(path)
     manifest["files"] = dict(sorted(files.items()))
     write_json(partial_dir / MANIFEST, manifest)
     shutil.rmtree(partial_dir / ".state")

@@ -129,6 +129,8 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
         progress=console.progress,
         canvas=recipe.canvas.image,
         rewards=rewards,
+        policy=_policy_here(recipe, console),
+        limits=jobs.token_limits(recipe),
     )
 
 
@@ -145,6 +147,16 @@ def _ask(host: Host, console: Console, recipe: Recipe, what: str, out: Path, log
     console.line(f"{what}: starting, log {log}")
     events = EventReader(log, console, what)
     return launch.run_in(host, what, recipe, out, log, events.poll)
+
+
+def _policy_here(recipe: Recipe, console: Console) -> Path | None:
+    """The policy's folder, to count tokens by; shards can be built where it is not."""
+    from rcot_rl.inference.model_folder import local_model
+
+    path = local_model(recipe.models.policy)
+    if path is None:
+        console.line(f"data: {recipe.models.policy} is not on this host: tokens are not counted")
+    return path
 
 
 def _toy_corpora(state: _Run) -> None:

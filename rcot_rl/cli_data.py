@@ -99,11 +99,19 @@ def _ask(what: str, recipe: str, overrides: list[str] | None, out: Path) -> None
 def data_check(
     folder: Annotated[Path, typer.Argument(help="A shard set, or a folder of sets.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A policy: its own processor must take rows unchanged."),
+    ] = None,
 ) -> None:
-    """Verify shards: checksums, schema, media, ratios, disjointness."""
+    """Verify shards: checksums, schema, media, ratios, disjointness, lengths, pixels."""
     from data_pipelines.check import check
+    from rcot_rl.inference.model_folder import check_model, find_model
 
-    found = check(folder)
+    path = None if model is None else find_model(model)
+    if path is not None:
+        check_model(path)
+    found = check(folder, path)
     if as_json:
         typer.echo(json.dumps(found.as_dict()))
     else:
@@ -112,3 +120,50 @@ def data_check(
         typer.echo("no faults" if found.ok else f"{len(found.faults)} faults")
     if not found.ok:
         raise typer.Exit(2)
+
+
+@data_app.command("show")
+def data_show(
+    shard: Annotated[Path, typer.Argument(help="A parquet shard, or the folder of a set.")],
+    row: Annotated[list[int] | None, typer.Option("--row", help="This row (repeatable).")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="So many rows, of all kinds.")] = 12,
+    out: Annotated[Path, typer.Option("--out", help="A .png or .html file.")] = Path("rows.png"),
+) -> None:
+    """Draw rows with their boxes, points and options: a contact sheet, or a page with the texts."""
+    from data_pipelines.show import contact_sheet, page, read_shown
+    from rcot_rl.errors import InputError
+    from rcot_rl.files import write_bytes
+
+    if out.suffix not in (".png", ".html"):
+        raise InputError("must end in .png or .html", file=out, key="--out")
+    if shard.is_dir():
+        found = sorted(shard.glob("*.parquet"))
+        if not found:
+            raise InputError("holds no parquet shard", file=shard)
+        shard = found[0]
+    shown = read_shown(shard, row or None, limit=rows, varied=True)
+    if out.suffix == ".png":
+        write_bytes(out, contact_sheet(shown))
+    else:
+        write_bytes(out, page(shown, shard.name).encode("utf-8"))
+    typer.echo(f"{len(shown)} rows of {shard}: {out}")
+
+
+@data_app.command("push")
+def data_push(
+    folder: Annotated[Path, typer.Argument(help="A shard set.")],
+    repo: Annotated[str, typer.Argument(help="The hub's dataset, as you/name.")],
+    private: Annotated[bool, typer.Option(help="Visible to you alone.")] = True,
+) -> None:
+    """Check a shard set, then push it to the hub with `datasets`' own call."""
+    from data_pipelines.check import check
+    from rcot_rl.errors import InputError
+
+    found = check(folder)
+    if not found.ok:
+        raise InputError(f"{len(found.faults)} faults; the first: {found.faults[0]}", file=folder)
+    from datasets import load_dataset
+
+    rows = load_dataset(str(folder))
+    rows.push_to_hub(repo, private=private)
+    typer.echo(f"{ {split: len(r) for split, r in rows.items()} } at {repo}")

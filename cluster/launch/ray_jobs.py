@@ -62,7 +62,7 @@ class Request:
 def request(recipe: Recipe, recipe_name: str, overrides: Sequence[str] = ()) -> Request:
     """The job of a run. recipe_name, overrides: as given. Raises InputError naming the key."""
     settings, nodes = recipe.launch.ray, recipe.cluster.nodes
-    workdir = render.workdir_of(recipe)
+    python, workdir = settings.python, render.workdir_of(recipe)
     run = render.run_folder(recipe, workdir)
     files = tracked_files(render.CHECKOUT)
     weight = sum(p.lstat().st_size for p in files)
@@ -76,8 +76,8 @@ def request(recipe: Recipe, recipe_name: str, overrides: Sequence[str] = ()) -> 
     own = Path(recipe_name).is_file()
     # the shell fills in where Ray unpacked the code; everything else is quoted
     named = _RECIPE_MARK if own else recipe_name
-    command = render.run_command("python", named, overrides, run)
-    words = ["python", "-m", "cluster.launch.head", f"--chdir={workdir}", *health, "--", *command]
+    command = render.run_command(python, named, overrides, run)
+    words = [python, "-m", "cluster.launch.head", f"--chdir={workdir}", *health, "--", *command]
     entrypoint = shlex.join(words)
     if own:
         entrypoint = entrypoint.replace(_RECIPE_MARK, f'"$PWD"/{_RECIPE}', 1)
@@ -124,7 +124,7 @@ def submit(recipe: Recipe, made: Request, show: Callable[[str], None]) -> int:
         client.stop_job(job)
         show(f"job {job} stopped; launched again it goes on from here")
         raise
-    told = client.get_job_info(job).message or ""
+    told = (client.get_job_info(job).message or "").partition("\n")[0]  # the log was shown
     show(f"job {job}: {status} {told}".rstrip())
     return 0 if status == "SUCCEEDED" else 1
 

@@ -8,16 +8,20 @@ A missing or malformed metadata file is an InputError.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from data_pipelines.corpora import rle
+from data_pipelines.jpeg import JpegFault, size_of
+
+_T = TypeVar("_T")
 
 
 class CorpusFault(Exception):
@@ -98,6 +102,9 @@ class Corpus(abc.ABC):
     def has_masks(self) -> bool:
         """Whether this split is published with masks."""
 
+    disjoint: ClassVar[bool] = False
+    """Objects of a frame share no pixel, since they are written into one image."""
+
     @abc.abstractmethod
     def _read_videos(self) -> list[Video]: ...
 
@@ -136,13 +143,14 @@ class Corpus(abc.ABC):
         return self.frames_root / video_id / f"{frame}.jpg"
 
     def frame_size(self, video_id: str, frame: str) -> tuple[int, int]:
-        """(H, W) from the JPEG's header. Raises CorpusFault."""
+        """(H, W) from the JPEG's header. Raises CorpusFault, also for a file that is cut off."""
         path = self.frame_path(video_id, frame)
         try:
-            with Image.open(path) as image:
-                return image.height, image.width
+            return size_of(path)
         except FileNotFoundError as error:
             raise CorpusFault("missing_frame", str(path)) from error
+        except JpegFault as error:
+            raise CorpusFault(error.reason, str(path), str(error)) from error
         except OSError as error:
             raise CorpusFault("unreadable_frame", str(path), str(error)) from error
 
@@ -175,10 +183,25 @@ class Corpus(abc.ABC):
         mask = self.object_mask(video.id, anno_id, frame_index)
         if mask is None:
             return np.zeros(size, dtype=bool)
-        if mask.shape != size:
-            place = f"{self.root} {video.id} {video.frames[frame_index]} object {anno_id}"
-            raise CorpusFault("mask_size", place, f"mask {mask.shape}, frame {size}")
+        self._check_size(mask.shape, size, video, anno_id, frame_index)
         return mask
+
+    def object_area(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
+    ) -> int:
+        """Pixels of an object in a frame; size: the frame's (H, W), if it is there. Raises
+        CorpusFault as `sized_mask`."""
+        if size is not None:
+            return int(np.count_nonzero(self.sized_mask(video, anno_id, frame_index, size)))
+        mask = self.object_mask(video.id, anno_id, frame_index)
+        return 0 if mask is None else int(np.count_nonzero(mask))
+
+    def _check_size(
+        self, found: tuple[int, ...], size: tuple[int, int], video: Video, anno: str, index: int
+    ) -> None:
+        if found != size:
+            place = f"{self.root} {video.id} {video.frames[index]} object {anno}"
+            raise CorpusFault("mask_size", place, f"mask {found}, frame {size}")
 
 
 class RleMasks(Corpus):
@@ -199,20 +222,36 @@ class RleMasks(Corpus):
             self._mask_dict()
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
-        video = self.video(video_id)
-        place = f"{self.masks_file} {anno_id}"
+        found = self._rle(self.video(video_id), anno_id, frame_index)
+        return None if found is None else self._read(rle.decode, found, anno_id, frame_index)
+
+    def object_area(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
+    ) -> int:
+        found = self._rle(video, anno_id, frame_index)
+        if found is None:
+            return 0
+        area, shape = self._read(rle.area, found, anno_id, frame_index)
+        if size is not None:
+            self._check_size(shape, size, video, anno_id, frame_index)
+        return area
+
+    def _rle(self, video: Video, anno_id: str, frame_index: int) -> Any:
         listed = self._mask_dict().get(anno_id)
         if not isinstance(listed, list):
-            raise CorpusFault("absent_object", place, f"named by an expression of {video_id}")
+            place, detail = f"{self.masks_file} {anno_id}", f"named by an expression of {video.id}"
+            raise CorpusFault("absent_object", place, detail)
         if len(listed) != len(video.frames):
             detail = f"{len(listed)} masks, {len(video.frames)} frames"
-            raise CorpusFault("mask_count", place, detail)
-        if listed[frame_index] is None:
-            return None
+            raise CorpusFault("mask_count", f"{self.masks_file} {anno_id}", detail)
+        return listed[frame_index]
+
+    def _read(self, how: Callable[[Any], _T], found: Any, anno_id: str, frame_index: int) -> _T:
         try:
-            return rle.decode(listed[frame_index])
+            return how(found)
         except ValueError as error:
-            raise CorpusFault("bad_rle", f"{place}[{frame_index}]", str(error)) from error
+            place = f"{self.masks_file} {anno_id}[{frame_index}]"
+            raise CorpusFault("bad_rle", place, str(error)) from error
 
     def _mask_dict(self) -> dict[str, list]:
         if not hasattr(self, "_masks"):
@@ -224,7 +263,14 @@ class RleMasks(Corpus):
 
 
 @lru_cache(maxsize=8)
-def read_labels(path: Path) -> np.ndarray:
+def label_areas(path: str) -> tuple[tuple[int, int], np.ndarray]:
+    """((H, W), int64 [256]: pixels of each index) of an annotation PNG. Raises CorpusFault."""
+    labels = read_labels(path)
+    return labels.shape, np.bincount(labels.ravel(), minlength=256)
+
+
+@lru_cache(maxsize=8)
+def read_labels(path: str) -> np.ndarray:
     """uint8 [H, W]: the palette indices of an annotation PNG. Raises CorpusFault.
 
     The last few are kept, since a frame's objects are asked for one after the other; callers must

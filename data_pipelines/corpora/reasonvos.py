@@ -35,7 +35,7 @@ class ReasonVos(Corpus):
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         frame = self.video(video_id).frames[frame_index]
-        return read_labels(self.root / "Annotations" / anno_id / f"{frame}.png") > 0
+        return read_labels(f"{self.root}/Annotations/{anno_id}/{frame}.png") > 0
 
     def _read_videos(self) -> list[Video]:
         top = Node(read_json(self.expressions_file), self.expressions_file)

@@ -13,6 +13,7 @@ from `obj_id`, or from `valid/meta.json` where an object lists its `expressions`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from data_pipelines.corpora.base import (
     Expression,
     Video,
     id_order,
+    label_areas,
     read_labels,
 )
 from data_pipelines.corpora.metadata import Node, read_json
@@ -43,7 +45,7 @@ class RefYoutubeVos(Corpus):
         folder = "valid" if self.split == "test" else self.split
         return self.root / folder / "JPEGImages"
 
-    @property
+    @cached_property
     def annotations_root(self) -> Path:
         return self.frames_root.parent / "Annotations"
 
@@ -53,13 +55,29 @@ class RefYoutubeVos(Corpus):
             e.object_ids for v in self.videos() for e in v.expressions
         )
 
+    disjoint: ClassVar[bool] = True
+
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
-        frame = self.video(video_id).frames[frame_index]
-        labels = read_labels(self.annotations_root / video_id / f"{frame}.png")
+        labels = read_labels(self._labels(self.video(video_id), frame_index))
+        return labels == self._index(video_id, anno_id)
+
+    def object_area(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
+    ) -> int:
+        shape, areas = label_areas(self._labels(video, frame_index))
+        index = self._index(video.id, anno_id)
+        if size is not None:
+            self._check_size(shape, size, video, anno_id, frame_index)
+        return int(areas[index])
+
+    def _labels(self, video: Video, frame_index: int) -> str:
+        return f"{self.annotations_root}/{video.id}/{video.frames[frame_index]}.png"
+
+    def _index(self, video_id: str, anno_id: str) -> int:
         # 0 is the background and a PNG has no index above 255.
         if not anno_id.isdigit() or not 0 < int(anno_id) < 256:
             raise CorpusFault("absent_object", f"{self.expressions_file} {video_id} {anno_id}")
-        return labels == int(anno_id)
+        return int(anno_id)
 
     def anno_id(self, video: Video, object_id: str) -> str | None:
         return object_id

@@ -65,6 +65,20 @@ def find_model(spec: str | Path) -> Path:
         ) from error
 
 
+def local_model(spec: str | Path) -> Path | None:
+    """`find_model` without the network: None for a hub id that was not downloaded before."""
+    if str(spec).count("/") != 1 or Path(spec).exists() or str(spec).startswith("."):
+        path = find_model(spec)
+        return path if path.is_dir() else None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(spec), local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError, OSError):
+        return None
+
+
 def check_model(path: Path) -> None:
     """Raise InputError, naming the file, unless `path` is a whole Qwen2.5-VL checkpoint."""
     if not path.is_dir():

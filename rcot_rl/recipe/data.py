@@ -156,6 +156,10 @@ class DataSection(Section):
     media: Literal["embedded", "referenced"] = "embedded"
     """Rows hold their image's bytes (and its path under media/), or its absolute path alone."""
 
+    image_format: Literal["png", "jpeg"] = "png"
+    """How frames on the canvas are kept: without loss, or as JPEG of quality 95 with full colour,
+    a sixth of the size and a twentieth of the time."""
+
     clip_frames: int = Field(default=0, ge=0)
     """Frames of each KTG row's clip, with the targets' masks, for rewards that make masks
     (`mask_iou`); the frames stay in the corpus. 0: none."""

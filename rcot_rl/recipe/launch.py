@@ -67,6 +67,9 @@ class RayJobsSection(Section):
     address: OneLine = "http://127.0.0.1:8265"
     """The dashboard's address."""
 
+    python: OneLine = "python"
+    """The interpreter on the cluster's nodes, where Ray's own is not the first on their PATH."""
+
     packages: Literal["image", "uv"] = "image"
     """`image`: the cluster's nodes have the locked packages. `uv`: Ray installs them on each."""
 

@@ -154,6 +154,20 @@ def newest_checkpoint(checkpoints: Path) -> Path:
     return checkpoints / f"global_step_{step}"
 
 
+def token_limits(recipe: Recipe) -> dict[str, dict[str, int]]:
+    """Shard set -> the most tokens that the stages which train on it take."""
+    limits: dict[str, dict[str, int]] = {}
+    if "sft" in recipe.stages:
+        limits[recipe.sft.shard_set] = {"total_tokens": recipe.sft.max_length}
+    for stage in ("grpo-aks", "grpo-ktg"):
+        if stage in recipe.stages:
+            section = recipe.grpo(stage)
+            of_set = limits.setdefault(section.shard_set, {})
+            most = min(section.max_prompt_length, of_set.get("prompt_tokens", 1 << 30))
+            of_set["prompt_tokens"] = most
+    return limits
+
+
 def link_model(checkpoint: Path, link: Path) -> Path:
     """Make `link` name the Hugging Face folder of a GRPO checkpoint, atomically; returns it."""
     target = checkpoint / "actor" / "huggingface"

@@ -1,15 +1,19 @@
 """The launchers against the real things: a Slurm of two slurmd on this host, and Ray Jobs."""
 
 import importlib.util
+import os
+import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster.launch import slurm
+from cluster.launch import ray_jobs, rendezvous, slurm
+from cluster.local import Host
 from rcot_rl.recipe.loader import load_recipe
 
 spec = importlib.util.spec_from_file_location(
@@ -136,3 +140,42 @@ def test_a_node_that_the_run_cannot_use_ends_the_job_with_its_fault(host, tmp_pa
     text = log.read_text()
     assert text.count("rcot: health: ") == 2
     assert "GiB free" in text and "status 2" in text and "nodes 2 words" not in text
+
+
+def test_ray_jobs_runs_the_shipped_code_after_the_health_check(tmp_path, monkeypatch):
+    """A cluster of one node, started as someone else would have started it."""
+    gcs, dashboard, client = rendezvous.free_ports("127.0.0.1", os.getpid(), 0, 3)
+    monkeypatch.setenv("MY_SECRET", "value")
+    own = [
+        f"launch.ray.address=http://127.0.0.1:{dashboard}", f"launch.ray.python={sys.executable}",
+        f"launch.workdir={tmp_path}", "launch.secrets=[MY_SECRET]",
+        "launch.health.min_free_gib=1", "launch.health.min_tmp_gib=1",
+    ]  # fmt: skip
+    recipe = load_recipe("laptop", own)
+    made = ray_jobs.request(recipe, "laptop", own)
+    code = (
+        "import os, rcot_rl; print('ran', rcot_rl.__file__, os.getcwd(), os.environ['MY_SECRET'])"
+    )
+    checks = made.entrypoint.partition(" -- ")[0]
+    good = replace(made, entrypoint=f"{checks} -- {shlex.join([sys.executable, '-c', code])}")
+    bad = replace(made, entrypoint=good.entrypoint.replace("--nodes=1", "--nodes=2 --wait=3", 1))
+    with Host({"RAY_AUTH_MODE": "disabled"}) as here:
+        words = [
+            "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={gcs}",
+            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--num-gpus=1",
+            "--num-cpus=8", "--disable-usage-stats", "--object-store-memory=100000000",
+            f"--temp-dir={here.environment['RAY_TMPDIR']}",
+        ]  # fmt: skip
+        with (tmp_path / "ray.log").open("wb") as log:
+            subprocess.Popen(
+                [sys.executable, *words], env=here.environment, stdout=log, stderr=log, cwd=tmp_path
+            )
+        wait_for("block forever", tmp_path / "ray.log")
+        shown = []
+        assert ray_jobs.submit(recipe, good, shown.append) == 0, shown
+        ran = next(line for line in shown if line.startswith("ran "))
+        assert "_ray_pkg_" in ran and ran.endswith(f"{tmp_path} value")
+        assert any("health: 1 nodes" in line for line in shown)
+        shown = []
+        assert ray_jobs.submit(recipe, bad, shown.append) == 1
+        assert any("1 of 2 nodes are there" in line for line in shown)

@@ -41,7 +41,8 @@ def test_workers_do_not_change_a_byte(data, tmp_path):
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     names = {p.name for p in (tmp_path / "one" / "sft-x").iterdir()}
     parquet = {f"train-{k:05d}-of-00004.parquet" for k in range(4)}
-    assert names == {*parquet, "val-00000-of-00001.parquet", "media", "manifest.json", "README.md"}
+    others = {"val-00000-of-00001.parquet", "media", "card", "manifest.json", "README.md"}
+    assert names == {*parquet, *others}
 
 
 def test_manifest_lists_every_file_with_its_checksum(data, tmp_path):
@@ -77,7 +78,7 @@ def test_a_killed_build_goes_on_where_it_was(data, tmp_path, monkeypatch):
         pass
 
     made = []
-    original = shards.RowMaker.make
+    original = shards.RowMaker.try_make
 
     def make(self, instance, folder, final):
         made.append(instance)
@@ -85,13 +86,13 @@ def test_a_killed_build_goes_on_where_it_was(data, tmp_path, monkeypatch):
             raise Killed
         return original(self, instance, folder, final)
 
-    monkeypatch.setattr(shards.RowMaker, "make", make)
+    monkeypatch.setattr(shards.RowMaker, "try_make", make)
     with pytest.raises(Killed):
         build(data, tmp_path / "cut", "qwen", seed=5)
     assert not (tmp_path / "cut" / "sft-x").exists()
     made.clear()
     monkeypatch.setattr(
-        shards.RowMaker, "make", lambda self, i, **to: made.append(i) or original(self, i, **to)
+        shards.RowMaker, "try_make", lambda self, i, **to: made.append(i) or original(self, i, **to)
     )
     build(data, tmp_path / "cut", "qwen", seed=5)
     # Two files of six rows were finished; the rest of 24 + 10 rows is made now.

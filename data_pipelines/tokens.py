@@ -1,0 +1,239 @@
+"""Exact lengths of rows in the policy's tokens, and the pixel contract, from the model's own files.
+
+Reads `tokenizer.json`, the chat template and the processor's configuration as transformers does,
+without importing it: a build needs no torch. What transformers would say is held equal by tests.
+
+Pixel contract: an image of the canvas passes the model's processor unchanged. Otherwise boxes, in
+pixels of the canvas, would be learned on an image of another size (840 becomes 756 under the widely
+copied limit of 602,112 pixels).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rcot_rl.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from tokenizers import Tokenizer
+
+IMAGE = "<image>"
+_PAD = "<|image_pad|>"
+
+
+class Lengths(NamedTuple):
+    """Tokens of a row."""
+
+    vision: int
+    prompt: int
+    """With vision tokens and the head of the assistant's turn: what a rollout begins with."""
+    total: int
+    """The whole conversation, as SFT takes it; without a response, `prompt`."""
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """How the model's processor treats images."""
+
+    cell: int
+    """Side of one vision token in pixels: patch size x merge size."""
+    least: int
+    most: int
+    """Pixels of an image that is not resized."""
+
+    def vision_tokens(self, height: int, width: int) -> int:
+        """Of an image of this size. Raises ValueError, saying what would become of it."""
+        if height % self.cell or width % self.cell:
+            raise ValueError(
+                f"{height} x {width} is no multiple of {self.cell} pixels: it would be resized"
+            )
+        if not self.least <= height * width <= self.most:
+            raise ValueError(
+                f"{height} x {width} = {height * width} pixels is outside of the processor's "
+                f"{self.least} to {self.most}: it would be resized"
+            )
+        return (height // self.cell) * (width // self.cell)
+
+
+class TokenCounter:
+    """Counts for one model folder."""
+
+    def __init__(self, model: Path) -> None:
+        """Raises InputError, naming the file, for a folder that lacks one of the three."""
+        self.model = model
+        self.limits = pixel_limits(model)
+        self._tokenizer, tokenizer_sha = _tokenizer(model)
+        self._template, template_text = _template(model)
+        text = json.dumps([tokenizer_sha, template_text, vars(self.limits)])
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        """Changes when any count may change."""
+
+    def lengths(
+        self, prompt: Sequence[Mapping[str, str]], response: str | None, canvas: int
+    ) -> Lengths:
+        """Of a row with one image of `canvas` x `canvas` pixels.
+
+        prompt: the row's turns, `<image>` where the image goes; response: the assistant's turn of
+        an SFT row. Raises InputError when the processor would resize the image.
+        """
+        try:
+            vision = self.limits.vision_tokens(canvas, canvas)
+        except ValueError as error:
+            raise InputError(str(error), file=self.model, key="canvas") from error
+        turns = [{"role": t["role"], "content": _parts(t["content"])} for t in prompt]
+        n_prompt = self._count(turns, True, vision)
+        if response is None:
+            return Lengths(vision, n_prompt, n_prompt)
+        turns.append({"role": "assistant", "content": _parts(response)})
+        return Lengths(vision, n_prompt, self._count(turns, False, vision))
+
+    def _count(self, turns: list[dict[str, Any]], generate: bool, vision: int) -> int:
+        text = self._template.render(messages=turns, add_generation_prompt=generate)
+        n_images = text.count(_PAD)
+        return len(self._tokenizer.encode(text).ids) + n_images * (vision - 1)
+
+
+def tokens_of(
+    lengths: Mapping[str, Sequence[Sequence[int] | None]],
+    limits: Mapping[str, int],
+    counter: TokenCounter | None,
+) -> dict[str, Any] | None:
+    """Figures of a set's rows for its manifest; None when they were not counted.
+
+    lengths: split -> `Lengths` of each row; limits: the most tokens that training takes.
+    """
+    if counter is None:
+        return None
+    splits = {}
+    for split, listed in lengths.items():
+        found = [Lengths(*length) for length in listed if length is not None]
+        if found:
+            splits[split] = {
+                f"{name}_tokens": _spread([getattr(length, name) for length in found])
+                for name in Lengths._fields
+            }
+    over = {
+        f"{name}_tokens": [
+            f"{split}:{row}"
+            for split, listed in lengths.items()
+            for row, length in enumerate(listed)
+            if length is not None and getattr(Lengths(*length), name) > limit
+        ]
+        for name in Lengths._fields
+        if (limit := limits.get(f"{name}_tokens")) is not None
+    }
+    return {
+        "model": counter.digest,
+        "pixels": vars(counter.limits),
+        "splits": splits,
+        "limits": dict(limits),
+        "over": over,
+    }
+
+
+def _spread(values: list[int]) -> dict[str, Any]:
+    """Least, mean, largest, and a histogram of ten bins as [from, to, rows]."""
+    low, high = min(values), max(values)
+    width = max(1, -(-(high - low + 1) // 10))
+    bins = [0] * 10
+    for value in values:
+        bins[(value - low) // width] += 1
+    histogram = [[low + i * width, low + (i + 1) * width - 1, n] for i, n in enumerate(bins)]
+    return {
+        "least": low,
+        "mean": round(sum(values) / len(values), 2),
+        "most": high,
+        "histogram": histogram,
+    }
+
+
+def pixel_limits(model: Path) -> PixelLimits:
+    """From `preprocessor_config.json` or `processor_config.json`. Raises InputError."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = model / name
+        if path.is_file():
+            config = _json(path)
+            config = config.get("image_processor", config)
+            break
+    else:
+        raise InputError("the model folder lacks an image processor", file=model)
+    size = config.get("size") or {}
+    least = config.get("min_pixels", size.get("shortest_edge"))
+    most = config.get("max_pixels", size.get("longest_edge"))
+    found = (config.get("patch_size"), config.get("merge_size"), least, most)
+    if not all(type(v) is int and v > 0 for v in found):
+        raise InputError("lacks patch_size, merge_size or the limits of pixels", file=path)
+    patch, merge, least, most = found
+    return PixelLimits(patch * merge, least, most)
+
+
+def _tokenizer(model: Path) -> tuple[Tokenizer, str]:
+    from tokenizers import Tokenizer
+
+    path = model / "tokenizer.json"
+    try:
+        raw = path.read_bytes()
+        return Tokenizer.from_buffer(raw), hashlib.sha256(raw).hexdigest()
+    except OSError as error:
+        raise InputError("the model folder lacks a tokenizer", file=path) from error
+    except Exception as error:  # the Rust library raises bare exceptions
+        raise InputError(f"not a tokenizer: {error}", file=path) from error
+
+
+def _template(model: Path) -> tuple[Template, str]:
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    path = model / "chat_template.jinja"
+    if path.is_file():
+        text: Any = path.read_text(encoding="utf-8")
+    else:
+        path = next(
+            (p for n in ("chat_template.json", "tokenizer_config.json")
+             if (p := model / n).is_file() and "chat_template" in _json(p)),
+            model / "chat_template.json",
+        )  # fmt: skip
+        text = _json(path).get("chat_template") if path.is_file() else None
+    if not isinstance(text, str):
+        raise InputError("the model folder lacks a chat template", file=path)
+    # as transformers renders it
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(text), text
+    except TemplateError as error:
+        raise InputError(f"not a chat template: {error}", file=path) from error
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """Content in typed parts, split at the media placeholder as verl splits it."""
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(content.split(IMAGE)):
+        if number:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"not readable as JSON: {error}", file=path) from error
+    if not isinstance(value, dict):
+        raise InputError("must be a JSON object", file=path)
+    return value
