@@ -14,13 +14,14 @@ from typing import Any
 import cv2
 
 from data_pipelines.acceptance import Acceptance
+from data_pipelines.alignment import Propagator
 from data_pipelines.candidates import Candidate
 from data_pipelines.corpora import Corpus, CorpusFault, Video, open_corpus
 from data_pipelines.drawing import SPLITS
 from data_pipelines.parallel import ordered_map
 from data_pipelines.plan import Plan, make_plan
 from data_pipelines.rows import RowMaker
-from data_pipelines.scan import Defect, VideoFacts, scan_video
+from data_pipelines.scan import Defect, VideoFacts, scan_video, unread_videos
 from data_pipelines.shards import Progress, SetSpec, Spoiled, write_set
 from data_pipelines.texts import (
     FileDescriptions,
@@ -32,6 +33,7 @@ from data_pipelines.texts import (
 from data_pipelines.tokens import TokenCounter
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.prompts import Prompts, load_prompts
+from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.data import DataSection, has_traces
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -48,6 +50,7 @@ def build(
     rewards: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
     policy: Path | None = None,
     limits: Mapping[str, Mapping[str, int]] | None = None,
+    propagator: Propagator | None = None,
 ) -> dict[str, Any]:
     """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
 
@@ -56,6 +59,7 @@ def build(
     rewards: set -> stage -> name and sha256 of the reward, for the manifests.
     policy: the model folder whose tokens are counted; None: they are not.
     limits: set -> the most `prompt_tokens` and `total_tokens` that training takes.
+    propagator: SAM2, when `data.alignment.level` asks for it.
     Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
     """
     progress = progress or (lambda what, done, total: None)
@@ -65,7 +69,8 @@ def build(
     corpora = open_corpora(data)
     counter = None if policy is None else TokenCounter(policy)
     maker = _row_maker(data, corpora, prompts, canvas, counter)
-    facts = _described(survey(corpora, data, canvas, progress), maker, data)
+    found = survey(corpora, data, canvas, progress, propagator)
+    facts = _described(found, maker, data)
     recipe = _recipe_of(data, prompts, seed, canvas)
     texts = _Texts(recipe, recipe_hash, limits or {}, rewards or {}, maker)
     out = Path(out).resolve()
@@ -132,7 +137,7 @@ def open_corpora(data: DataSection) -> list[Corpus]:
         key = f"data.corpora[{number}]"
         if ref.root is None:
             raise InputError(f"{ref.dataset} has no root", key=f"{key}.root")
-        corpus = open_corpus(ref.dataset, ref.root, ref.split)
+        corpus = open_corpus(ref.dataset, ref.root, ref.split, strict=False)
         if not corpus.has_masks:
             raise InputError(
                 f"the split '{ref.split}' of {ref.dataset} has no masks to learn from",
@@ -140,6 +145,8 @@ def open_corpora(data: DataSection) -> list[Corpus]:
                 key=f"{key}.split",
             )
         corpus.load()
+        if not corpus.videos() and corpus.faults:
+            raise InputError(f"no entry can be read; the first: {corpus.faults[0].fault}", key=key)
         for video in corpus.videos():
             other = seen.setdefault((corpus.dataset, video.id), number)
             if other != number:
@@ -151,13 +158,22 @@ def open_corpora(data: DataSection) -> list[Corpus]:
 
 
 def survey(
-    corpora: Sequence[Corpus], data: DataSection, canvas: int, progress: Progress | None = None
+    corpora: Sequence[Corpus],
+    data: DataSection,
+    canvas: int,
+    progress: Progress | None = None,
+    propagator: Propagator | None = None,
 ) -> list[VideoFacts]:
     """What the plan is made of. Raises InputError for corpora that are broken beyond the recipe's
     patience."""
+    if data.alignment.level == "sam2" and propagator is None:
+        raise InputError("level sam2 needs a segmenter", key="data.alignment.level")
     # Images are spread over processes; OpenCV's own threads must not exist when those are forked.
     cv2.setNumThreads(1)
-    facts = scan(corpora, data.workers, canvas, progress or (lambda what, done, total: None))
+    say = progress or (lambda what, done, total: None)
+    # SAM2 runs in this process: its threads and its device do not survive a fork
+    workers = 1 if propagator is not None else data.workers
+    facts = scan(corpora, workers, canvas, say, data.alignment, propagator)
     _stop_if_broken(facts, data)
     return facts
 
@@ -198,19 +214,24 @@ def positions(
 
 
 def scan(
-    corpora: Sequence[Corpus], workers: int, canvas: int, progress: Progress
+    corpora: Sequence[Corpus],
+    workers: int,
+    canvas: int,
+    progress: Progress,
+    alignment: AlignmentSection | None = None,
+    propagator: Propagator | None = None,
 ) -> list[VideoFacts]:
     """Facts of every video, in the corpora's order."""
     items = [(c, video) for c, corpus in enumerate(corpora) for video in corpus.videos()]
     out = []
 
     def one(item: tuple[int, Video]) -> VideoFacts:
-        return scan_video(corpora[item[0]], *item, canvas)
+        return scan_video(corpora[item[0]], *item, canvas, alignment, propagator)
 
     for facts in ordered_map(one, items, workers):
         out.append(facts)
         progress("scan", len(out), len(items))
-    return out
+    return [*out, *(f for c, corpus in enumerate(corpora) for f in unread_videos(corpus, c))]
 
 
 def _stop_if_broken(facts: Sequence[VideoFacts], data: DataSection) -> None:

@@ -2,8 +2,8 @@
 
 Every mask is decoded once, no JPEG is: its header gives its size. A defect costs what it touches
 and no more: a frame without a JPEG only itself, an annotation the expressions that name it, an
-unreadable label image its video's expressions. Leaves out the search for masks that belong to
-another frame.
+unreadable label image its video's expressions. Masks that belong to another frame are looked for by
+`alignment.py`, if the recipe says so.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipelines.alignment import Propagator, sam2_suspects, suspects
 from data_pipelines.corpora import Corpus, CorpusFault, Video
 from data_pipelines.geometry import box_on_canvas
+from rcot_rl.recipe.alignment import AlignmentSection
 
 
 @dataclass(frozen=True)
@@ -58,26 +60,66 @@ class VideoFacts:
     defects: tuple[Defect, ...]
 
 
-def scan_video(corpus: Corpus, corpus_index: int, video: Video, canvas: int) -> VideoFacts:
+def scan_video(
+    corpus: Corpus,
+    corpus_index: int,
+    video: Video,
+    canvas: int,
+    alignment: AlignmentSection | None = None,
+    propagator: Propagator | None = None,
+) -> VideoFacts:
     """Facts of one video; never raises CorpusFault, but lists it.
 
-    canvas: its side in pixels; decides which objects are too thin to have a box.
+    canvas: its side in pixels; decides which objects are too thin to have a box. alignment: how
+    to look for masks of other frames; None: not at all. propagator: for its level `sam2`.
     """
-    scan = _Scan(corpus, video, canvas)
+    scan = _Scan(corpus, video, canvas, alignment or AlignmentSection(), propagator)
+    unread = [b for b in corpus.faults if b.video == video.id and b.expression_id]
+    for bad in unread:
+        scan.note(bad.fault, bad.expression_id)
     return VideoFacts(
         corpus=corpus_index,
         dataset=corpus.dataset,
         video=video.id,
         usable_t=np.array([s is not None for s in scan.sizes], dtype=bool),
         expressions=scan.expressions(),
-        n_expressions=len(video.expressions),
+        n_expressions=len(video.expressions) + len(unread),
         defects=tuple(scan.defects),
     )
 
 
+def unread_videos(corpus: Corpus, corpus_index: int) -> list[VideoFacts]:
+    """Facts of the videos whose entry in the metadata cannot be read: a defect each."""
+    return [
+        VideoFacts(
+            corpus=corpus_index,
+            dataset=corpus.dataset,
+            video=bad.video,
+            usable_t=np.zeros(0, dtype=bool),
+            expressions=(),
+            n_expressions=1,
+            defects=(_defect(corpus, bad.video, bad.fault, ""),),
+        )
+        for bad in corpus.faults
+        if not bad.expression_id
+    ]
+
+
+def _defect(corpus: Corpus, video: str, fault: CorpusFault, expression_id: str) -> Defect:
+    return Defect(corpus.dataset, video, expression_id, fault.reason, fault.place, fault.detail)
+
+
 class _Scan:
-    def __init__(self, corpus: Corpus, video: Video, canvas: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        video: Video,
+        canvas: int,
+        alignment: AlignmentSection,
+        propagator: Propagator | None,
+    ) -> None:
         self.corpus, self.video, self.canvas = corpus, video, canvas
+        self.alignment, self.propagator = alignment, propagator
         self.defects: list[Defect] = []
         self.sizes = [self._size(f) for f in video.frames]
         self.broken: dict[str, CorpusFault] = {}
@@ -90,16 +132,38 @@ class _Scan:
         union = {group: np.zeros(n_frames, dtype=np.int64) for group in objects}
         visible = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
         thin = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
+        sizes = {anno: np.zeros(n_frames, dtype=np.int64) for anno in annos}
         for index in range(n_frames):
             areas = self._areas(annos, index)
             masks = _Masks(self, index)
             for anno, area in areas.items():
+                sizes[anno][index] = area
                 visible[anno][index] = area > 0
                 thin[anno][index] = self._is_thin(area, anno, masks)
             for group in objects:
                 there = [a for a in group if areas.get(a)]
                 union[group][index] = self._union(there, areas, masks)
+        self._look_for_strangers(sizes)
         return self._collect(union, visible, thin)
+
+    def _look_for_strangers(self, sizes: dict[str, np.ndarray]) -> None:
+        """Objects whose masks belong elsewhere count as broken: no expression may name them."""
+        sound = {anno: areas for anno, areas in sizes.items() if anno not in self.broken}
+        if self.alignment.level == "off" or not all(s is not None for s in self.sizes):
+            return
+        try:
+            found = suspects(self.corpus, self.video, sound, self.alignment)
+            if self.alignment.level == "sam2" and self.propagator is not None:
+                known = {s.anno_id for s in found}
+                rest = {a: areas for a, areas in sound.items() if a not in known}
+                found += sam2_suspects(
+                    self.corpus, self.video, rest, self.alignment, self.propagator
+                )
+        except CorpusFault:
+            return  # a frame that does not decode: rows that show it will say so
+        for suspect in found:
+            place = f"{self.corpus.root} {self.video.id} object {suspect.anno_id}"
+            self.broken[suspect.anno_id] = CorpusFault(suspect.code, place, suspect.detail)
 
     def _union(self, annos: list[str], areas: dict[str, int], masks: _Masks) -> int:
         """Pixels of the union of those objects; masks are decoded only where they may overlap."""
@@ -133,7 +197,7 @@ class _Scan:
         for expression in self.video.expressions:
             fault = next((self.broken[a] for a in expression.anno_ids if a in self.broken), None)
             if fault is not None:
-                self._note(fault, expression.id)
+                self.note(fault, expression.id)
                 continue
             group = expression.anno_ids
             area = union[group] if group else np.zeros(n_frames, dtype=np.int64)
@@ -162,20 +226,12 @@ class _Scan:
         try:
             return self.corpus.frame_size(self.video.id, frame)
         except CorpusFault as fault:
-            self._note(fault, "")
+            self.note(fault, "")
             return None
 
-    def _note(self, fault: CorpusFault, expression_id: str) -> None:
-        self.defects.append(
-            Defect(
-                self.corpus.dataset,
-                self.video.id,
-                expression_id,
-                fault.reason,
-                fault.place,
-                fault.detail,
-            )
-        )
+    def note(self, fault: CorpusFault, expression_id: str) -> None:
+        """List a fault as a defect."""
+        self.defects.append(_defect(self.corpus, self.video.id, fault, expression_id))
 
 
 class _Masks:

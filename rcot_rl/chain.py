@@ -131,6 +131,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
         rewards=rewards,
         policy=_policy_here(recipe, console),
         limits=jobs.token_limits(recipe),
+        propagator=_propagator(recipe),
     )
 
 
@@ -147,6 +148,14 @@ def _ask(host: Host, console: Console, recipe: Recipe, what: str, out: Path, log
     console.line(f"{what}: starting, log {log}")
     events = EventReader(log, console, what)
     return launch.run_in(host, what, recipe, out, log, events.poll)
+
+
+def _propagator(recipe: Recipe) -> Any:
+    if recipe.data.alignment.level != "sam2":
+        return None
+    from rcot_rl.inference.segmenter import load_segmenter
+
+    return load_segmenter(recipe.models.segmenter, recipe.device)
 
 
 def _policy_here(recipe: Recipe, console: Console) -> Path | None:

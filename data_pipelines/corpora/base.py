@@ -8,7 +8,7 @@ A missing or malformed metadata file is an InputError.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.corpora import rle
+from data_pipelines.corpora.metadata import Node, read_json
 from data_pipelines.jpeg import JpegFault, size_of
+from rcot_rl.errors import InputError
 
 _T = TypeVar("_T")
 
@@ -38,11 +40,13 @@ class CorpusFault(Exception):
         return f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
-def id_order(identifier: str) -> tuple[int, int, str]:
+def id_order(identifier: str) -> tuple[int, int, str, str]:
     """Sort key: integers by value, then other strings."""
     if identifier.isascii() and identifier.isdigit():
-        return (0, int(identifier), identifier)
-    return (1, 0, identifier)
+        # by length and text: Python refuses to make a number of very many digits
+        digits = identifier.lstrip("0")
+        return (0, len(digits), digits, identifier)
+    return (1, 0, "", identifier)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,16 @@ class Video:
     expressions: tuple[Expression, ...]
 
 
+@dataclass(frozen=True)
+class BadEntry:
+    """An entry of the metadata that cannot be read: a video's, or one of its expressions'."""
+
+    video: str
+    expression_id: str
+    """Empty: the whole video's."""
+    fault: CorpusFault
+
+
 def pair_ids(objects: list[str], annos: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(object ids ascending, their annotation ids), each pair once."""
     pairs = sorted(set(zip(objects, annos, strict=True)), key=lambda p: (id_order(p[0]), p[1]))
@@ -82,9 +96,12 @@ class Corpus(abc.ABC):
     splits: ClassVar[tuple[str, ...]]
     """Names that `open_corpus` takes."""
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, strict: bool = True) -> None:
         self.root = root
         self.split = split
+        self.strict = strict
+        self.faults: list[BadEntry] = []
+        """What `videos` left out, when not strict."""
         self._videos: list[Video] | None = None
 
     @property
@@ -121,6 +138,46 @@ class Corpus(abc.ABC):
             self._videos = self._read_videos()
             self._by_id = {v.id: v for v in self._videos}
         return self._videos
+
+    def keep(
+        self, nodes: Iterable[tuple[str, Node]], read: Callable[[str, Node], _T], video: str = ""
+    ) -> list[_T]:
+        """`read` of every entry; strict: the first broken one is an InputError, else broken ones
+        are noted in `faults` and left out. video: the one whose expressions these are."""
+        out = []
+        for name, node in nodes:
+            try:
+                out.append(read(name, node))
+            except InputError as error:
+                if self.strict:
+                    raise
+                place = ": ".join(p for p in (error.file, error.key) if p)
+                fault = CorpusFault("bad_metadata", place, error.message)
+                self.faults.append(BadEntry(video or name, name if video else "", fault))
+        return out
+
+    def read_expressions(
+        self, video: str, nodes: Iterable[tuple[str, Node]], read: Callable[[str, Node], Expression]
+    ) -> tuple[Expression, ...]:
+        """Those that can be used; see `keep`. A builder refuses sentences that say nothing."""
+
+        def checked(name: str, node: Node) -> Expression:
+            expression = read(name, node)
+            if not self.strict and not expression.text.strip():
+                node.refuse("an expression without words")
+            return expression
+
+        return tuple(self.keep(nodes, checked, video))
+
+    def read_frames(self, node: Node) -> tuple[str, ...]:
+        """The frames of a video, in time order. Raises InputError."""
+        frames = tuple(f.path_part() for f in node.elements())
+        if not self.strict:
+            if not frames:
+                node.refuse("no frames")
+            if len(set(frames)) < len(frames):
+                node.refuse("a frame is listed twice")
+        return frames
 
     def video(self, video_id: str) -> Video:
         """One video by id; KeyError when there is none."""
@@ -160,7 +217,11 @@ class Corpus(abc.ABC):
         if not path.is_file():
             raise CorpusFault("missing_frame", str(path))
         # Masks are drawn on the stored pixels, so an EXIF rotation must not be applied.
-        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        try:
+            bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error as error:
+            # a header that promises more pixels than OpenCV takes
+            raise CorpusFault("unreadable_frame", str(path), str(error).strip()) from error
         if bgr is None:
             raise CorpusFault("unreadable_frame", str(path))
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
@@ -255,8 +316,6 @@ class RleMasks(Corpus):
 
     def _mask_dict(self) -> dict[str, list]:
         if not hasattr(self, "_masks"):
-            from data_pipelines.corpora.metadata import Node, read_json
-
             node = Node(read_json(self.masks_file), self.masks_file)
             self._masks: dict[str, list] = node.of(dict)
         return self._masks
@@ -278,10 +337,12 @@ def read_labels(path: str) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.width * image.height > rle.MAX_PIXELS:
+                raise CorpusFault("unreadable_mask", str(path), f"{image.size} is too large")
             if image.mode not in ("P", "L", "1"):
                 raise CorpusFault("not_a_palette_png", str(path), f"mode {image.mode}")
             return np.asarray(image, dtype=np.uint8)
     except FileNotFoundError as error:
         raise CorpusFault("missing_mask", str(path)) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CorpusFault("unreadable_mask", str(path), str(error)) from error

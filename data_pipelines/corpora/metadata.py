@@ -20,7 +20,8 @@ def read_json(path: Path) -> Any:
         raise InputError("no such file", file=path) from error
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        # ValueError: text that is not UTF-8, or an integer of very many digits
         raise InputError(f"cannot be read: {error}", file=path) from error
 
 
@@ -49,6 +50,8 @@ class Node:
         """The value, which must be of type `kind`."""
         if not isinstance(self.value, kind) or isinstance(self.value, bool):
             self.refuse(f"must be a {_NAMES.get(kind, kind.__name__)}")
+        if isinstance(self.value, str):
+            self._must_be_text(self.value)
         return self.value
 
     def items(self) -> list[tuple[str, Node]]:
@@ -64,6 +67,7 @@ class Node:
         """A string or an integer, as a string: corpora use both for the same thing."""
         if isinstance(self.value, bool) or not isinstance(self.value, str | int):
             self.refuse("must be a string or an integer")
+        self._must_be_text(str(self.value))
         return str(self.value)
 
     def identifiers(self) -> list[str]:
@@ -78,6 +82,11 @@ class Node:
 
     def refuse(self, message: str) -> NoReturn:
         raise InputError(message, file=self.file, key=self.key or None)
+
+    def _must_be_text(self, text: str) -> None:
+        # JSON can spell half of a surrogate pair, which no file name or UTF-8 file can hold
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            self.refuse("holds half of a surrogate pair, which is no character")
 
     def _below(self, name: str) -> str:
         return f"{self.key}.{name}" if self.key else name

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipelines.corpora.base import Expression, RleMasks, Video, pair_ids
+from data_pipelines.corpora.base import Corpus, Expression, RleMasks, Video, pair_ids
 from data_pipelines.corpora.metadata import Node, read_json
 
 
@@ -36,18 +36,22 @@ class Mevis(RleMasks):
     def _read_videos(self) -> list[Video]:
         top = Node(read_json(self.expressions_file), self.expressions_file)
         labelled = self.split != "valid"
-        return [read_video(name, node, labelled) for name, node in top["videos"].items()]
+        return self.keep(
+            top["videos"].items(), lambda name, node: read_video(self, name, node, labelled)
+        )
 
 
-def read_video(name: str, node: Node, labelled: bool) -> Video:
+def read_video(corpus: Corpus, name: str, node: Node, labelled: bool) -> Video:
     """A video of MeViS or ReVOS, which share the format of expressions.
 
     labelled: expressions without objects' ids are refused.
     """
     name = Node(name, node.file, node.key).path_part()
-    frames = tuple(f.path_part() for f in node["frames"].elements())
-    expressions = (_expression(i, e, labelled) for i, e in node["expressions"].items())
-    return Video(name, frames, tuple(expressions))
+    frames = corpus.read_frames(node["frames"])
+    expressions = corpus.read_expressions(
+        name, node["expressions"].items(), lambda i, e: _expression(i, e, labelled)
+    )
+    return Video(name, frames, expressions)
 
 
 def _expression(name: str, node: Node, labelled: bool) -> Expression:

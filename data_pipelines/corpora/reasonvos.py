@@ -39,21 +39,22 @@ class ReasonVos(Corpus):
 
     def _read_videos(self) -> list[Video]:
         top = Node(read_json(self.expressions_file), self.expressions_file)
-        return [_video(name, node) for name, node in top["videos"].items()]
+        return self.keep(top["videos"].items(), self._video)
+
+    def _video(self, name: str, node: Node) -> Video:
+        name = Node(name, node.file, node.key).path_part()
+        source = node["source"].of(str)
+        frames = self.read_frames(node["frames"])
+        listed = ((str(i), e) for i, e in enumerate(node["expressions"].elements()))
+        expressions = self.read_expressions(
+            name, listed, lambda _, item: _expression(item, f"{source}_{name}")
+        )
+        return Video(name, frames, expressions)
 
 
-def _video(name: str, node: Node) -> Video:
-    name = Node(name, node.file, node.key).path_part()
-    source = node["source"].of(str)
-    frames = tuple(f.path_part() for f in node["frames"].elements())
-    expressions = []
-    for item in node["expressions"].elements():
-        objects = item["obj_id"].identifiers()
-        annos = [
-            check_path_part(f"{source}_{name}_{o}", item.file, f"{item.key}.obj_id")
-            for o in objects
-        ]
-        object_ids, anno_ids = pair_ids(objects, annos)
-        text = item["exp_text"].of(str)
-        expressions.append(Expression(item["exp_id"].identifier(), text, object_ids, anno_ids))
-    return Video(name, frames, tuple(expressions))
+def _expression(item: Node, prefix: str) -> Expression:
+    objects = item["obj_id"].identifiers()
+    annos = [check_path_part(f"{prefix}_{o}", item.file, f"{item.key}.obj_id") for o in objects]
+    object_ids, annos_of = pair_ids(objects, annos)
+    text = item["exp_text"].of(str)
+    return Expression(item["exp_id"].identifier(), text, object_ids, annos_of)

@@ -75,9 +75,10 @@ class RefYoutubeVos(Corpus):
 
     def _index(self, video_id: str, anno_id: str) -> int:
         # 0 is the background and a PNG has no index above 255.
-        if not anno_id.isdigit() or not 0 < int(anno_id) < 256:
+        number = anno_id.lstrip("0") if anno_id.isascii() and anno_id.isdigit() else ""
+        if not number or len(number) > 3 or int(number) > 255:
             raise CorpusFault("absent_object", f"{self.expressions_file} {video_id} {anno_id}")
-        return int(anno_id)
+        return int(number)
 
     def anno_id(self, video: Video, object_id: str) -> str | None:
         return object_id
@@ -86,16 +87,19 @@ class RefYoutubeVos(Corpus):
         skipped = self._test_videos() if self.split == "valid" else frozenset()
         meant = self._objects_meant() if self.split == "valid" else {}
         top = Node(read_json(self.expressions_file), self.expressions_file)
-        return [
-            _video(
-                Node(name, node.file, node.key).path_part(),
-                node,
-                self.split == "train",
-                meant.get(name, {}),
-            )
-            for name, node in top["videos"].items()
-            if name not in skipped
-        ]
+        entries = [(name, node) for name, node in top["videos"].items() if name not in skipped]
+        return self.keep(entries, lambda name, node: self._video(name, node, meant.get(name, {})))
+
+    def _video(self, name: str, node: Node, meant: Mapping[str, str]) -> Video:
+        name = Node(name, node.file, node.key).path_part()
+        frames = self.read_frames(node["frames"])
+        labelled = self.split == "train"
+        expressions = self.read_expressions(
+            name,
+            node["expressions"].items(),
+            lambda i, e: _expression(i, e, labelled, meant.get(i)),
+        )
+        return Video(name, frames, expressions)
 
     def _objects_meant(self) -> dict[str, dict[str, str]]:
         """video -> expression -> object, as far as valid/meta.json says."""
@@ -117,13 +121,6 @@ class RefYoutubeVos(Corpus):
         if not path.is_file():
             return frozenset()
         return frozenset(name for name, _ in Node(read_json(path), path)["videos"].items())
-
-
-def _video(name: str, node: Node, labelled: bool, meant: Mapping[str, str]) -> Video:
-    frames = tuple(f.path_part() for f in node["frames"].elements())
-    items = node["expressions"].items()
-    expressions = (_expression(i, e, labelled, meant.get(i)) for i, e in items)
-    return Video(name, frames, tuple(expressions))
 
 
 def _expression(name: str, node: Node, labelled: bool, meant: str | None) -> Expression:

@@ -18,8 +18,11 @@ READERS: Mapping[str, type[Corpus]] = {
 }
 
 
-def open_corpus(dataset: str, root: str | Path, split: str) -> Corpus:
+def open_corpus(dataset: str, root: str | Path, split: str, strict: bool = True) -> Corpus:
     """The corpus `dataset` that lies at `root`, one of its published splits.
+
+    strict: a broken entry of its metadata is an InputError when videos are read; else it is left
+    out and noted in `Corpus.faults`.
 
     Reads nothing but checks that the folders and the expression file are there; masks and frames
     are read when asked for. Raises InputError for an unknown dataset or split and a missing path.
@@ -36,7 +39,7 @@ def open_corpus(dataset: str, root: str | Path, split: str) -> Corpus:
             file=root,
             key=split,
         )
-    corpus = reader(root, split)
+    corpus = reader(root, split, strict)
     if not corpus.expressions_file.is_file():
         raise InputError(
             f"no such file (the expressions of {dataset} {split})", file=corpus.expressions_file

@@ -36,4 +36,6 @@ class Revos(RleMasks):
 
     def _read_videos(self) -> list[Video]:
         top = Node(read_json(self.expressions_file), self.expressions_file)
-        return [read_video(name, node, labelled=True) for name, node in top["videos"].items()]
+        return self.keep(
+            top["videos"].items(), lambda name, node: read_video(self, name, node, labelled=True)
+        )

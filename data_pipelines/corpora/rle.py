@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hotcoco import mask as coco
 
-_MAX_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 _LAST_DIGIT = 48 + 63
 
 
@@ -40,10 +40,10 @@ def _decode(rle: Any) -> np.ndarray:
     if not ok or not all(type(s) is int and s > 0 for s in size):
         raise ValueError("'size' must be two positive integers [H, W]")
     height, width = size
-    if height * width > _MAX_PIXELS:
+    if height * width > MAX_PIXELS:
         raise ValueError(f"a mask of {height} x {width} is too large")
     if isinstance(counts, list):
-        if not all(type(c) is int and 0 <= c <= _MAX_PIXELS for c in counts):
+        if not all(type(c) is int and 0 <= c <= MAX_PIXELS for c in counts):
             raise ValueError("'counts' must be non-negative integers")
         _must_fill(sum(counts), height, width)
         return coco.decode({"size": [height, width], "counts": counts})

@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.base import Section
 
 Dataset = Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
@@ -149,6 +150,9 @@ class DataSection(Section):
 
     allow_smaller: bool = False
     """Corpora that cannot fill a set: make it smaller, at the same ratios, instead of stopping."""
+
+    alignment: AlignmentSection = AlignmentSection()
+    """The search for masks that belong to another frame; what it finds is quarantined."""
 
     max_fault_share: float = Field(default=0.05, ge=0.0, le=1.0)
     """Stop when more than this share of expressions or frames is defective."""

@@ -1,0 +1,279 @@
+"""Masks that belong to another frame, or to another place in it.
+
+ReVOS' TAO videos have masks of which the i-th belongs to frame 30 i, its UVO videos masks that
+drift off (open reports on VISA and ReVOS). Such labels decode without fault. What gives them away
+is the image: the outline of a mask should follow edges of its own frame. `fit` measures how much
+colour changes across an outline; it is taken for every mask on every looked-at frame, and an object
+is suspect when another assignment of masks to frames (a shift, a stride, reversal), or a growing
+displacement, explains most of its masks clearly better than the labels' own. An object that does
+not move fits everywhere alike, and is not suspect: there, misplacing changes nothing.
+
+Leaves out single wrong masks in a sound track, and objects seen in fewer than four such frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from data_pipelines.corpora import Corpus, Video
+from data_pipelines.geometry import tight_box
+from rcot_rl.recipe.alignment import AlignmentSection
+
+SIDE = 192
+"""Longer side at which frames and masks are compared."""
+_POINTS = 160
+"""Points of an outline that are looked at."""
+_DEPTH = 2.5
+"""How far inside and outside of the outline colours are taken, in pixels at `SIDE`."""
+_LEAST_MASKS = 4
+_FEWEST_POINTS = 12
+_OFFSETS = np.array([(x, y) for x in range(-20, 21, 4) for y in range(-20, 21, 4)], np.float32)
+_HERE = len(_OFFSETS) // 2
+"""Position of (0, 0) among the offsets."""
+_STRIDES = (0.25, 0.5, 2.0, 3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An object whose labels do not fit the video."""
+
+    anno_id: str
+    code: str
+    """misaligned_shift, misaligned_stride, misaligned_reversed, mask_drift or sam2_disagrees."""
+    detail: str
+    """The numbers."""
+
+
+class Propagator(Protocol):
+    """What level `sam2` needs of a segmenter."""
+
+    def segment(
+        self,
+        frames_thwc: np.ndarray,
+        key: int,
+        boxes_source: np.ndarray,
+        points_source: np.ndarray | None,
+    ) -> np.ndarray:
+        """bool [N, T, H, W] from boxes in frame `key`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Points of a mask's outline with their normals, in pixels at `SIDE`."""
+
+    points: np.ndarray
+    """float32 [P, 2]: x, y."""
+    normals: np.ndarray
+    """float32 [P, 2], outward, of length 1."""
+
+
+def outline(mask: np.ndarray) -> Outline | None:
+    """Of the mask (bool [H, W] at `SIDE`); None when too little of it lies inside the image."""
+    smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    found = [c.reshape(-1, 2) for c in contours if len(c) >= 8]
+    if not found:
+        return None
+    points = np.concatenate(found).astype(np.float32)
+    height, width = mask.shape
+    margin = _DEPTH + 1
+    inside = (points >= margin).all(1) & (points <= [width - 1 - margin, height - 1 - margin]).all(
+        1
+    )
+    points = points[inside]
+    if len(points) < _FEWEST_POINTS:
+        return None
+    points = points[np.linspace(0, len(points) - 1, min(_POINTS, len(points))).astype(int)]
+    x, y = points.astype(int).T
+    down = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0)[y, x],
+                     cv2.Sobel(smooth, cv2.CV_32F, 0, 1)[y, x]], axis=1)  # fmt: skip
+    length = np.linalg.norm(down, axis=1, keepdims=True)
+    keep = length[:, 0] > 1e-6
+    if keep.sum() < _FEWEST_POINTS:
+        return None
+    return Outline(points[keep], -down[keep] / length[keep])
+
+
+def fit(line: Outline, frame: np.ndarray) -> float:
+    """Mean change of colour across the outline on a frame (float32 [H, W, 3] at `SIDE`).
+
+    Changes are capped, so that a few strong edges of the background do not outweigh a whole
+    outline.
+    """
+    return float(fits_beside(line, frame, np.zeros((1, 2), np.float32))[0])
+
+
+def fits_beside(line: Outline, frame: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """`fit` of the outline moved by each of `offsets` (float32 [O, 2]: x, y): float [O]."""
+    base = line.points[None] + offsets[:, None].astype(np.float32)
+    outer = _colours(frame, base + _DEPTH * line.normals)
+    inner = _colours(frame, base - _DEPTH * line.normals)
+    return np.minimum(np.abs(outer - inner).max(axis=2), 60.0).mean(axis=1)
+
+
+def _colours(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return cv2.remap(frame, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def order_suspect(
+    fits: np.ndarray, masks: np.ndarray, section: AlignmentSection
+) -> tuple[str, str] | None:
+    """(code, detail) when another order of frames explains an object's masks better.
+
+    fits: float [M, F], mask i on frame j of the looked-at frames; masks: int [M], the position of
+    each mask among these frames.
+    """
+    if len(masks) < _LEAST_MASKS:
+        return None
+    n_frames = fits.shape[1]
+    own = fits[np.arange(len(masks)), masks]
+    best: tuple[float, str, str] | None = None
+    for code, name, order in _orders(n_frames):
+        target = order(masks)
+        valid = (target >= 0) & (target < n_frames) & (target != masks)
+        if valid.sum() < max(_LEAST_MASKS, 0.5 * len(masks)):
+            continue
+        other = fits[np.flatnonzero(valid), target[valid]]
+        mine = own[valid]
+        gain = float(other.mean() / max(mine.mean(), 1e-6) - 1)
+        share = float((other > mine).mean())
+        if gain > section.gain and share >= section.agreement and (best is None or gain > best[0]):
+            detail = f"{name} fits {gain:.0%} better, in {share:.0%} of {valid.sum()} masks"
+            best = (gain, code, detail)
+    return None if best is None else best[1:]
+
+
+def _orders(n: int) -> list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
+    reach = max(1, n // 3)
+    shifts = [
+        ("misaligned_shift", f"a shift of {k:+d} looked-at frames", lambda m, k=k: m + k)
+        for k in range(-reach, reach + 1)
+        if k
+    ]
+    strides = [
+        (
+            "misaligned_stride",
+            f"a stride of {s:g}",
+            lambda m, s=s: np.rint(m * s).astype(int),
+        )
+        for s in _STRIDES
+    ]
+    backwards = ("misaligned_reversed", "the reverse order", lambda m: n - 1 - m)
+    return [*shifts, *strides, backwards]
+
+
+def drift_suspect(
+    lines: Sequence[Outline], frames: Sequence[np.ndarray], section: AlignmentSection
+) -> tuple[str, str] | None:
+    """(code, detail) when masks fit clearly better beside where they are, farther and farther.
+
+    lines, frames: an object's outlines in time order, and each one's own frame.
+    """
+    if len(lines) < _LEAST_MASKS:
+        return None
+    far = []
+    for line, frame in zip(lines, frames, strict=True):
+        values = fits_beside(line, frame, _OFFSETS)
+        at = int(values.argmax())
+        better = values[at] > 1.25 * values[_HERE]
+        far.append(float(np.hypot(*_OFFSETS[at])) / SIDE if better else 0.0)
+    later = far[len(far) // 2 :]
+    share = float(np.mean([f >= section.drift for f in later]))
+    growing = float(np.mean(later)) > 1.5 * float(np.mean(far[: len(far) // 3]) + 1e-9)
+    if share < section.agreement or not growing:
+        return None
+    detail = f"masks lie {np.mean(later):.0%} of the frame off in {share:.0%} of the later ones"
+    return "mask_drift", detail
+
+
+def suspects(
+    corpus: Corpus,
+    video: Video,
+    annos: Mapping[str, np.ndarray],
+    section: AlignmentSection,
+) -> list[Suspect]:
+    """Objects of a video whose masks do not fit its frames. Raises CorpusFault.
+
+    annos: annotation id -> int [T], its pixels in each frame (0: not there).
+    """
+    if section.level == "off" or len(video.frames) < _LEAST_MASKS:
+        return []
+    chosen = np.unique(
+        np.linspace(0, len(video.frames) - 1, min(section.frames, len(video.frames))).astype(int)
+    )
+    frames = [_small(corpus.frame(video.id, video.frames[t])) for t in chosen]
+    out = []
+    for anno, areas in annos.items():
+        at, lines = [], []
+        for position, t in enumerate(chosen):
+            mask = corpus.object_mask(video.id, anno, int(t)) if areas[t] else None
+            line = None if mask is None else outline(_small_mask(mask))
+            if line is not None:
+                at.append(position)
+                lines.append(line)
+        fits = np.array([[fit(line, frame) for frame in frames] for line in lines])
+        found = order_suspect(fits.reshape(len(lines), len(frames)), np.array(at, int), section)
+        found = found or drift_suspect(lines, [frames[p] for p in at], section)
+        if found is not None:
+            out.append(Suspect(anno, *found))
+    return out
+
+
+def sam2_suspects(
+    corpus: Corpus,
+    video: Video,
+    annos: Mapping[str, np.ndarray],
+    section: AlignmentSection,
+    propagator: Propagator,
+) -> list[Suspect]:
+    """Objects that a segmenter, prompted by the box of their largest mask, finds elsewhere.
+
+    Arguments and errors as `suspects`.
+    """
+    out = []
+    for anno, areas in annos.items():
+        seen = np.flatnonzero(areas)
+        if len(seen) < _LEAST_MASKS:
+            continue
+        key = int(areas.argmax())
+        chosen = np.unique(np.linspace(0, len(areas) - 1, min(section.frames, len(areas))))
+        chosen = np.unique(np.append(chosen.astype(int), key))
+        frames = np.stack([corpus.frame(video.id, video.frames[t]) for t in chosen])
+        labels = {int(t): corpus.object_mask(video.id, anno, int(t)) for t in chosen if areas[t]}
+        box = np.array([tight_box(labels[key])], dtype=np.float32)
+        masks = propagator.segment(frames, int(np.flatnonzero(chosen == key)[0]), box, None)[0]
+        ious = [
+            _iou(masks[i], labels[int(t)])
+            for i, t in enumerate(chosen)
+            if int(t) in labels and t != key
+        ]
+        if len(ious) >= _LEAST_MASKS - 1 and np.mean(ious) < section.min_iou:
+            detail = f"mean IoU {np.mean(ious):.2f} over {len(ious)} frames"
+            out.append(Suspect(anno, "sam2_disagrees", detail))
+    return out
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
+
+
+def _small(frame: np.ndarray) -> np.ndarray:
+    scale = SIDE / max(frame.shape[:2])
+    size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.GaussianBlur(cv2.resize(frame, size, interpolation=how), (0, 0), 0.8).astype(
+        np.float32
+    )
+
+
+def _small_mask(mask: np.ndarray) -> np.ndarray:
+    scale = SIDE / max(mask.shape)
+    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+    return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
