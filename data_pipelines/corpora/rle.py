@@ -2,18 +2,21 @@
 
 hotcoco 1.3.0 ends the process for a size that does not fit into memory, and takes runs that end
 before the mask does for background. Corpora are full of neither, but one such mask must cost its
-annotation and not the build.
+annotation and not the build. Areas are taken from the runs, without a pixel.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from hotcoco import mask as coco
 
 MAX_PIXELS = 1 << 26
-_LAST_DIGIT = 48 + 63
+_DIGITS = bytes(range(48, 48 + 64))
+_LAST_OF_RUN = _DIGITS[:32]
+"""The others say that their run goes on."""
 
 
 def decode(rle: Any) -> np.ndarray:
@@ -22,17 +25,20 @@ def decode(rle: Any) -> np.ndarray:
     Raises ValueError for anything that is not one: wrong types, digits out of range, negative
     runs, or runs that do not add up to H * W.
     """
-    return np.ascontiguousarray(_decode(rle)).view(bool)
+    columns = coco.decode(_checked(rle))
+    # OpenCV turns columns into rows several times faster than numpy
+    return cv2.transpose(columns.T).view(bool)
 
 
 def area(rle: Any) -> tuple[int, tuple[int, int]]:
     """(pixels of the mask, its (H, W)). Raises as `decode`."""
-    mask = _decode(rle)
-    return int(np.count_nonzero(mask)), mask.shape
+    checked = _checked(rle)
+    height, width = checked["size"]
+    return int(coco.area(checked)), (height, width)
 
 
-def _decode(rle: Any) -> np.ndarray:
-    """uint8 [H, W], columns first in memory."""
+def _checked(rle: Any) -> dict[str, Any]:
+    """The same RLE, which hotcoco will read without harm."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise ValueError("an RLE needs 'size' and 'counts'")
     size, counts = rle["size"], rle["counts"]
@@ -40,19 +46,18 @@ def _decode(rle: Any) -> np.ndarray:
     if not ok or not all(type(s) is int and s > 0 for s in size):
         raise ValueError("'size' must be two positive integers [H, W]")
     height, width = size
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"a mask of {height} x {width} is too large")
+    if max(height, width) > MAX_PIXELS or height * width > MAX_PIXELS:
+        raise ValueError("a mask larger than any image")
     if isinstance(counts, list):
         if not all(type(c) is int and 0 <= c <= MAX_PIXELS for c in counts):
             raise ValueError("'counts' must be non-negative integers")
-        _must_fill(sum(counts), height, width)
-        return coco.decode({"size": [height, width], "counts": counts})
-    text = _text(counts)
-    mask = coco.decode({"size": [height, width], "counts": text})
-    # whole masks are nearly always written as hotcoco writes them; the others are counted by hand
-    if coco.encode(mask)["counts"] != text:
-        _must_fill(sum(_runs(text)), height, width)
-    return mask
+        fills = sum(counts) == height * width
+    else:
+        counts = _text(counts)
+        fills = _total_is(counts, height * width)
+    if not fills:
+        raise ValueError(f"runs do not add up to {height} x {width}")
+    return {"size": [height, width], "counts": counts}
 
 
 def _text(counts: Any) -> bytes:
@@ -63,29 +68,25 @@ def _text(counts: Any) -> bytes:
             raise ValueError("'counts' holds a character that no RLE has") from error
     if not isinstance(counts, bytes):
         raise ValueError("'counts' must be a string or a list")
-    if counts and (max(counts) > _LAST_DIGIT or min(counts) < 48 or (counts[-1] - 48) & 32):
-        raise ValueError("'counts' holds a character that no RLE has, or is cut short")
+    if not counts:
+        raise ValueError("'counts' is empty")
+    if counts.translate(None, _DIGITS):
+        raise ValueError("'counts' holds a character that no RLE has")
+    if counts[-1] not in _LAST_OF_RUN:
+        raise ValueError("'counts' is cut short")
     return counts
 
 
-def _must_fill(total: int, height: int, width: int) -> None:
-    if total != height * width:
-        raise ValueError(f"runs do not add up to {height} x {width}")
+def _total_is(counts: bytes, pixels: int) -> bool:
+    """Whether the runs add up to `pixels`. Raises ValueError when they are more, or broken.
 
-
-def _runs(counts: bytes) -> list[int]:
-    """Lengths of the runs: base 32 with a sign and a continuation bit, an offset of 48, and from
-    the fourth on the difference to the run two before."""
-    runs: list[int] = []
-    value = place = 0
-    for character in counts:
-        digit = character - 48
-        value |= (digit & 31) << place
-        place += 5
-        if digit & 32:
-            continue
-        if digit & 16:
-            value -= 1 << place
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = place = 0
-    return runs
+    hotcoco only tells whether they are too many, so it is asked twice: that is an order of
+    magnitude faster than reading them here.
+    """
+    text = counts.decode("ascii")
+    coco.rle_from_string(text, pixels, 1)
+    try:
+        coco.rle_from_string(text, pixels - 1, 1)
+    except ValueError:
+        return True
+    return False

@@ -80,6 +80,8 @@ def _read_with_parents(path: Path, below: tuple[Path, ...]) -> Source:
     if not isinstance(parent, str):
         raise InputError("must be the path of a recipe", file=path, key="extends")
     parent_path = path.parent / parent
+    if not parent_path.is_file() and "/" not in parent:
+        parent_path = RECIPES / Path(parent).with_suffix(".yaml")  # a shipped one, from anywhere
     if not parent_path.is_file():
         line = source.places[("extends",)][1]
         raise InputError(f"no such recipe: {parent}", file=path, line=line, key="extends")

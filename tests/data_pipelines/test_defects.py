@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 
 LAYOUTS = ("ref-youtube-vos", "mevis", "revos")
 VIDEOS = {"ref-youtube-vos": 24, "mevis": 24, "revos": 20}
-SINGLE, ALL_LABELLED = ("0", "1", "2"), ("0", "1", "2", "3", "4")
+SINGLE = ("0", "1", "2")
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,15 @@ def _listed(change: Callable[[dict, str], Any], reason: str, k: int = 1) -> Plan
     return plant
 
 
-def _expression(
-    change: Callable[[dict, str], Any], key: str, reason: str = "bad_metadata", name: str = "1"
-) -> Plant:
-    """Changes the entry of one expression; key: what the place must name below it."""
+def _expression(change: Callable[[dict, str], Any], key: str = "", absent: str = "") -> Plant:
+    """Changes the entry of expression 1. key: what the place must name below it; absent: instead,
+    the object that it then names and that is not there, as the place must."""
 
     def plant(place: Place) -> Planted:
-        change(place.entry["expressions"], name)
-        where = place.key(f"expressions.{name}{key}")
-        if reason != "bad_metadata":
-            where = place.video
-        return Planted(reason, where, (name,))
+        change(place.entry["expressions"], "1")
+        if absent:
+            return Planted("absent_object", absent.format(place.video), ("1",))
+        return Planted("bad_metadata", place.key(f"expressions.1{key}"), ("1",))
 
     return plant
 
@@ -168,6 +167,16 @@ def _renamed(to: str) -> Plant:
         return Planted("bad_metadata", f"videos.{to}", video=to)
 
     return plant
+
+
+def _resized(place: Place) -> Planted:
+    """Whether the image or its masks are of the wrong size cannot be known: masks are given up."""
+    assert place.masks is not None
+    at = place.seen(0)
+    cv2.imwrite(str(place.jpeg(at)), np.zeros((35, 52, 3), np.uint8))
+    seen = [k for k in range(3) if place.masks[place.anno(k)][at] is not None]
+    touched = tuple(sorted({e for k in seen for e in _of_object(k)}))
+    return Planted("mask_size", f"{place.video} {place.entry['frames'][at]} object", touched)
 
 
 def _cut(path: Path) -> None:
@@ -204,14 +213,11 @@ def _huge_png(path: Path) -> None:
     """A label image that says it is 65,000 pixels a side."""
     data = bytearray(path.read_bytes())
     data[16:24] = (65000).to_bytes(4, "big") * 2
-    import zlib
-
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
     path.write_bytes(data)
 
 
 _WORDS = b"this is not an image"
-_SMALL = np.zeros((35, 52, 3), np.uint8)
 _DEFECTS: dict[str, dict[str, Plant]] = {
     "ref-youtube-vos": {
         "missing JPEG": _frame(Path.unlink, "missing_frame"),
@@ -229,9 +235,9 @@ _DEFECTS: dict[str, dict[str, Plant]] = {
         "16-bit PNG": _label(_save(np.zeros((36, 52), np.uint16)), "not_a_palette_png"),
         "PNG of another size": _label(_save(np.zeros((36, 51), np.uint8)), "mask_size"),
         "object of another kind": _expression(_set("obj_id", True), ".obj_id"),
-        "object beyond the palette": _expression(_set("obj_id", "256"), "", "absent_object"),
-        "object is the background": _expression(_set("obj_id", "0"), "", "absent_object"),
-        "object that is no number": _expression(_set("obj_id", "²"), "", "absent_object"),
+        "object beyond the palette": _expression(_set("obj_id", "256"), absent="{} 256"),
+        "object is the background": _expression(_set("obj_id", "0"), absent="{} 0"),
+        "object that is no number": _expression(_set("obj_id", "²"), absent="{} ²"),
         "no object": _expression(_remove("obj_id"), ".obj_id"),
         "frames listed twice": _video(lambda v, n: v[n]["frames"].append("00000"), ".frames"),
     },
@@ -255,22 +261,20 @@ _DEFECTS: dict[str, dict[str, Plant]] = {
         "too many masks": _listed(lambda m, a: m[a].append(None), "mask_count"),
         "null for masks": _listed(_replace(None), "absent_object"),
         "no such annotation": _listed(lambda m, a: m.pop(a), "absent_object"),
-        "JPEG of another size": _frame(
-            lambda p: cv2.imwrite(str(p), _SMALL), "mask_size"
-        ),
+        "JPEG of another size": _resized,
     },
     "revos": {
         "no sentence": _expression(_remove("exp"), ".exp"),
-        "empty sentence": _expression(_set("exp", " \n"), ""),
+        "empty sentence": _expression(_set("exp", " \n")),
         "sentence that is no text": _expression(_set("exp", ["a", "b"]), ".exp"),
         "half a character": _expression(_set("exp", "a \ud800 b"), ".exp"),
-        "lists of two lengths": _expression(_set("obj_id", [0, 1]), ""),
+        "lists of two lengths": _expression(_set("obj_id", [0, 1])),
         "object that is a list": _expression(_set("obj_id", [[0]]), ".obj_id[0]"),
         "no annotation": _expression(_remove("anno_id"), ".anno_id"),
         "type that is text": _expression(_set("type_id", "0"), ".type_id"),
-        "null for an expression": _expression(_replace(None), ""),
+        "null for an expression": _expression(_replace(None)),
         "annotation nobody has": _expression(
-            lambda e, n: e[n].update(anno_id=[777777]), "", "absent_object"
+            lambda e, n: e[n].update(anno_id=[777777]), absent="mask_dict.json 777777"
         ),
         "no frames": _video(_set("frames", []), ".frames"),
         "no list of frames": _video(_remove("frames"), ".frames"),
@@ -364,35 +368,19 @@ def _expected(dataset: str, planted: dict[str, tuple[str, Planted]]) -> Iterator
             yield dataset, found.video or video, expression, found.reason, found.where
 
 
-def _resized(planted: dict[str, dict[str, tuple[str, Planted]]]) -> None:
-    """A frame of another size is told from its masks: what names an object is lost, not the frame.
-
-    Only the frame's masks can say which of the two is wrong, and they cannot.
-    """
-    video, found = planted["mevis"]["JPEG of another size"]
-    where = f"{video} 00002 object"
-    planted["mevis"]["JPEG of another size"] = (
-        video,
-        Planted("mask_size", where, found.expressions or ALL_LABELLED),
-    )
-
-
 @pytest.fixture
 def planted(section) -> dict[str, dict[str, tuple[str, Planted]]]:
     """All defects at once, after the clean corpora were scanned."""
     done = {}
     for ref in section.corpora:
         done[ref.dataset] = plant(ref.dataset, Path(ref.root), _DEFECTS[ref.dataset])
-    _resized(done)
     return done
 
 
 def _compare(defects: list[dict[str, Any]], planted: dict) -> None:
     """Every planted defect is named with its place, once for each expression, and no other is."""
     expected = [e for dataset, of in planted.items() for e in _expected(dataset, of)]
-    found = Counter(
-        (d["dataset"], d["video"], d["expression_id"], d["reason"]) for d in defects
-    )
+    found = Counter((d["dataset"], d["video"], d["expression_id"], d["reason"]) for d in defects)
     assert found == Counter(e[:4] for e in expected)
     places = {(d["dataset"], d["video"], d["expression_id"]): d["place"] for d in defects}
     for dataset, video, expression, _, where in expected:
@@ -453,8 +441,6 @@ def test_each_alone_costs_only_what_it_touches(corpus_maker, layout, what):
     )
     clean = available(facts_of(section))
     done = {layout: plant(layout, root, [what])}
-    if what == "JPEG of another size":
-        _resized(done)
     facts = facts_of(section)
     _compare([vars(d) for f in facts for d in f.defects], done)
     ((video, found),) = done[layout].values()
