@@ -2,7 +2,7 @@
 
 ReVOS' TAO videos have masks of which the i-th belongs to frame 30 i, its UVO videos masks that
 drift off (open reports on VISA and ReVOS). Such labels decode without fault. What gives them away
-is the image: the outline of a mask should follow edges of its own frame. `fit` measures how much
+is the image: the outline of a mask should follow edges of its own frame. `fit_table` says how much
 colour changes across an outline; it is taken for every mask on every looked-at frame, and an object
 is suspect when another assignment of masks to frames (a shift, a stride, reversal), or a growing
 displacement, explains most of its masks clearly better than the labels' own. An object that does
@@ -100,21 +100,38 @@ def outline(mask: np.ndarray) -> Outline | None:
     return Outline(points[keep], -down[keep] / length[keep])
 
 
-def fit(line: Outline, frame: np.ndarray) -> float:
-    """Mean change of colour across the outline on a frame (float32 [H, W, 3] at `SIDE`).
+def fit_table(lines: Sequence[Outline], frames: Sequence[np.ndarray]) -> np.ndarray:
+    """float [L, F]: mean change of colour across each outline on each frame.
 
-    Changes are capped, so that a few strong edges of the background do not outweigh a whole
-    outline.
+    frames: float32 [H, W, 3] at `SIDE`. Changes are capped, so that a few strong edges of the
+    background do not outweigh a whole outline.
     """
-    return float(fits_beside(line, frame, np.zeros((1, 2), np.float32))[0])
+    if not lines:
+        return np.zeros((0, len(frames)))
+    lengths = np.array([len(line.points) for line in lines])
+    starts = np.cumsum(lengths) - lengths
+    points = np.concatenate([line.points for line in lines])
+    normals = _DEPTH * np.concatenate([line.normals for line in lines])
+    sides = np.stack([points + normals, points - normals])
+    out = np.empty((len(lines), len(frames)))
+    for number, frame in enumerate(frames):
+        outer, inner = _colours(frame, sides)
+        changes = np.minimum(_largest(np.abs(outer - inner)), 60.0)
+        out[:, number] = np.add.reduceat(changes, starts) / lengths
+    return out
+
+
+def _largest(changes: np.ndarray) -> np.ndarray:
+    """Of the three channels in the last axis; numpy's own reduction is slow for so few."""
+    return np.maximum(np.maximum(changes[..., 0], changes[..., 1]), changes[..., 2])
 
 
 def fits_beside(line: Outline, frame: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """`fit` of the outline moved by each of `offsets` (float32 [O, 2]: x, y): float [O]."""
+    """float [O]: the same of one outline moved by each of `offsets` (float32 [O, 2]: x, y)."""
     base = line.points[None] + offsets[:, None].astype(np.float32)
     outer = _colours(frame, base + _DEPTH * line.normals)
     inner = _colours(frame, base - _DEPTH * line.normals)
-    return np.minimum(np.abs(outer - inner).max(axis=2), 60.0).mean(axis=1)
+    return np.minimum(_largest(np.abs(outer - inner)), 60.0).mean(axis=1)
 
 
 def _colours(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -208,21 +225,30 @@ def suspects(
         np.linspace(0, len(video.frames) - 1, min(section.frames, len(video.frames))).astype(int)
     )
     frames = [_small(corpus.frame(video.id, video.frames[t])) for t in chosen]
-    out = []
-    for anno, areas in annos.items():
-        at, lines = [], []
-        for position, t in enumerate(chosen):
-            mask = corpus.object_mask(video.id, anno, int(t)) if areas[t] else None
-            line = None if mask is None else outline(_small_mask(mask))
-            if line is not None:
-                at.append(position)
-                lines.append(line)
-        fits = np.array([[fit(line, frame) for frame in frames] for line in lines])
-        found = order_suspect(fits.reshape(len(lines), len(frames)), np.array(at, int), section)
+    tracks = {anno: _track(corpus, video, anno, areas, chosen) for anno, areas in annos.items()}
+    table = fit_table([line for _, lines in tracks.values() for line in lines], frames)
+    out, row = [], 0
+    for anno, (at, lines) in tracks.items():
+        fits, row = table[row : row + len(lines)], row + len(lines)
+        found = order_suspect(fits, np.array(at, dtype=int), section)
         found = found or drift_suspect(lines, [frames[p] for p in at], section)
         if found is not None:
             out.append(Suspect(anno, *found))
     return out
+
+
+def _track(
+    corpus: Corpus, video: Video, anno: str, areas: np.ndarray, chosen: np.ndarray
+) -> tuple[list[int], list[Outline]]:
+    """Positions among the looked-at frames where the object has an outline, and these."""
+    at, lines = [], []
+    for position, t in enumerate(chosen):
+        mask = corpus.object_mask(video.id, anno, int(t)) if areas[t] else None
+        line = None if mask is None else outline(_small_mask(mask))
+        if line is not None:
+            at.append(position)
+            lines.append(line)
+    return at, lines
 
 
 def sam2_suspects(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rcot_rl.recipe.data import has_traces
 from reward_fns.mask_iou import clip_text
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+_ENDS = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
 DATA_SOURCES = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
 
 
@@ -65,6 +66,8 @@ class RowMaker:
     """Counts tokens; None: the policy is not here."""
     accept: Acceptance | None = None
     """Judges traces from a file; None: they are templates."""
+    beside: tuple[tuple[Path, Mapping[str, str]], ...] = ()
+    """Finished sets of the same build: folder, checksums."""
     clip_frames: int = 0
     """Frames of a KTG row's clip; 0: rows have none."""
 
@@ -81,10 +84,13 @@ class RowMaker:
         video = corpus.video(instance.video)
         expression = next(e for e in video.expressions if e.id == instance.expression_id)
         stem = video.frames[instance.frame_index]
-        image = corpus.frame(video.id, stem)
+        size = corpus.frame_size(video.id, stem)
         media = f"media/{corpus.dataset}/{video.id}/{stem}{SUFFIXES[self.image_format]}"
-        encoded = encode(to_canvas(image, self.canvas), self.image_format)
-        _write(folder / media, encoded)
+        encoded = self._shown_before(media, folder)
+        if encoded is None:
+            image = to_canvas(corpus.frame(video.id, stem), self.canvas)
+            encoded = encode(image, self.image_format)
+            _write(folder / media, encoded)
 
         truth = truth_of(instance, self.corpora, self.canvas)
         description = self.describer.description(instance.corpus, corpus.dataset, video.id)
@@ -107,7 +113,7 @@ class RowMaker:
                 "object_ids": list(expression.object_ids),
                 "frame": stem,
                 "frame_index": instance.frame_index,
-                "source_size": [int(image.shape[0]), int(image.shape[1])],
+                "source_size": list(size),
                 "canvas": [self.canvas, self.canvas],
                 "target": instance.target,
                 "description": description,
@@ -124,6 +130,21 @@ class RowMaker:
             columns["messages"] = [turn, {"role": "assistant", "content": harmless(said)}]
         lengths = self._count(columns)
         return Row(columns, media, hashlib.sha256(encoded).hexdigest(), lengths)
+
+    def _shown_before(self, media: str, folder: Path) -> bytes | None:
+        """The picture, where this build has made it already: for another row, or another set."""
+        path = folder / media
+        if path.is_file():
+            data = path.read_bytes()
+            if data.endswith(_ENDS[self.image_format]):
+                return data
+        for other, files in self.beside:
+            if media in files:
+                data = (other / media).read_bytes()
+                if hashlib.sha256(data).hexdigest() == files[media]:
+                    _write(path, data)
+                    return data
+        return None
 
     def _count(self, columns: dict[str, Any]) -> Lengths | None:
         if self.counter is None:
@@ -206,8 +227,7 @@ def truth_of(
 
 def encode(image: np.ndarray, image_format: str) -> bytes:
     """uint8 [H, W, 3] RGB as a file of one of `SUFFIXES`."""
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR]
-    parameters += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 95]
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     suffix = SUFFIXES[image_format]
     done, data = cv2.imencode(suffix, bgr, parameters if image_format == "jpeg" else [])

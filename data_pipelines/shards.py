@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,6 @@ def row_schema(traced: bool, embed: bool, clips: bool = False) -> pa.Schema:
     """Columns of a row. Embedded images are declared as such to `datasets`, which then gives PIL
     images: the form that verl's RL dataset was made for; its SFT dataset reads the dict beneath.
     """
-    from datasets import Features, Image, List
-
     image = [("bytes", pa.binary()), ("path", pa.string())] if embed else [("image", pa.string())]
     fields = [
         ("data_source", pa.string()),
@@ -80,10 +78,20 @@ def row_schema(traced: bool, embed: bool, clips: bool = False) -> pa.Schema:
     ]
     if traced:
         fields.append(("messages", _TURNS))
-    features = Features.from_arrow_schema(pa.schema(fields))
+    schema = pa.schema(fields)
+    features = {field.name: _feature(field.type) for field in schema}
     if embed:
-        features["images"] = List(Image())
-    return features.arrow_schema
+        features["images"] = {"feature": {"_type": "Image"}, "_type": "List"}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """A column's type as `datasets` writes it into parquet files; to import it takes seconds."""
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    return {"dtype": str(kind), "_type": "Value"}
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ def write_set(
     """
     final, partial_dir = out / spec.name, out / f".{spec.name}.partial"
     fingerprint = spec.fingerprint()
+    maker = replace(maker, beside=tuple(p for p in _others(out, spec)))
     finished = _finished(final, fingerprint)
     if finished is not None:
         if finished.get("rewards") != spec.rewards:
@@ -163,6 +172,18 @@ def write_set(
         raise Spoiled(spoiled)
     figures = tokens_of(lengths, spec.limits, maker.counter)
     return _finish(spec, files, figures, fingerprint, partial_dir, final)
+
+
+def _others(out: Path, spec: SetSpec) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Sets of the same recipe beside this one, which show frames as it does: folder, checksums."""
+    for path in sorted(out.glob(f"*/{MANIFEST}")):
+        try:
+            manifest = json.loads(path.read_bytes())
+            same, files = manifest["recipe"] == spec.recipe, manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if same and path.parent.name != spec.name:
+            yield path.parent, files
 
 
 def _shards(spec: SetSpec, split: Split) -> list[tuple[str, Sequence[Instance]]]:

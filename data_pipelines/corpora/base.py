@@ -159,12 +159,21 @@ class Corpus(abc.ABC):
     def read_expressions(
         self, video: str, nodes: Iterable[tuple[str, Node]], read: Callable[[str, Node], Expression]
     ) -> tuple[Expression, ...]:
-        """Those that can be used; see `keep`. A builder refuses sentences that say nothing."""
+        """Those that can be used; see `keep`. A builder refuses sentences that say nothing, and
+        objects that are not one mask a frame."""
 
         def checked(name: str, node: Node) -> Expression:
             expression = read(name, node)
-            if not self.strict and not expression.text.strip():
+            if self.strict:
+                return expression
+            if not expression.text.strip():
                 node.refuse("an expression without words")
+            for ids, what in (
+                (expression.object_ids, "an object with several annotations"),
+                (expression.anno_ids, "an annotation of several objects"),
+            ):
+                if len(set(ids)) < len(ids):
+                    node.refuse(what)
             return expression
 
         return tuple(self.keep(nodes, checked, video))
@@ -321,9 +330,12 @@ class RleMasks(Corpus):
         return self._masks
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=512)
 def label_areas(path: str) -> tuple[tuple[int, int], np.ndarray]:
-    """((H, W), int64 [256]: pixels of each index) of an annotation PNG. Raises CorpusFault."""
+    """((H, W), int64 [256]: pixels of each index) of an annotation PNG. Raises CorpusFault.
+
+    Kept for a video's length: each frame's are asked for by each object, and all by absent ones.
+    """
     labels = read_labels(path)
     return labels.shape, np.bincount(labels.ravel(), minlength=256)
 

@@ -56,6 +56,8 @@ class RefYoutubeVos(Corpus):
         )
 
     disjoint: ClassVar[bool] = True
+    _seen: tuple[str, frozenset[int]] = ("", frozenset())
+    """The last video that `_indices` was asked of."""
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         labels = read_labels(self._labels(self.video(video_id), frame_index))
@@ -68,7 +70,22 @@ class RefYoutubeVos(Corpus):
         index = self._index(video.id, anno_id)
         if size is not None:
             self._check_size(shape, size, video, anno_id, frame_index)
+        if not areas[index] and index not in self._indices(video):
+            place = f"{self.expressions_file} {video.id} {anno_id}"
+            raise CorpusFault("absent_object", place, "no label image of the video has it")
         return int(areas[index])
+
+    def _indices(self, video: Video) -> frozenset[int]:
+        """Palette indices that label images of the video have; all, where one is unreadable."""
+        if self._seen[0] != video.id:
+            found = np.zeros(256, dtype=np.int64)
+            try:
+                for t in range(len(video.frames)):
+                    found += label_areas(self._labels(video, t))[1]
+            except CorpusFault:
+                found += 1
+            self._seen = (video.id, frozenset(np.flatnonzero(found).tolist()))
+        return self._seen[1]
 
     def _labels(self, video: Video, frame_index: int) -> str:
         return f"{self.annotations_root}/{video.id}/{video.frames[frame_index]}.png"

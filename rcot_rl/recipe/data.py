@@ -161,8 +161,8 @@ class DataSection(Section):
     """Rows hold their image's bytes (and its path under media/), or its absolute path alone."""
 
     image_format: Literal["png", "jpeg"] = "png"
-    """How frames on the canvas are kept: without loss, or as JPEG of quality 95 with full colour,
-    a sixth of the size and a twentieth of the time."""
+    """How frames on the canvas are kept: without loss, or as JPEG of quality 95: a sixth of the
+    size and a twentieth of the time, from sources that are JPEGs themselves."""
 
     clip_frames: int = Field(default=0, ge=0)
     """Frames of each KTG row's clip, with the targets' masks, for rewards that make masks

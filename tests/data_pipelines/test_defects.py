@@ -237,6 +237,7 @@ _DEFECTS: dict[str, dict[str, Plant]] = {
         "object of another kind": _expression(_set("obj_id", True), ".obj_id"),
         "object beyond the palette": _expression(_set("obj_id", "256"), absent="{} 256"),
         "object is the background": _expression(_set("obj_id", "0"), absent="{} 0"),
+        "object in no label image": _expression(_set("obj_id", "77"), absent="{} 77"),
         "object that is no number": _expression(_set("obj_id", "²"), absent="{} ²"),
         "no object": _expression(_remove("obj_id"), ".obj_id"),
         "frames listed twice": _video(lambda v, n: v[n]["frames"].append("00000"), ".frames"),
@@ -269,6 +270,14 @@ _DEFECTS: dict[str, dict[str, Plant]] = {
         "sentence that is no text": _expression(_set("exp", ["a", "b"]), ".exp"),
         "half a character": _expression(_set("exp", "a \ud800 b"), ".exp"),
         "lists of two lengths": _expression(_set("obj_id", [0, 1])),
+        "object with two annotations": _expression(
+            lambda e, n: e[n].update(
+                obj_id=[1, 1], anno_id=[e["0"]["anno_id"][0]] + e[n]["anno_id"]
+            )
+        ),
+        "annotation of two objects": _expression(
+            lambda e, n: e[n].update(obj_id=[0, 1], anno_id=e[n]["anno_id"] * 2)
+        ),
         "object that is a list": _expression(_set("obj_id", [[0]]), ".obj_id[0]"),
         "no annotation": _expression(_remove("anno_id"), ".anno_id"),
         "type that is text": _expression(_set("type_id", "0"), ".type_id"),

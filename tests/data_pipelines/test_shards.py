@@ -155,3 +155,30 @@ def test_ordered_map_keeps_order_and_errors():
     with pytest.raises(InputError) as caught:
         list(ordered_map(fail, range(50), 2, chunk=3))
     assert (caught.value.file, caught.value.line, str(caught.value)) == ("f", 7, "f:7: seven")
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("embed", [True, False])
+def test_the_schema_is_the_one_that_datasets_would_write(traced, embed):
+    from datasets import Features, Image, List
+
+    schema = shards.row_schema(traced, embed, clips=True)
+    features = Features.from_arrow_schema(schema.remove_metadata())
+    if embed:
+        features["images"] = List(Image())
+    written = features.arrow_schema
+    assert schema.remove_metadata().equals(written.remove_metadata())
+    ours, theirs = (json.loads(s.metadata[b"huggingface"]) for s in (schema, written))
+    assert ours == theirs
+
+
+def test_frames_that_two_sets_show_are_made_once(data, tmp_path, monkeypatch):
+    from data_pipelines import rows
+
+    made = []
+    original = rows.encode
+    monkeypatch.setattr(rows, "encode", lambda *a: made.append(1) or original(*a))
+    built = build(data, tmp_path, "qwen", seed=5)
+    media = {n for m in built["sets"].values() for n in m["files"] if n.startswith("media/")}
+    assert len(made) == len(media)
+    assert sum(sum(m["rows"].values()) for m in built["sets"].values()) > len(media)
