@@ -6,13 +6,14 @@ import errno
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from data_pipelines.absent import with_foreign
 from data_pipelines.acceptance import Acceptance
 from data_pipelines.alignment import Propagator
 from data_pipelines.candidates import Candidate
@@ -51,6 +52,7 @@ def build(
     policy: Path | None = None,
     limits: Mapping[str, Mapping[str, int]] | None = None,
     propagator: Propagator | None = None,
+    announce: Callable[[str, Sequence[VideoFacts]], None] = lambda table, facts: None,
 ) -> dict[str, Any]:
     """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
 
@@ -60,6 +62,7 @@ def build(
     policy: the model folder whose tokens are counted; None: they are not.
     limits: set -> the most `prompt_tokens` and `total_tokens` that training takes.
     propagator: SAM2, when `data.alignment.level` asks for it.
+    announce: told the plan's table and what the corpora gave, before an image is decoded.
     Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
     """
     progress = progress or (lambda what, done, total: None)
@@ -69,7 +72,7 @@ def build(
     corpora = open_corpora(data)
     counter = None if policy is None else TokenCounter(policy)
     maker = _row_maker(data, corpora, prompts, canvas, counter)
-    found = survey(corpora, data, canvas, progress, propagator)
+    found = survey(corpora, data, canvas, progress, propagator, seed)
     facts = _described(found, maker, data)
     recipe = _recipe_of(data, prompts, seed, canvas)
     texts = _Texts(recipe, recipe_hash, limits or {}, rewards or {}, maker)
@@ -77,6 +80,7 @@ def build(
     while True:
         refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
         plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
+        announce(plan.table(), facts)
         try:
             return {"plan": plan.table(), "sets": _write(plan, data, facts, texts, out, progress)}
         except Spoiled as spoiled:
@@ -163,6 +167,7 @@ def survey(
     canvas: int,
     progress: Progress | None = None,
     propagator: Propagator | None = None,
+    seed: int = 0,
 ) -> list[VideoFacts]:
     """What the plan is made of. Raises InputError for corpora that are broken beyond the recipe's
     patience."""
@@ -175,6 +180,8 @@ def survey(
     workers = 1 if propagator is not None else data.workers
     facts = scan(corpora, workers, canvas, say, data.alignment, propagator)
     _stop_if_broken(facts, data)
+    if data.zero_target_foreign:
+        facts = with_foreign(facts, corpora, data.zero_target_foreign, seed)
     return facts
 
 
@@ -338,6 +345,17 @@ class _Texts:
         if self.maker.counter is not None:
             texts.append(self.maker.counter.digest)
         return texts
+
+
+def defects_text(facts: Sequence[VideoFacts]) -> str:
+    """What was quarantined, by reason and source, for people; empty when nothing was."""
+    defects = [d for f in facts for d in f.defects]
+    if not defects:
+        return ""
+    counts = Counter((d.reason, source_of(d.dataset, d.video)) for d in defects)
+    lines = [f"{len(defects)} defects quarantined (each with its place in manifest.json):"]
+    lines += [f"  {n:>6}  {reason:<24}{source}" for (reason, source), n in sorted(counts.items())]
+    return "\n".join(lines)
 
 
 def source_of(dataset: str, video: str) -> str:

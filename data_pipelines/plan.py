@@ -34,7 +34,14 @@ class Plan:
             f"{p.set_name:<16}{p.split:<7}{p.group:<12}{p.asked:>8}{p.available:>11}{p.given:>8}"
             for p in self.lines
         ]
-        return "\n".join([head, *body])
+        gave = [f"{n} expressions left out: {why}" for why, n in sorted(self.left_out.items())]
+        short = [
+            f"{p.set_name} {p.split} {p.group}: {p.asked - p.given} fewer than asked, so that the "
+            "ratios hold (data.allow_smaller)"
+            for p in self.lines
+            if p.given < p.asked
+        ]
+        return "\n".join([head, *body, *short, *gave])
 
 
 def make_plan(

@@ -82,7 +82,7 @@ class RowMaker:
     def _make(self, instance: Instance, folder: Path, final: Path) -> Row:
         corpus = self.corpora[instance.corpus]
         video = corpus.video(instance.video)
-        expression = next(e for e in video.expressions if e.id == instance.expression_id)
+        expression = corpus.expression(video, instance.expression_id)
         stem = video.frames[instance.frame_index]
         size = corpus.frame_size(video.id, stem)
         media = f"media/{corpus.dataset}/{video.id}/{stem}{SUFFIXES[self.image_format]}"
@@ -220,7 +220,7 @@ def truth_of(
         return instance.option
     corpus = corpora[instance.corpus]
     video = corpus.video(instance.video)
-    expression = next(e for e in video.expressions if e.id == instance.expression_id)
+    expression = corpus.expression(video, instance.expression_id)
     masks = corpus.masks(video, expression, instance.frame_index)
     return [ground(mask, canvas).as_dict() for mask in masks.values() if mask.any()]
 

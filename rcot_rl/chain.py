@@ -92,6 +92,7 @@ def _data(state: _Run) -> dict[str, Any]:
     recipe = _asked(state, recipe)
     shards = folder.root / "shards"
     result = _build(recipe, shards, state.console)
+    _refuse_overlong(result["sets"])
     folder.pin("shards", {name: shard_hash(shards / name) for name in result["sets"]})
     return {"sets": {name: m.get("rows") for name, m in result["sets"].items()}}
 
@@ -111,12 +112,33 @@ def _asked(state: _Run, recipe: Recipe) -> Recipe:
 
 
 def build_shards(recipe: Recipe, out: Path) -> str:
-    """`rcot data build`: the recipe's shard sets below `out`; returns the plan's table."""
-    return str(_build(recipe, out, Console())["plan"])
+    """`rcot data build`: the recipe's shard sets below `out`; returns what was built, a line each.
+
+    Raises InputError, also after building, for rows longer than training takes.
+    """
+    console = Console()
+    sets = _build(recipe, out, console)["sets"]
+    _refuse_overlong(sets)
+    return "\n".join(
+        f"{out / name}: " + ", ".join(f"{n} {split}" for split, n in m["rows"].items())
+        for name, m in sets.items()
+    )
+
+
+def _refuse_overlong(sets: dict[str, Any]) -> None:
+    for name, manifest in sets.items():
+        for which, rows in ((manifest["tokens"] or {}).get("over") or {}).items():
+            if rows:
+                most = manifest["tokens"]["limits"][which]
+                raise InputError(
+                    f"{len(rows)} rows have more {which} than the {most} that training takes, "
+                    f"the first {rows[0]}: raise the limit, or shorten descriptions",
+                    key=f"data.sets.{name}",
+                )
 
 
 def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
-    from data_pipelines.build import build
+    from data_pipelines.build import build, defects_text
 
     rewards: dict[str, dict[str, dict[str, str]]] = {}
     for stage, reward in reward_hashes(recipe).items():
@@ -132,6 +154,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
         policy=_policy_here(recipe, console),
         limits=jobs.token_limits(recipe),
         propagator=_propagator(recipe),
+        announce=lambda table, facts: console.text("\n".join([table, defects_text(facts)])),
     )
 
 

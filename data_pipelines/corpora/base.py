@@ -193,6 +193,18 @@ class Corpus(abc.ABC):
         self.videos()
         return self._by_id[video_id]
 
+    def expression(self, video: Video, expression_id: str) -> Expression:
+        """One of a video's, or `VIDEO#ID`: that of another video, of which nothing is here (see
+        `data_pipelines.absent`). KeyError when there is none."""
+        for e in video.expressions:
+            if e.id == expression_id:
+                return e
+        donor, separator, name = expression_id.rpartition("#")
+        if not separator:
+            raise KeyError(expression_id)
+        text = next(e.text for e in self.video(donor).expressions if e.id == name)
+        return Expression(expression_id, text, ())
+
     def load(self) -> None:
         """Reads now what would be read at first use, so that forked workers share it."""
         self.videos()
@@ -328,16 +340,6 @@ class RleMasks(Corpus):
             node = Node(read_json(self.masks_file), self.masks_file)
             self._masks: dict[str, list] = node.of(dict)
         return self._masks
-
-
-@lru_cache(maxsize=512)
-def label_areas(path: str) -> tuple[tuple[int, int], np.ndarray]:
-    """((H, W), int64 [256]: pixels of each index) of an annotation PNG. Raises CorpusFault.
-
-    Kept for a video's length: each frame's are asked for by each object, and all by absent ones.
-    """
-    labels = read_labels(path)
-    return labels.shape, np.bincount(labels.ravel(), minlength=256)
 
 
 @lru_cache(maxsize=8)

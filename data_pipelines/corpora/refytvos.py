@@ -25,7 +25,6 @@ from data_pipelines.corpora.base import (
     Expression,
     Video,
     id_order,
-    label_areas,
     read_labels,
 )
 from data_pipelines.corpora.metadata import Node, read_json
@@ -56,8 +55,8 @@ class RefYoutubeVos(Corpus):
         )
 
     disjoint: ClassVar[bool] = True
-    _seen: tuple[str, frozenset[int]] = ("", frozenset())
-    """The last video that `_indices` was asked of."""
+    _counted: tuple[str, dict[int, tuple[tuple[int, int], np.ndarray]]] = ("", {})
+    """The video that was last asked about, and what its label images hold."""
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         labels = read_labels(self._labels(self.video(video_id), frame_index))
@@ -66,26 +65,32 @@ class RefYoutubeVos(Corpus):
     def object_area(
         self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
     ) -> int:
-        shape, areas = label_areas(self._labels(video, frame_index))
+        shape, areas = self._areas(video, frame_index)
         index = self._index(video.id, anno_id)
         if size is not None:
             self._check_size(shape, size, video, anno_id, frame_index)
-        if not areas[index] and index not in self._indices(video):
+        if not areas[index] and not self._is_anywhere(video, index):
             place = f"{self.expressions_file} {video.id} {anno_id}"
             raise CorpusFault("absent_object", place, "no label image of the video has it")
         return int(areas[index])
 
-    def _indices(self, video: Video) -> frozenset[int]:
-        """Palette indices that label images of the video have; all, where one is unreadable."""
-        if self._seen[0] != video.id:
-            found = np.zeros(256, dtype=np.int64)
-            try:
-                for t in range(len(video.frames)):
-                    found += label_areas(self._labels(video, t))[1]
-            except CorpusFault:
-                found += 1
-            self._seen = (video.id, frozenset(np.flatnonzero(found).tolist()))
-        return self._seen[1]
+    def _is_anywhere(self, video: Video, index: int) -> bool:
+        """Whether any label image of the video has this index, or may have, being unreadable."""
+        try:
+            return any(self._areas(video, t)[1][index] for t in range(len(video.frames)))
+        except CorpusFault:
+            return True
+
+    def _areas(self, video: Video, frame_index: int) -> tuple[tuple[int, int], np.ndarray]:
+        """((H, W), int64 [256]: pixels of each index) of a frame's label image, read once while
+        the same video is asked about. Raises CorpusFault."""
+        if self._counted[0] != video.id:
+            self._counted = (video.id, {})
+        counted = self._counted[1]
+        if frame_index not in counted:
+            labels = read_labels(self._labels(video, frame_index))
+            counted[frame_index] = labels.shape, np.bincount(labels.ravel(), minlength=256)
+        return counted[frame_index]
 
     def _labels(self, video: Video, frame_index: int) -> str:
         return f"{self.annotations_root}/{video.id}/{video.frames[frame_index]}.png"

@@ -102,7 +102,7 @@ class _Tracer:
         self.prompts: Prompts = load_prompts(recipe.prompts)
         self.corpora = open_corpora(data)
         self.describer: Describer = open_descriptions(data.describe, self.corpora)
-        self.facts = survey(self.corpora, data, self.canvas, _scanned)
+        self.facts = survey(self.corpora, data, self.canvas, _scanned, seed=self.seed)
         identity = {
             "canvas": self.canvas,
             "prompts": prompts_digest(self.prompts.templates, TRACES),
@@ -242,7 +242,7 @@ class _Tracer:
     def _wanted(self, row: Instance, truth: Truth) -> _Wanted:
         corpus = self.corpora[row.corpus]
         video = corpus.video(row.video)
-        expression = next(e for e in video.expressions if e.id == row.expression_id)
+        expression = corpus.expression(video, row.expression_id)
         description = self.describer.description(row.corpus, row.dataset, row.video)
         answer = truth if isinstance(truth, str) else json.dumps(truth)
         text = self.prompts.trace(row.task, description, expression.text, answer, self.canvas)

@@ -22,6 +22,11 @@ class Console:
         self._close()
         print(f"[{self._clock()}] {text}", file=sys.stderr, flush=True)
 
+    def text(self, text: str) -> None:
+        """Lines that stay, as they are."""
+        self._close()
+        print(text.strip("\n"), file=sys.stderr, flush=True)
+
     def stage(self, name: str) -> None:
         """The start of a stage."""
         self.line(f"== {name}")

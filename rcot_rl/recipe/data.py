@@ -129,6 +129,10 @@ class DataSection(Section):
     """Share of the KTG rows whose target is not there, so that the answer is []. Above 0, every
     KTG prompt allows for it."""
 
+    zero_target_foreign: int = Field(default=0, ge=0)
+    """Absent expressions that each video borrows from others, beside those that the corpus has
+    (ReVOS type 2): sentences none of whose content words is said of the video."""
+
     describe: str = "template"
     """Video descriptions: `template` (corpora with a toy.json), a JSONL file of
     {"dataset", "video", "description"} as `rcot data describe` writes it, or `model`: a run asks

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from data_pipelines.tokens import pixel_limits
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.training.provenance import provenance
@@ -64,6 +65,7 @@ class Job:
 
 def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path) -> Job:
     """CoT-SFT of `model` on `shards`; out: the stage's folder. Raises InputError."""
+    check_pixels(recipe, model)
     train = split_files(shards, "train")
     config = sft_config(recipe, model=model, train=train, val=[], out=out)
     _note_provenance(config, provenance(recipe, "sft", shards))
@@ -95,6 +97,7 @@ def grpo_job(
     py_executable: str | None = None,
 ) -> Job:
     """GRPO from `model` on `shards`. py_executable: what Ray starts workers with. InputError."""
+    check_pixels(recipe, model)
     train, val = split_files(shards, "train"), split_files(shards, "val")
     section = recipe.grpo(stage)
     rows = count_rows(train)
@@ -152,6 +155,15 @@ def newest_checkpoint(checkpoints: Path) -> Path:
     if step == 0:
         raise InputError("holds no checkpoint", file=checkpoints)
     return checkpoints / f"global_step_{step}"
+
+
+def check_pixels(recipe: Recipe, model: Path) -> None:
+    """The pixel contract: the model's processor takes the canvas as it is. Raises InputError."""
+    side = recipe.canvas.image
+    try:
+        pixel_limits(model).vision_tokens(side, side)
+    except ValueError as error:
+        raise InputError(f"the canvas does not suit the model: {error}", file=model) from error
 
 
 def token_limits(recipe: Recipe) -> dict[str, dict[str, int]]:

@@ -23,8 +23,9 @@ RCOT = [sys.executable, "-m", "rcot_rl.cli"]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
+    """A recipe on clips of one target each."""
     folder = tmp_path_factory.mktemp("asking")
-    write_corpus(folder / "ytvos", "ref-youtube-vos", "train", 30, 4, "lattice")
+    write_corpus(folder / "ytvos", "ref-youtube-vos", "train", 120, 4, "lattice")
     path = folder / "recipe.yaml"
     values = {
         "extends": "laptop.yaml",
@@ -36,17 +37,31 @@ def recipe(tmp_path_factory) -> Path:
             "single_multi": None,
             "describer": {"model": "tiny", "temperature": 0.0},
             "tracer": {
-                "model": "tiny",
+                "model": str(folder / "run" / "sft" / "model"),
                 "max_tokens": 160,
                 "min_words": 3,
                 "forbid_coordinates": False,
-                "tries": 3,
+                "tries": 2,
                 "replacements": 12,
             },
         },
     }
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(scope="module")
+def taught(recipe) -> Path:
+    """A policy that reasons: the tiny base after the laptop's CoT-SFT."""
+    done = _rcot(
+        "run", "laptop", "--out", recipe.parent / "run", "stages=[data, sft]",
+        "toy.corpora=[{layout: ref-youtube-vos, split: train, videos: 300}]",
+        "data.corpora=[{dataset: ref-youtube-vos}]",
+        "data.sets={sft-1536: {ktg: 1024, aks: 512}}",
+        "data.single_multi=null", "data.describe=template",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return recipe.parent / "run" / "sft" / "model"
 
 
 def _rcot(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -69,16 +84,16 @@ def described(recipe) -> Path:
 @pytest.mark.slow
 def test_every_video_is_described_once(recipe, described):
     lines = _lines(described)
-    assert len(lines) == 30 and all(line["description"] for line in lines)
+    assert len(lines) == 120 and all(line["description"] for line in lines)
     ledger = described.with_name("descriptions.ledger.jsonl")
     before = ledger.read_bytes()
     again = _rcot("data", "describe", recipe, "--out", described.parent)
-    assert again.returncode == 0 and "30 of them described before" in again.stderr
+    assert again.returncode == 0 and "120 of them described before" in again.stderr
     assert ledger.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_killed_tracing_goes_on_and_ends_the_same(recipe, described, tmp_path):
+def test_a_killed_tracing_goes_on_and_ends_the_same(recipe, described, taught, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = _rcot("data", "trace", recipe, "--out", whole)
     assert done.returncode == 0, done.stderr

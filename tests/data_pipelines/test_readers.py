@@ -9,6 +9,8 @@ import pytest
 from hotcoco import mask as coco
 
 from data_pipelines.corpora import READERS, CorpusFault, open_corpus, rle
+from data_pipelines.corpora.base import id_order, read_labels
+from data_pipelines.corpora.metadata import Node, read_json
 from rcot_rl.errors import InputError
 
 SPLITS = {
@@ -153,3 +155,153 @@ def test_rle_equals_the_library_on_any_mask():
 def test_what_is_no_rle_is_refused(broken):
     with pytest.raises(ValueError):
         rle.decode(broken)
+
+
+def _broken_entries(layout: str, document: dict) -> list[str]:
+    """Breaks an expression and two videos; the keys at fault."""
+    first, second, third = list(document["videos"])[:3]
+    expressions = document["videos"][first]["expressions"]
+    one = expressions[1] if isinstance(expressions, list) else expressions["1"]
+    at = f"videos.{first}.expressions" + ("[1]" if isinstance(expressions, list) else ".1")
+    text = "exp_text" if layout == "reasonvos" else "exp"
+    one[text] = 7
+    document["videos"][second]["frames"] = {"0": "00000"}
+    document["videos"][third] = "gone"
+    return [f"{at}.{text}", f"videos.{second}.frames", f"videos.{third}"]
+
+
+@pytest.mark.parametrize("layout", list(READERS))
+def test_a_broken_entry_is_fatal_or_noted_with_its_place(corpus_maker, layout):
+    split = SPLITS[layout]
+    drawn = corpus_maker(layout, split, n_videos=4)
+    path = open_corpus(layout, drawn.root, split).expressions_file
+    document = json.loads(path.read_text())
+    keys = _broken_entries(layout, document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        open_corpus(layout, drawn.root, split).videos()
+    assert (caught.value.file, caught.value.key) == (str(path), keys[0])
+    corpus = open_corpus(layout, drawn.root, split, strict=False)
+    names = list(drawn.masks)
+    assert [v.id for v in corpus.videos()] == [names[0], names[3]]
+    assert [b.fault.place for b in corpus.faults] == [f"{path}: {k}" for k in keys]
+    assert {b.fault.reason for b in corpus.faults} == {"bad_metadata"}
+    assert [(b.video, b.expression_id) for b in corpus.faults] == [
+        (names[0], "1"),
+        (names[1], ""),
+        (names[2], ""),
+    ]
+    left = list(drawn.sentences[names[0]])
+    left.remove("1")
+    assert [e.id for e in corpus.video(names[0]).expressions] == left
+    corpus.videos()
+    assert len(corpus.faults) == 3
+
+
+@pytest.mark.parametrize("text", ['{"videos": []}', "[]", "{}", "", "null", '{"videos": 3}'])
+def test_a_broken_document_is_fatal_for_builders_too(corpus_maker, text):
+    for layout in ("ref-youtube-vos", "mevis", "revos"):
+        drawn = corpus_maker(layout)
+        corpus = open_corpus(layout, drawn.root, "train", strict=False)
+        corpus.expressions_file.write_text(text)
+        with pytest.raises(InputError) as caught:
+            corpus.videos()
+        assert caught.value.file == str(corpus.expressions_file)
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b'{"a": "\xc3"}', b"[" * 200_000, b"9" * 5000, b"{,}"])
+def test_documents_that_python_cannot_read_are_named(tmp_path, raw):
+    path = tmp_path / "d.json"
+    path.write_bytes(raw)
+    with pytest.raises(InputError) as caught:
+        read_json(path)
+    assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize("half", ["\ud800", "a\udfff", "\udc00b"])
+def test_half_a_character_is_no_text(tmp_path, half):
+    node = Node({"a": half}, tmp_path / "d.json")
+    for read in (lambda n: n.of(str), Node.identifier, Node.identifiers, Node.path_part):
+        with pytest.raises(InputError) as caught:
+            read(node["a"])
+        assert caught.value.key == "a"
+    assert Node("№ 😀", tmp_path).of(str) == "№ 😀"
+
+
+def test_ids_ascend_by_value_however_long():
+    ids = ["b", "10", "9", "a", "0" * 3 + "2", "9" * 5000, "8" * 5000, "²", "0", "-1"]
+    ascending = ["0", "0002", "9", "10", "8" * 5000, "9" * 5000, "-1", "a", "b", "²"]
+    assert sorted(ids, key=id_order) == ascending
+
+
+@pytest.mark.parametrize("anno", ["0", "256", "²", "-1", "1.0", "", "9" * 5000, "4"])
+def test_an_index_that_no_label_image_has_is_absent(corpus_maker, anno):
+    drawn = corpus_maker("ref-youtube-vos", n_videos=1)
+    corpus = open_corpus("ref-youtube-vos", drawn.root, "train")
+    video = corpus.videos()[0]
+    for t in range(len(video.frames)):
+        for size in (None, corpus.frame_size(video.id, video.frames[t])):
+            with pytest.raises(CorpusFault) as caught:
+                corpus.object_area(video, anno, t, size)
+            assert caught.value.reason == "absent_object"
+            assert caught.value.place == f"{corpus.expressions_file} {video.id} {anno}"
+
+
+@pytest.mark.parametrize("layout", ["ref-youtube-vos", "mevis", "revos", "davis17"])
+def test_areas_are_those_of_the_masks(corpus_maker, layout):
+    split = SPLITS[layout]
+    drawn = corpus_maker(layout, split, n_videos=3)
+    corpus = open_corpus(layout, drawn.root, split)
+    for video in corpus.videos():
+        for object_id, masks in drawn.masks[video.id].items():
+            if not masks.any():
+                continue
+            anno = corpus.anno_id(video, object_id)
+            found = [corpus.object_area(video, anno, t, masks.shape[1:]) for t in range(len(masks))]
+            assert found == masks.sum((1, 2)).tolist()
+
+
+def test_an_unreadable_label_image_hides_no_other_fault(corpus_maker):
+    """Whether its objects are anywhere else cannot be known, so only it is named."""
+    drawn = corpus_maker("ref-youtube-vos", n_videos=1)
+    corpus = open_corpus("ref-youtube-vos", drawn.root, "train")
+    video = corpus.videos()[0]
+    folder = drawn.root / "train" / "Annotations" / video.id
+    (folder / f"{video.frames[1]}.png").write_bytes(b"PNG")
+    assert corpus.object_area(video, "77", 0, None) == 0
+    with pytest.raises(CorpusFault) as caught:
+        corpus.object_area(video, "77", 1, None)
+    assert caught.value.reason == "unreadable_mask"
+
+
+def test_label_images_of_rubbish_are_faults(corpus_maker, tmp_path):
+    drawn = corpus_maker("ref-youtube-vos", n_videos=1)
+    whole = next((drawn.root / "train" / "Annotations").rglob("*.png")).read_bytes()
+    rng = np.random.default_rng(0)
+    reasons = set()
+    for k in range(300):
+        raw = bytearray(whole[: rng.integers(0, len(whole))] if k % 3 == 0 else whole)
+        for at in rng.integers(0, max(len(raw), 1), k % 3 * 2):
+            raw[at] = rng.integers(0, 256)
+        path = tmp_path / f"{k}.png"
+        path.write_bytes(raw)
+        try:
+            assert read_labels(str(path)).dtype == np.uint8
+        except CorpusFault as fault:
+            assert fault.place == str(path)
+            reasons.add(fault.reason)
+    assert reasons == {"unreadable_mask"}
+
+
+def test_a_frame_that_promises_too_many_pixels_is_a_fault(corpus_maker):
+    drawn = corpus_maker("mevis", n_videos=1)
+    corpus = open_corpus("mevis", drawn.root, "train")
+    video = corpus.videos()[0]
+    path = corpus.frame_path(video.id, video.frames[0])
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"\xff\xc0") + 5
+    raw[at : at + 4] = b"\xff\xdc" * 2
+    path.write_bytes(raw)
+    with pytest.raises(CorpusFault) as caught:
+        corpus.frame(video.id, video.frames[0])
+    assert (caught.value.reason, caught.value.place) == ("unreadable_frame", str(path))

@@ -32,11 +32,14 @@ LAYOUTS = ("ref-youtube-vos", "mevis", "revos")
 SIZES = ((37, 53), (61, 29), (1, 40), (43, 1), (17, 131), (28, 28), (50, 75))
 """Of the sources (H, W); each video has one."""
 FRAMES = 7
-SETS = {
-    "sft-x": SetSize(ktg=40, aks=20, val=4),
-    "grpo-aks-x": SetSize(aks=20, val=4),
-    "grpo-ktg-x": SetSize(ktg=24, val=4),
-}
+
+
+def sets_of(scale: int) -> dict[str, SetSize]:
+    return {
+        "sft-x": SetSize(ktg=10 * scale, aks=5 * scale, val=4),
+        "grpo-aks-x": SetSize(aks=5 * scale, val=4),
+        "grpo-ktg-x": SetSize(ktg=6 * scale, val=4),
+    }
 
 
 # Corpora with masks of every awkward kind.
@@ -378,6 +381,19 @@ def facts(disk: Disk, info: dict[str, Any]) -> tuple[list[np.ndarray | None], li
     return [disk.mask(name, expression, o, info["frame_index"]) for o in objects], areas
 
 
+def absent(disk: Disk) -> set[tuple[str, str]]:
+    """(video, expression) of objects that were painted over in every label image."""
+    return {
+        (name, e)
+        for name, video in disk.document("meta_expressions/train/meta_expressions.json")[
+            "videos"
+        ].items()
+        for e in video["expressions"]
+        for o in disk.objects(name, e)
+        if not any(disk.mask(name, e, o, t).any() for t in range(len(video["frames"])))
+    }
+
+
 def truth_from(disk: Disk, info: dict[str, Any], truth: Any, canvas: int) -> Any:
     """What the row's ground truth must be; asserts that its frame may be shown."""
     masks, areas = facts(disk, info)
@@ -392,11 +408,11 @@ def truth_from(disk: Disk, info: dict[str, Any], truth: Any, canvas: int) -> Any
     return [item_of(m, canvas) for m in masks if m is not None and m.any()]
 
 
-@pytest.mark.parametrize(("canvas", "zero"), [(112, 0.2), (840, 0.0)])
-def test_zero_differences(disks, tmp_path, canvas, zero):
+@pytest.mark.parametrize(("canvas", "zero", "scale"), [(112, 0.2, 5), (840, 0.0, 2)])
+def test_zero_differences(disks, tmp_path, canvas, zero, scale):
     section = DataSection(
         corpora=[CorpusRef(dataset=d, root=str(disk.root)) for d, disk in disks.items()],
-        sets=SETS,
+        sets=sets_of(scale),
         canvas=canvas,
         val_fraction=0.2,
         zero_target_share=zero,
@@ -406,13 +422,15 @@ def test_zero_differences(disks, tmp_path, canvas, zero):
     )
     built = build(section, tmp_path / "out", "qwen", seed=11)
     prompts = load_prompts("qwen")
+    hidden = absent(disks["ref-youtube-vos"])
     seen: Counter[str] = Counter()
     instances: Counter[tuple] = Counter()
     shown: dict[str, set] = {"train": set(), "val": set()}
     pictures: dict[Path, np.ndarray] = {}
-    for name in SETS:
+    for name in section.sets:
         folder = tmp_path / "out" / name
-        assert not built["sets"][name]["dropped"]["defects"]
+        defects = built["sets"][name]["dropped"]["defects"]
+        assert {(d["video"], d["expression_id"]) for d in defects} == hidden
         own = set()
         for split in ("train", "val"):
             for index, row in enumerate(rows_of(folder, split)):
@@ -481,4 +499,4 @@ def test_zero_differences(disks, tmp_path, canvas, zero):
     assert not shown["train"] & shown["val"]
     kinds = {"aks A", "aks B", "ktg single", "ktg multi"} | ({"ktg none"} if zero else set())
     assert {k for k in seen if " " in k} == kinds
-    assert all(seen[layout] > 10 for layout in LAYOUTS)
+    assert all(seen[layout] > 5 * scale for layout in LAYOUTS)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rcot_rl.errors import InputError
+from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.training import jobs
 
@@ -113,7 +114,7 @@ def test_a_grpo_job_resumes_and_tells_its_workers_the_environment(
     recipe = load_recipe("laptop")
     out = tmp_path / "grpo-ktg"
     checkpoints(out / "checkpoints", "24", 12, 24)
-    job = jobs.grpo_job(recipe, "grpo-ktg", tmp_path / "m", shards, out, out / "attempt-2", "py -x")
+    job = jobs.grpo_job(recipe, "grpo-ktg", TINY, shards, out, out / "attempt-2", "py -x")
     assert (job.total_steps, job.resumes_from) == (48, 24)
     config = OmegaConf.load(out / "attempt-2" / "verl.yaml")
     runtime = config.ray_kwargs.ray_init.runtime_env

@@ -1,0 +1,154 @@
+"""Run lengths against a decoder that goes digit by digit, on masks and on rubbish."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.corpora import rle
+
+
+def spelled(runs: list[int]) -> bytes:
+    """COCO's text of any runs, also of those that no mask has."""
+    out = bytearray()
+    for i, run in enumerate(runs):
+        rest = run - (runs[i - 2] if i > 2 else 0)
+        while True:
+            digit, rest = rest & 31, rest >> 5
+            done = rest == (-1 if digit & 16 else 0)
+            out.append(48 + digit + (0 if done else 32))
+            if done:
+                break
+    return bytes(out)
+
+
+def slowly(size: list[int], text: bytes) -> np.ndarray | None:
+    """bool [H, W] in whole numbers of any length; None for what is no mask."""
+    runs: list[int] = []
+    value = bits = 0
+    for character in text:
+        digit = character - 48
+        if not 0 <= digit < 64:
+            return None
+        value |= (digit & 31) << bits
+        bits += 5
+        if digit < 32:
+            value -= (1 << bits) if digit & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = bits = 0
+    if bits or not runs or min(runs) < 0 or sum(runs) != size[0] * size[1]:
+        return None
+    flat = [number % 2 == 1 for number, run in enumerate(runs) for _ in range(run)]
+    return np.array(flat, dtype=bool).reshape(size[1], size[0]).T
+
+
+def agree(size: list[int], counts: bytes | str | list[int], expected: np.ndarray | None) -> None:
+    """`decode` and `area` give what is expected; None: both refuse."""
+    given_rle = {"size": size, "counts": counts}
+    if expected is None:
+        with pytest.raises(ValueError):
+            rle.decode(given_rle)
+        with pytest.raises(ValueError):
+            rle.area(given_rle)
+        return
+    found = rle.decode(given_rle)
+    assert found.dtype == bool and found.flags.c_contiguous
+    np.testing.assert_array_equal(found, expected)
+    assert rle.area(given_rle) == (int(expected.sum()), tuple(size))
+
+
+sides = st.integers(1, 40)
+
+
+@given(sides, sides, st.integers(0, 2**32), st.sampled_from([0.0, 0.03, 0.5, 0.97, 1.0]))
+def test_masks_come_back(height, width, seed, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    edges = np.flatnonzero(np.diff(mask.T.ravel().astype(int), prepend=0)).tolist()
+    runs = [b - a for a, b in pairwise([0, *edges, height * width])]
+    for counts in (spelled(runs), spelled(runs).decode(), runs):
+        agree([height, width], counts, mask)
+
+
+@settings(max_examples=500)
+@given(st.integers(1, 6), st.integers(1, 6), st.binary(max_size=9))
+@example(1, 1, b"1")
+@example(1, 1, b"")
+@example(2, 2, b"P")
+@example(2, 2, b"4P")
+def test_any_bytes_are_read_alike_or_refused(height, width, text):
+    agree([height, width], text, slowly([height, width], text))
+
+
+@settings(max_examples=500)
+@given(st.integers(1, 6), st.integers(1, 6), st.text("0123456789NOPQRSnop", max_size=9))
+def test_digits_are_read_alike_or_refused(height, width, text):
+    agree([height, width], text, slowly([height, width], text.encode()))
+
+
+near_misses = st.sampled_from([-5, -1, 0, 1, 2, 2**31, 2**32, -(2**32), 2**62, 2**64, 2**200])
+
+
+@settings(max_examples=500)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=9), near_misses, st.integers(0, 8), st.data()
+)
+def test_runs_that_miss_their_total_are_refused(runs, by, at, data):
+    total = sum(runs)
+    height = data.draw(st.sampled_from([k for k in range(1, total + 1) if total % k == 0] or [1]))
+    size = [height, max(total // height, 1)]
+    runs[at % len(runs)] += by
+    text = spelled(runs)
+    agree(size, text, slowly(size, text))
+    whole = min(runs) >= 0 and sum(runs) == size[0] * size[1]
+    agree(size, runs, slowly(size, text) if whole else None)
+
+
+@given(st.integers(0, 60), st.integers(0, 2**16))
+def test_a_text_that_is_cut_is_refused(keep, seed):
+    mask = np.random.default_rng(seed).random((30, 20)) < 0.5
+    edges = np.flatnonzero(np.diff(mask.T.ravel().astype(int), prepend=0)).tolist()
+    text = spelled([b - a for a, b in pairwise([0, *edges, 600])])
+    agree([30, 20], text[:keep], slowly([30, 20], text[:keep]))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        [1 << 14, 1 << 13],
+        [1 << 31, 1 << 31],
+        [1 << 32, 1],
+        [1, 1 << 63],
+        [1 << 64, 1 << 64],
+        [1 << 5000, 1],
+        [0, 4],
+        [4, 0],
+        [-2, -2],
+        [True, 4],
+        [2.0, 2],
+        ["2", "2"],
+        [2, 2, 1],
+        [4],
+        "22",
+        None,
+    ],
+)
+@pytest.mark.parametrize("counts", [b"4", "4", [4], [1 << 62], b"P" * 12 + b"1"])
+def test_sizes_that_would_end_the_process_are_refused(size, counts):
+    agree(size, counts, None)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [None, 4, 4.0, {}, (4,), [4.0], [True, 3], ["4"], [[4]], [2, 1 << 100], "4\n", "٤", "\ud800"],
+)
+def test_counts_of_other_kinds_are_refused(counts):
+    agree([2, 2], counts, None)
+
+
+@pytest.mark.parametrize("text", [b"o" * 2_000_000, b"0" * 2_000_000, b"o" * 2_000_000 + b"1"])
+def test_long_rubbish_is_refused_at_once(text):
+    agree([1000, 1000], text, None)
