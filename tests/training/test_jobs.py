@@ -88,7 +88,7 @@ def test_a_corrupt_file_is_named(shards: Path, damage: str) -> None:
 def test_sft_steps_are_whole_batches_times_epochs(shards: Path, tmp_path: Path) -> None:
     recipe = load_recipe("laptop", ["sft.batch_size=32", "sft.epochs=3"])
     attempt = tmp_path / "sft" / "attempt-1"
-    job = jobs.sft_job(recipe, tmp_path / "model", shards, tmp_path / "sft", attempt)
+    job = jobs.sft_job(recipe, TINY, shards, tmp_path / "sft", attempt)
     assert (job.total_steps, job.resumes_from) == (6, 0)  # 70 rows: 2 batches of 32, 3 times
     assert (attempt / "verl.yaml").is_file()
     assert job.arguments[-1] == str(attempt / "verl.yaml")
@@ -98,7 +98,7 @@ def test_sft_steps_are_whole_batches_times_epochs(shards: Path, tmp_path: Path) 
 
 def test_too_few_rows_for_one_batch(shards: Path, tmp_path: Path) -> None:
     recipe = load_recipe("laptop", ["sft.batch_size=96", "grpo.prompts_per_step=128"])
-    place = (tmp_path / "model", shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
+    place = (TINY, shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
     with pytest.raises(InputError, match=r"70 rows.*96"):
         jobs.sft_job(recipe, *place)
     with pytest.raises(InputError, match=r"70 rows.*128"):
@@ -173,8 +173,8 @@ def test_the_link_to_a_model_is_relative_and_replaced(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_model_is_not_linked(tmp_path: Path) -> None:
     (tmp_path / "global_step_1" / "actor").mkdir(parents=True)
     with pytest.raises(InputError, match="Hugging Face"):
-        jobs.link_model(tmp_path / "global_step_1", tmp_path / "model")
-    assert not (tmp_path / "model").is_symlink()
+        jobs.link_model(tmp_path / "global_step_1", TINY)
+    assert not (TINY).is_symlink()
 
 
 def test_the_card_of_a_model(tmp_path: Path) -> None:
