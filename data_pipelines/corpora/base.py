@@ -2,7 +2,8 @@
 
 Metadata is read at once, images and masks lazily. `CorpusFault` is a defect of the data (a missing
 JPEG, a mask that does not fit its frame): the builder quarantines what it touches and reports it.
-A missing or malformed metadata file is an InputError.
+A missing or malformed metadata file is an InputError; so is a broken entry in one, for a video or
+an expression, where the corpus is opened `strict`. Where it is not, `Corpus.faults` lists it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from data_pipelines.corpora import rle
-from data_pipelines.corpora.metadata import Node, read_json
+from data_pipelines.corpora.metadata import Node
 from data_pipelines.jpeg import JpegFault, size_of
 from rcot_rl.errors import InputError
 
@@ -284,62 +285,6 @@ class Corpus(abc.ABC):
         if found != size:
             place = f"{self.root} {video.id} {video.frames[index]} object {anno}"
             raise CorpusFault("mask_size", place, f"mask {found}, frame {size}")
-
-
-class RleMasks(Corpus):
-    """Corpora whose masks are `mask_dict[annotation][frame index]`, COCO RLE or null."""
-
-    @property
-    @abc.abstractmethod
-    def masks_file(self) -> Path:
-        """mask_dict.json."""
-
-    @property
-    def has_masks(self) -> bool:
-        return self.masks_file.is_file()
-
-    def load(self) -> None:
-        super().load()
-        if self.has_masks:
-            self._mask_dict()
-
-    def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
-        found = self._rle(self.video(video_id), anno_id, frame_index)
-        return None if found is None else self._read(rle.decode, found, anno_id, frame_index)
-
-    def object_area(
-        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
-    ) -> int:
-        found = self._rle(video, anno_id, frame_index)
-        if found is None:
-            return 0
-        area, shape = self._read(rle.area, found, anno_id, frame_index)
-        if size is not None:
-            self._check_size(shape, size, video, anno_id, frame_index)
-        return area
-
-    def _rle(self, video: Video, anno_id: str, frame_index: int) -> Any:
-        listed = self._mask_dict().get(anno_id)
-        if not isinstance(listed, list):
-            place, detail = f"{self.masks_file} {anno_id}", f"named by an expression of {video.id}"
-            raise CorpusFault("absent_object", place, detail)
-        if len(listed) != len(video.frames):
-            detail = f"{len(listed)} masks, {len(video.frames)} frames"
-            raise CorpusFault("mask_count", f"{self.masks_file} {anno_id}", detail)
-        return listed[frame_index]
-
-    def _read(self, how: Callable[[Any], _T], found: Any, anno_id: str, frame_index: int) -> _T:
-        try:
-            return how(found)
-        except ValueError as error:
-            place = f"{self.masks_file} {anno_id}[{frame_index}]"
-            raise CorpusFault("bad_rle", place, str(error)) from error
-
-    def _mask_dict(self) -> dict[str, list]:
-        if not hasattr(self, "_masks"):
-            node = Node(read_json(self.masks_file), self.masks_file)
-            self._masks: dict[str, list] = node.of(dict)
-        return self._masks
 
 
 @lru_cache(maxsize=8)

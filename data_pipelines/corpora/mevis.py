@@ -13,8 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipelines.corpora.base import Corpus, Expression, RleMasks, Video, pair_ids
+from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids
 from data_pipelines.corpora.metadata import Node, read_json
+from data_pipelines.corpora.rle_masks import RleMasks
 
 
 class Mevis(RleMasks):

@@ -13,9 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipelines.corpora.base import RleMasks, Video
+from data_pipelines.corpora.base import Video
 from data_pipelines.corpora.metadata import Node, read_json
 from data_pipelines.corpora.mevis import read_video
+from data_pipelines.corpora.rle_masks import RleMasks
 
 
 class Revos(RleMasks):

@@ -455,3 +455,29 @@ def test_each_alone_costs_only_what_it_touches(corpus_maker, layout, what):
     ((video, found),) = done[layout].values()
     kept = {c for c in clean if c[2] != video or not lost(found, c[3], c[4])}
     assert available(facts) == kept < clean
+
+
+@pytest.mark.parametrize("images", [5, 0])
+def test_masks_of_two_sizes_where_no_image_tells_the_right_one(corpus_maker, images):
+    root = corpus_maker("mevis", "train", n_videos=1).root
+    meta_path, masks_path = _paths("mevis", root)
+    masks = json.loads((masks_path or root).read_text())
+    video, entry = next(iter(json.loads(meta_path.read_text())["videos"].items()))
+    first, second = (str(entry["expressions"][k]["anno_id"][0]) for k in "01")
+    masks[first][2] = {"size": [36, 52], "counts": [0, 36 * 52]}
+    masks[second][2] = {"size": [3, 5], "counts": [0, 15]}
+    (masks_path or root).write_text(json.dumps(masks))
+    folder = root / "train" / "JPEGImages" / video
+    for k, stem in enumerate(entry["frames"]):
+        if k == 2 or not images:
+            (folder / f"{stem}.jpg").unlink()
+    section = DataSection(
+        corpora=[CorpusRef(dataset="mevis", root=str(root))],
+        sets={"grpo-x": SetSize(ktg=1)},
+        canvas=56,
+    )
+    (facts,) = facts_of(section)
+    found = Counter((d.expression_id, d.reason) for d in facts.defects)
+    sized = {(e, "mask_size"): 1 for e in _of_object(1)}
+    assert found == {("", "missing_frame"): 6 - images, **sized}
+    assert [e.id for e in facts.expressions] == ["0", "2", "5"]

@@ -1,0 +1,98 @@
+"""MeViS' and ReVOS' masks: `mask_dict[annotation][frame index]`, COCO RLE or null."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data_pipelines.corpora import rle
+from data_pipelines.corpora.base import Corpus, CorpusFault, Video
+from data_pipelines.corpora.metadata import Node, read_json
+
+_T = TypeVar("_T")
+
+
+class RleMasks(Corpus):
+    """Corpora with a mask_dict.json."""
+
+    _usual: tuple[str, tuple[int, int] | None] = ("", None)
+    """The video that `_usual_size` was last asked of, and the answer."""
+
+    @property
+    @abc.abstractmethod
+    def masks_file(self) -> Path:
+        """mask_dict.json."""
+
+    @property
+    def has_masks(self) -> bool:
+        return self.masks_file.is_file()
+
+    def load(self) -> None:
+        super().load()
+        if self.has_masks:
+            self._mask_dict()
+
+    def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
+        found = self._rle(self.video(video_id), anno_id, frame_index)
+        return None if found is None else self._read(rle.decode, found, anno_id, frame_index)
+
+    def object_area(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
+    ) -> int:
+        found = self._rle(video, anno_id, frame_index)
+        if found is None:
+            return 0
+        area, shape = self._read(rle.area, found, anno_id, frame_index)
+        # masks of one frame must be of one size also where its image is not there to tell it
+        expected = size or self._usual_size(video) or shape
+        self._check_size(shape, expected, video, anno_id, frame_index)
+        return area
+
+    def _usual_size(self, video: Video) -> tuple[int, int] | None:
+        """(H, W) of a clip: its first frame's that can be read, or else its first mask's."""
+        if self._usual[0] != video.id:
+            self._usual = (video.id, self._first_size(video))
+        return self._usual[1]
+
+    def _first_size(self, video: Video) -> tuple[int, int] | None:
+        for frame in video.frames:
+            try:
+                return self.frame_size(video.id, frame)
+            except CorpusFault:
+                continue
+        for anno_id in sorted({a for e in video.expressions for a in e.anno_ids}):
+            for index in range(len(video.frames)):
+                try:
+                    found = self._rle(video, anno_id, index)
+                    if found is not None:
+                        return self._read(rle.area, found, anno_id, index)[1]
+                except CorpusFault:
+                    continue
+        return None
+
+    def _rle(self, video: Video, anno_id: str, frame_index: int) -> Any:
+        listed = self._mask_dict().get(anno_id)
+        if not isinstance(listed, list):
+            place, detail = f"{self.masks_file} {anno_id}", f"named by an expression of {video.id}"
+            raise CorpusFault("absent_object", place, detail)
+        if len(listed) != len(video.frames):
+            detail = f"{len(listed)} masks, {len(video.frames)} frames"
+            raise CorpusFault("mask_count", f"{self.masks_file} {anno_id}", detail)
+        return listed[frame_index]
+
+    def _read(self, how: Callable[[Any], _T], found: Any, anno_id: str, frame_index: int) -> _T:
+        try:
+            return how(found)
+        except ValueError as error:
+            place = f"{self.masks_file} {anno_id}[{frame_index}]"
+            raise CorpusFault("bad_rle", place, str(error)) from error
+
+    def _mask_dict(self) -> dict[str, list]:
+        if not hasattr(self, "_masks"):
+            node = Node(read_json(self.masks_file), self.masks_file)
+            self._masks: dict[str, list] = node.of(dict)
+        return self._masks
