@@ -114,3 +114,16 @@ def test_to_canvas_keeps_flat_colour_and_place(size):
     assert out[28, 53].tolist() == [10, 120, 250]
     if size == (56, 56):
         np.testing.assert_array_equal(out, frame)
+
+
+@pytest.mark.parametrize("shape", [(1398, 1398), (1398, 40), (700, 1398)])
+def test_large_distances_are_exact_integers(shape, monkeypatch):
+    """The largest masks that single precision is trusted with, against integers throughout."""
+    rng = np.random.default_rng(shape[1])
+    whole = np.pad(np.ones(shape, bool), 1)
+    dusty = whole & (rng.random(whole.shape) > 1e-5)
+    for mask in (whole, dusty):
+        quick = geometry._squared_distances(mask)
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry, "_EXACT_SIDE", 0)
+            np.testing.assert_array_equal(quick, geometry._squared_distances(mask))
