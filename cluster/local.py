@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,7 @@ from typing import Self
 import psutil
 
 from cluster.zygote import write_client
+from rcot_rl.stacks import FOLDER, SIGNAL, path_of
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -39,6 +41,36 @@ class StageFailed(Exception):
     def __init__(self, message: str, log: Path) -> None:
         super().__init__(message)
         self.log = log
+
+
+class Hung(StageFailed):
+    """A stage's process waits for something that does not come."""
+
+
+@dataclass
+class Limits:
+    """How long a child may take, beyond being silent."""
+
+    deadline_s: float | None = None
+    heartbeat_s: float | None = None
+    """Seconds without `beat`, after the first."""
+    startup_s: float | None = None
+    """Seconds before the first `beat`."""
+    last_beat: float | None = None
+
+    def beat(self) -> None:
+        """The child has made progress."""
+        self.last_beat = time.monotonic()
+
+    def check(self, started: float, now: float, log: Path) -> None:
+        """Raises StageFailed when a limit has passed. Times are of the monotonic clock."""
+        if self.deadline_s is not None and now - started > self.deadline_s:
+            raise StageFailed(f"passed its deadline of {self.deadline_s:.0f} s", log)
+        if self.last_beat is None:
+            if self.startup_s is not None and now - started > self.startup_s:
+                raise Hung(f"made no step in its first {self.startup_s:.0f} s: hung", log)
+        elif self.heartbeat_s is not None and now - self.last_beat > self.heartbeat_s:
+            raise Hung(f"made no step for {self.heartbeat_s:.0f} s: hung", log)
 
 
 class Host:
@@ -105,32 +137,40 @@ class Host:
         environment: Mapping[str, str] | None = None,
         watch: Callable[[], None] = lambda: None,
         stall_timeout_s: float = 1800.0,
+        limits: Limits | None = None,
     ) -> float:
         """Run one child to its end; its output goes to `log`. Returns the seconds it took.
 
-        watch: called about four times a second. Raises StageFailed when the child fails, and when
-        it writes nothing for `stall_timeout_s` (verl has states in which it waits for ever).
+        watch: called about four times a second. Raises StageFailed when the child fails, when it
+        writes nothing for `stall_timeout_s` (verl has states in which it waits for ever), and when
+        it passes one of `limits`. The stacks of a hung child's processes are written first, to
+        `stacks` beside the log.
         """
         self._await_zygote()
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
+        stacks = log.parent / "stacks"
         with log.open("ab") as output:
             child = subprocess.Popen(
                 [self.python, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.environment | dict(environment or {}),
+                env=self.environment | dict(environment or {}) | {FOLDER: str(stacks)},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
         self._own.add(child.pid)
         try:
-            code = self._wait(child, log, watch, stall_timeout_s)
+            code = self._wait(child, log, watch, stall_timeout_s, limits or Limits())
+        except Hung:
+            self._dump_stacks(stacks)
+            raise
         finally:
             keep = frozenset({self._zygote.pid} if self._zygote else ())
             with _signals_held():
                 self.end_children(patience=2.0, keep=keep)
+            _remove_silent(stacks)
         watch()
         if code != 0:
             raise StageFailed(f"ended with status {code}", log)
@@ -142,17 +182,37 @@ class Host:
         log: Path,
         watch: Callable[[], None],
         stall_timeout_s: float,
+        limits: Limits,
     ) -> int:
-        size, changed = -1, time.monotonic()
+        started = time.monotonic()
+        size, changed = -1, started
         while (code := child.poll()) is None:
             watch()
-            now = log.stat().st_size
+            now, at = log.stat().st_size, time.monotonic()
             if now != size:
-                size, changed = now, time.monotonic()
-            elif time.monotonic() - changed > stall_timeout_s:
-                raise StageFailed(f"wrote nothing for {stall_timeout_s:.0f} s: hung", log)
+                size, changed = now, at
+            elif at - changed > stall_timeout_s:
+                raise Hung(f"wrote nothing for {stall_timeout_s:.0f} s: hung", log)
+            limits.check(started, at, log)
             time.sleep(0.25)
         return code
+
+    def _dump_stacks(self, folder: Path) -> None:
+        """Ask every process that can answer for its stacks, and note what the others wait for."""
+        folder.mkdir(parents=True, exist_ok=True)
+        silent = []
+        for process in self._descendants(frozenset()):
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                lines = [" ".join(process.cmdline())[:400], f"status {process.status()}"]
+                for name in ("wchan", "status"):
+                    lines.append(Path(f"/proc/{process.pid}/{name}").read_text(errors="replace"))
+                (folder / f"{process.pid}.proc").write_text("\n".join(lines), encoding="utf-8")
+                if path_of(folder, process.pid).is_file():
+                    process.send_signal(SIGNAL)
+                else:
+                    silent.append(f"{process.pid} {lines[0]}")
+        time.sleep(1.0)
+        (folder / "silent.txt").write_text("\n".join(silent) + "\n", encoding="utf-8")
 
     def end_children(self, patience: float, keep: frozenset[int] = frozenset()) -> None:
         """End every descendant started since `__enter__`, but for `keep`; TERM first, then KILL."""
@@ -209,6 +269,16 @@ class Host:
     def _await_zygote(self) -> None:
         if self._zygote is not None:
             self._ready.wait()
+
+
+def _remove_silent(stacks: Path) -> None:
+    """Files of processes that were never asked."""
+    if stacks.is_dir():
+        for path in stacks.glob("*.stack"):
+            if path.stat().st_size == 0:
+                path.unlink()
+        with contextlib.suppress(OSError):
+            stacks.rmdir()
 
 
 class MemoryWatch:

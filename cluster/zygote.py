@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcot_rl import stacks
+
 CLIENT = Path(__file__).with_name("zygote_client.py")
 _SPAWN = re.compile(
     r"from multiprocessing\.spawn import spawn_main; spawn_main\(([\w=, ]{0,200})\)"
@@ -190,6 +192,7 @@ def _become(
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         _as_if_started()
+        stacks.arm()
         code = _run(request["kind"], request["what"], request["arguments"])
     except SystemExit as error:
         code = _exit_code(error)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.local import Host, StageFailed
+from cluster.local import Host, Limits, StageFailed
+from cluster.verdict import History
 from rcot_rl.asking import launch
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.console import Console
-from rcot_rl.monitoring.metrics import Follower
+from rcot_rl.monitoring.metrics import Follower, read_metrics
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
 from rcot_rl.training import jobs
@@ -68,15 +69,28 @@ class _Run:
 def _timed(state: _Run, stage: str) -> None:
     started = time.monotonic()
     state.console.stage(stage)
-    try:
-        facts = _STAGES[stage](state) or {}
-    except StageFailed as error:
-        reason = jobs.failure_reason(error.log)
-        raise StageFailed(f"{stage} {error}: {reason}", error.log) from error
+    facts = _supervised(state, stage)
     minutes = (time.monotonic() - started) / 60
     peak = state.host.memory.peak_bytes / 2**30
     state.folder.mark_done(stage, minutes=round(minutes, 2), peak_gib=round(peak, 2), **facts)
     state.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB so far)")
+
+
+def _supervised(state: _Run, stage: str) -> dict[str, Any]:
+    """The stage's facts; it is started again after a failure, as the recipe allows."""
+    history = History(state.folder.stage(stage), state.recipe.supervise)
+    while True:
+        try:
+            return _STAGES[stage](state) or {}
+        except StageFailed as error:
+            metrics = read_metrics(state.folder.stage(stage) / "metrics.jsonl")
+            step = metrics[-1]["step"] if metrics else 0
+            reason = jobs.failure_reason(error.log)
+            verdict = history.judge(stage, str(error), error.log, step, reason)
+            if not verdict.retry:
+                raise StageFailed(verdict.text, error.log) from error
+            state.console.line(verdict.text)
+            time.sleep(history.backoff_s())
 
 
 def _data(state: _Run) -> dict[str, Any]:
@@ -273,8 +287,17 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         state.console.line(f"{stage}: resuming from step {job.resumes_from}")
     state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
 
+    supervise = state.recipe.supervise
+    hours = supervise.deadline_hours
+    limits = Limits(
+        deadline_s=None if hours is None else 3600 * hours,
+        heartbeat_s=supervise.heartbeat_s,
+        startup_s=supervise.startup_s,
+    )
+
     def watch() -> None:
         for line in follower.poll():
+            limits.beat()
             state.console.step(stage, line, job.total_steps)
 
     state.host.run(
@@ -283,6 +306,7 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         environment=job.environment,
         watch=watch,
         stall_timeout_s=state.recipe.cluster.stall_timeout_s,
+        limits=limits,
     )
 
 

@@ -10,10 +10,13 @@ import os
 import sys
 import traceback
 
+from rcot_rl import stacks
+
 
 def _load() -> None:
     if os.environ.get("RCOT_RL_PLUGIN") != "required":
         return  # someone else's verl run in an environment where we are installed: stay out of it
+    stacks.arm()
     try:
         from rcot_rl.training import platform_cpu, verl_patches
 

@@ -14,6 +14,7 @@ from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
 from rcot_rl.recipe.inference import EngineSection, PredictSection
 from rcot_rl.recipe.launch import LaunchSection
+from rcot_rl.recipe.supervise import SuperviseSection
 from rcot_rl.recipe.training import ClusterSection, GrpoSection, SftSection
 
 Stage = Literal["data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"]
@@ -113,6 +114,9 @@ class Recipe(Section):
     predict: PredictSection = PredictSection()
     eval: EvalSection = EvalSection()
     wandb: WandbSection = WandbSection()
+    supervise: SuperviseSection = Field(default=SuperviseSection(), exclude=True)
+    """What is done about failures; no part of the run's identity either."""
+
     launch: LaunchSection = Field(default=LaunchSection(), exclude=True)
     """How `rcot launch` submits it; no part of the run's identity, so not in its hash."""
 

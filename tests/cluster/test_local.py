@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import Host, StageFailed
+from cluster.local import Host, Hung, Limits, StageFailed
 
 # a child that leaves a grandchild in a session of its own behind, as a daemon would
 LEAVES_A_DAEMON = """
@@ -103,3 +103,47 @@ def test_children_end_with_the_command_whatever_ends_it(tmp_path, number):
     status = command.wait(timeout=30)
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert gone(child)
+
+
+HANGS = """
+import os, sys, time
+from rcot_rl import stacks
+stacks.arm()
+def waits_for_what_never_comes():
+    time.sleep(600)
+print(os.getpid(), flush=True)
+waits_for_what_never_comes()
+"""
+
+
+def test_a_hung_child_says_where_it_was(tmp_path):
+    log = tmp_path / "attempt-1" / "log.txt"
+    with Host({}) as host, pytest.raises(Hung, match="wrote nothing"):
+        host.run(["-c", HANGS], log, stall_timeout_s=3.0)
+    pid = int(log.read_text())
+    text = (log.parent / "stacks" / f"{pid}.stack").read_text()
+    assert "waits_for_what_never_comes" in text
+    assert "status" in (log.parent / "stacks" / f"{pid}.proc").read_text()
+    assert gone(pid)
+
+
+def test_a_talking_child_without_progress_is_hung_too(tmp_path):
+    """verl's workers go on logging while the trainer waits."""
+    log = tmp_path / "log.txt"
+    talks = "import time\nwhile True: print('still here', flush=True); time.sleep(0.1)"
+    limits = Limits(startup_s=60, heartbeat_s=1.5)
+    limits.beat()
+    with Host({}) as host, pytest.raises(Hung, match="made no step for"):
+        host.run(["-c", talks], log, limits=limits)
+    with Host({}) as host, pytest.raises(Hung, match="in its first"):
+        host.run(["-c", talks], log, limits=Limits(startup_s=1.0))
+    with Host({}) as host, pytest.raises(StageFailed, match="deadline") as caught:
+        host.run(["-c", talks], log, limits=Limits(deadline_s=1.0))
+    assert not isinstance(caught.value, Hung)
+
+
+def test_a_child_that_ends_well_leaves_no_stacks(tmp_path):
+    log = tmp_path / "log.txt"
+    with Host({}) as host:
+        host.run(["-c", "from rcot_rl import stacks; stacks.arm()"], log)
+    assert not (tmp_path / "stacks").exists()

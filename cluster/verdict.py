@@ -1,0 +1,165 @@
+"""Why a stage's process failed, in one paragraph, and whether to start it again.
+
+A failure that repeats itself (the same stage, at the same step, with the same error) is taken for
+deterministic: starting again would only repeat it. What kills from outside is told by the exit
+status, the kernel's count of out-of-memory kills, and the free space.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rcot_rl.files import write_text
+from rcot_rl.recipe.supervise import SuperviseSection
+
+ATTEMPTS = "attempts.jsonl"
+_STATUS = re.compile(r"ended with status (\d{1,3})")
+_VOLATILE = (
+    (re.compile(r"0x[0-9a-fA-F]{4,16}"), "ADDRESS"),
+    (re.compile(r"\b[0-9a-f]{16,64}\b"), "ID"),
+    (re.compile(r"(?:/[\w.@+-]{1,80}){2,12}"), "PATH"),
+    (re.compile(r"\d{1,20}"), "N"),
+)
+_LEAST_FREE = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one attempt."""
+
+    stage: str
+    attempt: str
+    time: float
+    """Seconds since the epoch."""
+    step: int
+    """Optimizer steps done when it failed."""
+    cause: str
+    """hang, deadline, memory, disk, signal or error."""
+    error: str
+    signature: str
+    """The error without what changes from run to run."""
+    retry: bool
+    text: str
+
+
+class History:
+    """The failures of one stage, also of earlier commands: RUN/<stage>/attempts.jsonl."""
+
+    def __init__(self, stage: Path, section: SuperviseSection) -> None:
+        self.path = stage / ATTEMPTS
+        self.section = section
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Those of the window, oldest first; a half-written last line does not count."""
+        if not self.path.is_file():
+            return []
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        rows = [json.loads(row) for row in text[: text.rfind("\n") + 1].splitlines()]
+        since = time.time() - 60 * self.section.window_minutes
+        return [row for row in rows if row["time"] >= since]
+
+    def judge(self, stage: str, message: str, log: Path, step: int, error: str) -> Verdict:
+        """The verdict on a failure, noted here and beside the attempt's log.
+
+        message: what the process' watcher saw; error: the last error that its log names.
+        """
+        before = self.failures()
+        cause, says = _cause(message, log)
+        signature = _signature(error if cause == "error" else f"{cause} {error}")
+        same = bool(before) and (before[-1]["step"], before[-1]["signature"]) == (step, signature)
+        starts = len(before) + 1
+        retry, why = self._decide(cause, same, starts, step)
+        attempt = log.parent.name
+        text = (
+            f"{stage} {attempt} {message} after step {step}. {says} "
+            f"The last error in its log: {error or 'none'}. {why}"
+        )
+        verdict = Verdict(
+            stage,
+            attempt,
+            time.time(),
+            step,
+            cause,
+            error,
+            signature,
+            retry,
+            " ".join(text.split()),
+        )
+        self._note(verdict, log.parent)
+        return verdict
+
+    def backoff_s(self) -> float:
+        """How long to wait before the next start."""
+        return min(300.0, self.section.backoff_s * 2 ** max(0, len(self.failures()) - 1))
+
+    def _decide(self, cause: str, same: bool, starts: int, step: int) -> tuple[bool, str]:
+        if cause == "deadline":
+            return False, "Not started again: raise supervise.deadline_hours to go on."
+        if cause == "disk":
+            return False, "Not started again: free some space, then run the same command."
+        if same:
+            return False, (
+                "The attempt before ended at the same step with the same error: not started again. "
+                "Mend the cause, then run the same command; it goes on from the last checkpoint."
+            )
+        if starts >= self.section.max_attempts:
+            return False, (
+                f"That was start {starts} of {self.section.max_attempts} "
+                f"(supervise.max_attempts) within {self.section.window_minutes:g} minutes: "
+                "not started again."
+            )
+        return True, f"Starting again from the last checkpoint ({starts + 1} of at most "\
+            f"{self.section.max_attempts} starts)."  # fmt: skip
+
+    def _note(self, verdict: Verdict, folder: Path) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(verdict)) + "\n")
+        write_text(folder / "verdict.json", json.dumps(asdict(verdict), indent=1) + "\n")
+        write_text(folder / "verdict.txt", verdict.text + "\n")
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for memory since it started."""
+    try:
+        for row in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if row.startswith("oom_kill "):
+                return int(row.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+KILLS_AT_START = out_of_memory_kills()
+
+
+def _cause(message: str, log: Path) -> tuple[str, str]:
+    free = shutil.disk_usage(log.parent).free
+    if "deadline" in message:
+        return "deadline", "It ran longer than it may."
+    if "hung" in message:
+        stacks = log.parent / "stacks"
+        return "hang", f"What its processes were doing is in {stacks}."
+    if free < _LEAST_FREE:
+        return "disk", f"{free / 2**20:.0f} MiB are free on its disk."
+    if out_of_memory_kills() > KILLS_AT_START:
+        return "memory", "The kernel killed a process for memory during this run."
+    found = _STATUS.search(message)
+    status = int(found[1]) if found else 1
+    if status > 128:
+        name = signal.Signals(status - 128).name if status - 128 in set(signal.Signals) else "?"
+        return "signal", f"Signal {status - 128} ({name}) ended it."
+    return "error", "It ended by itself."
+
+
+def _signature(error: str) -> str:
+    for pattern, word in _VOLATILE:
+        error = pattern.sub(word, error)
+    return error[:400]

@@ -1,0 +1,117 @@
+"""What is started again, what is not, and that it is said in one paragraph."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from cluster import verdict as module
+from cluster.verdict import History
+from rcot_rl.recipe.supervise import SuperviseSection
+
+
+@pytest.fixture
+def history(tmp_path) -> History:
+    return History(tmp_path / "grpo-aks", SuperviseSection(max_attempts=4, backoff_s=2))
+
+
+def judged(history: History, number: int, message: str, step: int, error: str):
+    folder = history.path.parent / f"attempt-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return history.judge("grpo-aks", message, folder / "log.txt", step, error)
+
+
+def test_a_first_failure_is_tried_again_and_noted(history):
+    found = judged(history, 1, "ended with status 1", 7, "RuntimeError: no luck")
+    assert found.retry and found.cause == "error"
+    for part in ("attempt-1", "after step 7", "no luck", "2 of at most 4 starts"):
+        assert part in found.text
+    assert "\n" not in found.text
+    noted = json.loads((history.path.parent / "attempt-1" / "verdict.json").read_text())
+    assert noted["text"] == found.text
+    assert [row["step"] for row in history.failures()] == [7]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("Error at 0x7f12ab34cd: x", "Error at 0x7f99ab34ff: x", True),
+        ("no file /tmp/rcot-abc/ray/x", "no file /tmp/rcot-def/ray/y", True),
+        (
+            "actor 0123456789abcdef0123 died, pid=12",
+            "actor ffff456789abcdef0123 died, pid=99",
+            True,
+        ),
+        ("ValueError: a", "KeyError: a", False),
+    ],
+)
+def test_the_same_error_at_the_same_step_is_not_tried_a_third_time(history, first, second, same):
+    assert judged(history, 1, "ended with status 1", 3, first).retry
+    found = judged(history, 2, "ended with status 1", 3, second)
+    assert found.retry is not same
+    if same:
+        assert "the same step with the same error" in found.text
+
+
+def test_progress_in_between_makes_it_another_failure(history):
+    assert judged(history, 1, "ended with status 1", 3, "E: a").retry
+    assert judged(history, 2, "ended with status 1", 4, "E: a").retry
+
+
+def test_so_many_starts_and_no_more(history):
+    for number in range(1, 4):
+        assert judged(history, number, "ended with status 1", number, f"E{number}: x").retry
+    last = judged(history, 4, "ended with status 1", 9, "F: y")
+    assert not last.retry and "start 4 of 4" in last.text
+
+
+def test_old_failures_are_forgotten_and_new_commands_remember(history):
+    judged(history, 1, "ended with status 1", 3, "E: a")
+    again = History(history.path.parent, history.section)
+    assert not judged(again, 2, "ended with status 1", 3, "E: a").retry
+    rows = [json.loads(r) for r in history.path.read_text().splitlines()]
+    for row in rows:
+        row["time"] = time.time() - 60 * 721
+    history.path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"half')
+    assert again.failures() == []
+    assert judged(again, 3, "ended with status 1", 3, "E: a").retry
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "says"),
+    [
+        ("ended with status 137", "signal", "SIGKILL"),
+        ("ended with status 143", "signal", "SIGTERM"),
+        ("ended with status 1", "error", "by itself"),
+        ("wrote nothing for 60 s: hung", "hang", "stacks"),
+        ("made no step for 60 s: hung", "hang", "stacks"),
+    ],
+)
+def test_causes(history, message, cause, says):
+    found = judged(history, 1, message, 2, "E: a")
+    assert (found.cause, found.retry) == (cause, True) and says in found.text
+
+
+def test_what_starting_again_cannot_mend(history, monkeypatch):
+    found = judged(history, 1, "passed its deadline of 10 s", 2, "")
+    assert (found.cause, found.retry) == ("deadline", False)
+    usage = module.shutil.disk_usage("/")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    found = judged(history, 2, "ended with status 1", 5, "OSError: No space left on device")
+    assert (found.cause, found.retry) == ("disk", False) and "free some space" in found.text
+
+
+def test_a_kill_for_memory_is_told_from_others(history, monkeypatch):
+    monkeypatch.setattr(module, "out_of_memory_kills", lambda: module.KILLS_AT_START + 1)
+    found = judged(history, 1, "ended with status 137", 2, "")
+    assert found.cause == "memory" and "for memory" in found.text
+
+
+def test_waits_grow(history):
+    waits = []
+    for number in range(1, 4):
+        judged(history, number, "ended with status 1", number, f"E{number}: x")
+        waits.append(history.backoff_s())
+    assert waits == [2, 4, 8]
