@@ -27,6 +27,7 @@ _VOLATILE = (
     (re.compile(r"(?:/[\w.@+-]{1,80}){2,12}"), "PATH"),
     (re.compile(r"\d{1,20}"), "N"),
 )
+_FULL = re.compile(r"No space left on device|no room for a checkpoint|Disk quota exceeded")
 _LEAST_FREE = 256 * 2**20
 
 
@@ -71,7 +72,7 @@ class History:
         message: what the process' watcher saw; error: the last error that its log names.
         """
         before = self.failures()
-        cause, says = _cause(message, log)
+        cause, says = _cause(message, log, error)
         signature = _signature(error if cause == "error" else f"{cause} {error}")
         same = bool(before) and (before[-1]["step"], before[-1]["signature"]) == (step, signature)
         starts = len(before) + 1
@@ -140,14 +141,14 @@ def out_of_memory_kills() -> int:
 KILLS_AT_START = out_of_memory_kills()
 
 
-def _cause(message: str, log: Path) -> tuple[str, str]:
+def _cause(message: str, log: Path, error: str) -> tuple[str, str]:
     free = shutil.disk_usage(log.parent).free
     if "deadline" in message:
         return "deadline", "It ran longer than it may."
     if "hung" in message:
         stacks = log.parent / "stacks"
         return "hang", f"What its processes were doing is in {stacks}."
-    if free < _LEAST_FREE:
+    if free < _LEAST_FREE or _FULL.search(error):
         return "disk", f"{free / 2**20:.0f} MiB are free on its disk."
     if out_of_memory_kills() > KILLS_AT_START:
         return "memory", "The kernel killed a process for memory during this run."

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rcot_rl import __version__
+from rcot_rl.cli_checkpoints import checkpoints_app
 from rcot_rl.cli_data import data_app
 from rcot_rl.cli_launch import launch_app
 from rcot_rl.cli_score import score_app
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="RCoT-Seg: train a model to reason about video and to segment what a sentence means.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(score_app, name="score")
 app.add_typer(launch_app, name="launch")
 

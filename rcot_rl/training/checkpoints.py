@@ -1,9 +1,8 @@
-"""verl's checkpoint callback: each checkpoint's provenance, and an atomically replaced `latest`."""
+"""verl's checkpoint callback: each checkpoint is sealed, found by `latest`, and old ones pruned."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
 from rcot_rl.files import write_text
+from rcot_rl.training.checkpoint_store import point_latest, prune, seal
+from rcot_rl.training.jobs import KEEP
 from rcot_rl.training.provenance import FILE
 
 
@@ -28,14 +29,11 @@ class SaveCallback(CheckpointCallback):
         if async_save:
             return
         checkpoint = Path(checkpoint_dir)
-        made_of = OmegaConf.to_container(trainer.config.trainer.rcot)
+        made_of = dict(OmegaConf.to_container(trainer.config.trainer.rcot))
+        keep = made_of.pop(KEEP, None)
         write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
+        seal(checkpoint, provenance=made_of)
         point_latest(checkpoint)
-
-
-def point_latest(checkpoint: Path) -> None:
-    """Make `latest`, a relative link beside `checkpoint`, name it; readers see old or new."""
-    temporary = checkpoint.parent / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(checkpoint.name)
-    temporary.replace(checkpoint.parent / "latest")
+        if keep is not None:
+            # only now that the new one is whole; verl would delete before it saves
+            prune(checkpoint.parent, keep)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from rcot_rl.errors import InputError
-from rcot_rl.training.jobs import TRACKER
+from rcot_rl.training.checkpoint_store import TRACKER, seal
 
 
 def start_from(previous: Path, checkpoints: Path, lr: float, weight_decay: float) -> Path:
@@ -40,6 +40,7 @@ def start_from(previous: Path, checkpoints: Path, lr: float, weight_decay: float
     for file in sorted(source.glob("extra_state_*.pt")):
         _rewrite(file, partial / "actor" / file.name, lr, weight_decay)
     partial.rename(target)
+    seal(target, starts_from=str(previous))
     tracker = checkpoints / f".{TRACKER}"
     tracker.write_text("0", encoding="ascii")
     tracker.replace(checkpoints / TRACKER)

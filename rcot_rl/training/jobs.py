@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from data_pipelines.tokens import pixel_limits
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.training.checkpoint_store import all_of, settle
 from rcot_rl.training.provenance import provenance
 from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
 
-TRACKER = "latest_checkpointed_iteration.txt"
-"""verl's pointer to the newest checkpoint."""
+KEEP = "keep_checkpoints"
+"""Key below `trainer.rcot` for the callback that prunes (`checkpoints.py`)."""
 
 PRELOAD = (
     "ray",
@@ -83,7 +84,7 @@ def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path)
         training_environment(recipe, attempt),
         attempt / "verl.jsonl",
         steps,
-        newest_step(out / "checkpoints"),
+        settle(out / "checkpoints"),
     )
 
 
@@ -106,7 +107,10 @@ def grpo_job(
             f"{rows} rows make no step of {section.prompts_per_step} prompts", file=shards
         )
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
-    _note_provenance(config, provenance(recipe, stage, shards))
+    made_of = provenance(recipe, stage, shards)
+    if section.keep_checkpoints is not None:
+        made_of[KEEP] = section.keep_checkpoints
+    _note_provenance(config, made_of)
     environment = training_environment(recipe, attempt)
     runtime = {"env_vars": environment}
     if py_executable is not None:
@@ -118,7 +122,7 @@ def grpo_job(
         environment,
         attempt / "verl.jsonl",
         section.steps,
-        newest_step(out / "checkpoints"),
+        settle(out / "checkpoints"),
     )
 
 
@@ -130,8 +134,8 @@ def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str
 
 
 def is_started(checkpoints: Path) -> bool:
-    """Whether verl would find a checkpoint to start from, step 0 included."""
-    return (checkpoints / TRACKER).is_file()
+    """Whether verl would find a whole checkpoint to start from, step 0 included."""
+    return any(c.whole for c in all_of(checkpoints))
 
 
 def merge_job(base: Path, checkpoint: Path, out: Path) -> list[str]:
@@ -140,13 +144,9 @@ def merge_job(base: Path, checkpoint: Path, out: Path) -> list[str]:
 
 
 def newest_step(checkpoints: Path) -> int:
-    """The step that verl would resume from: its tracker's, if that checkpoint is there."""
-    tracker = checkpoints / TRACKER
-    if not tracker.is_file():
-        return 0
-    text = tracker.read_text(encoding="ascii", errors="replace").strip()
-    whole = text.isdigit() and (checkpoints / f"global_step_{text}").is_dir()
-    return int(text) if whole else 0
+    """The step of the newest whole checkpoint, from which verl would resume; 0: none."""
+    whole = [c.step for c in all_of(checkpoints) if c.whole]
+    return whole[-1] if whole else 0
 
 
 def newest_checkpoint(checkpoints: Path) -> Path:

@@ -19,7 +19,9 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rcot_rl.files import write_text
+from rcot_rl.training.checkpoint_store import MANIFEST, make_room
 from rcot_rl.training.group_metrics import reward_metrics
+from rcot_rl.training.jobs import KEEP
 
 COMPONENT = "component/"
 
@@ -32,6 +34,13 @@ class RCoTTrainer(PPOTrainerSync):
         # verl compares this key with "sync" to choose its buffer and checkpoint contents
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
+
+    def _save_checkpoint(self) -> None:
+        """verl's, into a folder that does not count as a checkpoint until it is sealed again."""
+        checkpoints = Path(self.config.trainer.default_local_dir)
+        (checkpoints / f"global_step_{self.global_steps}" / MANIFEST).unlink(missing_ok=True)
+        make_room(checkpoints, self.config.trainer.rcot.get(KEEP))
+        super()._save_checkpoint()
 
     def _compute_metrics(
         self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int

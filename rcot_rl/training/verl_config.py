@@ -132,7 +132,6 @@ def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         f"{rollout}.max_num_batched_tokens": section.max_num_batched_tokens,
         f"{rollout}.max_num_seqs": section.max_num_seqs,
         "trainer.save_freq": section.save_every,
-        "trainer.max_actor_ckpt_to_keep": section.keep_checkpoints,
     }
     if recipe.device == "cpu":
         values.update(_cpu_values(recipe))

@@ -1,4 +1,4 @@
-"""A GRPO stage on the real stack, of which one process after the other is killed: it ends by itself.
+"""A GRPO stage on the real stack whose processes are killed one after the other ends by itself.
 
 Each kind of process is killed once, each time at a later step, with SIGKILL. The supervisor must
 start the stage again from its last checkpoint until all steps are done, and each step once.
@@ -19,9 +19,10 @@ pytestmark = pytest.mark.slow
 
 VICTIMS = {
     "trainer rank": "ray::WorkerDict",
-    "vLLM engine": "VLLM::EngineCore",
-    "agent-loop worker": "AgentLoopWorker",
-    "reward worker": "RewardLoopWorker",
+    "vLLM server": "ray::vLLMHttpServer",
+    "agent-loop worker": "ray::CachedAgentLoopWorkerTQ",
+    "reward worker": "ray::RewardLoopWorker",
+    "task runner": "ray::TaskRunnerV1",
     "raylet": "raylet/raylet",
     "driver": "rcot_rl.training.grpo_main",
 }

@@ -13,6 +13,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.training import jobs
+from rcot_rl.training.checkpoint_store import TRACKER, seal
 
 
 def write_shard(path: Path, rows: int) -> Path:
@@ -32,11 +33,16 @@ def shards(tmp_path: Path) -> Path:
 
 
 def checkpoints(folder: Path, tracker: str | None, *steps: int) -> Path:
+    """A folder of sealed checkpoints, and what verl's pointer says."""
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
-        (folder / f"global_step_{step}").mkdir()
+        actor = folder / f"global_step_{step}" / "actor"
+        actor.mkdir(parents=True)
+        for kind in ("model", "optim", "extra_state"):
+            (actor / f"{kind}_world_size_1_rank_0.pt").write_bytes(b"x" * step)
+        seal(actor.parent)
     if tracker is not None:
-        (folder / jobs.TRACKER).write_text(tracker)
+        (folder / TRACKER).write_text(tracker)
     return folder
 
 
@@ -130,22 +136,20 @@ def test_a_grpo_job_resumes_and_tells_its_workers_the_environment(
     ("tracker", "steps", "newest"),
     [
         (None, (), 0),
-        (None, (10,), 0),  # killed before verl pointed to it
-        ("20", (10, 20, 30), 20),  # 30 was being written
-        ("20\n", (20,), 20),
-        ("30", (10, 20), 0),  # it points to what is not there
+        (None, (10,), 10),  # killed before verl pointed to it
+        ("20", (10, 20), 20),
+        ("30", (10, 20), 20),  # it points to what is not there
         ("0", (0,), 0),
-        ("", (10,), 0),
-        ("ten", (10,), 0),
-        ("-10", (10,), 0),
+        ("", (10,), 10),  # killed while verl wrote the pointer
+        ("ten", (10,), 10),
     ],
 )
-def test_the_newest_step_is_the_trackers_if_it_is_there(
+def test_the_newest_step_is_that_of_the_newest_whole_checkpoint(
     tmp_path: Path, tracker: str | None, steps: tuple[int, ...], newest: int
 ) -> None:
     folder = checkpoints(tmp_path / "checkpoints", tracker, *steps)
     assert jobs.newest_step(folder) == newest
-    assert jobs.is_started(folder) == (tracker is not None)
+    assert jobs.is_started(folder) == bool(steps)
     if newest:
         assert jobs.newest_checkpoint(folder) == folder / f"global_step_{newest}"
     else:

@@ -1,0 +1,220 @@
+"""Checkpoints of a stage on disk: complete or absent, found again after any failure, pruned.
+
+    CHECKPOINTS/global_step_N/checkpoint.json      step, world size, files with sizes and sha256
+    CHECKPOINTS/latest                             a link, replaced atomically
+    CHECKPOINTS/latest_checkpointed_iteration.txt  verl's pointer, which verl writes in place
+
+`seal` writes the manifest when all else is there, so that a checkpoint with one is whole; one
+without (verl's SFT trainer has no hook to seal them) is judged by its structure. `settle` says from
+where a stage can go on. Imports no torch: commands list and verify in no time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcot_rl.errors import InputError
+from rcot_rl.files import write_text
+
+MANIFEST = "checkpoint.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+"""verl's pointer to the newest checkpoint."""
+
+_STEP = re.compile(r"global_step_(\d{1,12})")
+_RANKED = re.compile(r"(model|optim|extra_state)_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint's folder, as found."""
+
+    path: Path
+    step: int
+    sealed: bool
+    faults: tuple[str, ...]
+    """What is missing or wrong; empty: whole."""
+    size: int
+    """Bytes."""
+    world_size: int | None
+    time: float
+    """Seconds since the epoch."""
+
+    @property
+    def whole(self) -> bool:
+        return not self.faults
+
+
+def seal(checkpoint: Path, **facts: Any) -> None:
+    """Write the manifest of a finished checkpoint; facts: JSON values to keep with it."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    files = {
+        name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for name, path in _files(checkpoint)
+    }
+    found = {
+        "step": _step(checkpoint),
+        "time": time.time(),
+        "world_size": _world_size(checkpoint),
+        "files": files,
+        **facts,
+    }
+    write_text(checkpoint / MANIFEST, json.dumps(found, indent=1) + "\n")
+
+
+def inspect(checkpoint: Path, deep: bool = False) -> Checkpoint:
+    """What there is of a checkpoint; deep: checksums too, not only sizes."""
+    manifest = checkpoint / MANIFEST
+    sealed = manifest.is_file()
+    faults = list(_against_manifest(checkpoint, deep) if sealed else _by_structure(checkpoint))
+    size = sum(path.stat().st_size for _, path in _files(checkpoint))
+    return Checkpoint(
+        checkpoint, _step(checkpoint), sealed, tuple(faults), size, _world_size(checkpoint),
+        checkpoint.stat().st_mtime,
+    )  # fmt: skip
+
+
+def all_of(checkpoints: Path, deep: bool = False) -> list[Checkpoint]:
+    """Every checkpoint below the folder, by step."""
+    if not checkpoints.is_dir():
+        return []
+    found = [p for p in checkpoints.iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
+    return [inspect(p, deep) for p in sorted(found, key=_step)]
+
+
+def settle(checkpoints: Path) -> int:
+    """The step of the newest whole checkpoint, to which verl's pointer and `latest` are set; 0 when
+    there is none but a stage's start. Deletes nothing: verl writes over what is broken."""
+    whole = [c for c in all_of(checkpoints) if c.whole]
+    if not whole:
+        (checkpoints / TRACKER).unlink(missing_ok=True)
+        return 0
+    newest = whole[-1]
+    write_text(checkpoints / TRACKER, str(newest.step))
+    point_latest(newest.path)
+    return newest.step
+
+
+def prune(checkpoints: Path, keep: int, dry_run: bool = False) -> list[Path]:
+    """Delete all but the newest `keep` whole checkpoints, and broken ones older than the newest
+    whole one; returns what was (or would be) deleted. Also those of earlier attempts."""
+    if keep < 1:
+        raise InputError("at least one checkpoint must be kept", key="--keep")
+    found = all_of(checkpoints)
+    whole = [c for c in found if c.whole]
+    if not whole:
+        return []
+    kept = {c.path for c in whole[-keep:]}
+    doomed = [c.path for c in found if c.path not in kept and c.step < whole[-1].step]
+    for path in doomed:
+        if not dry_run:
+            # renamed first: a half-deleted folder must not look like a checkpoint
+            gone = path.with_name(f".{path.name}.deleted")
+            shutil.rmtree(gone, ignore_errors=True)
+            path.rename(gone)
+            shutil.rmtree(gone)
+    return doomed
+
+
+def make_room(checkpoints: Path, keep: int | None) -> None:
+    """Before a checkpoint is written: raise InputError if it will not fit, even after pruning.
+
+    Its size is taken from the newest whole one; without one there is nothing to go by.
+    """
+    whole = [c for c in all_of(checkpoints) if c.whole and c.step > 0]
+    if not whole:
+        return
+    needed = int(1.1 * whole[-1].size)
+    if shutil.disk_usage(checkpoints).free < needed and keep is not None:
+        prune(checkpoints, 1)
+    free = shutil.disk_usage(checkpoints).free
+    if free < needed:
+        raise InputError(
+            f"no room for a checkpoint: {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} free",
+            file=checkpoints,
+        )
+
+
+def point_latest(checkpoint: Path) -> None:
+    """Make `latest`, a relative link beside `checkpoint`, name it; readers see old or new."""
+    temporary = checkpoint.parent / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(checkpoint.name)
+    temporary.replace(checkpoint.parent / "latest")
+
+
+def _files(checkpoint: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            yield path.relative_to(checkpoint).as_posix(), path
+
+
+def _step(checkpoint: Path) -> int:
+    found = _STEP.fullmatch(checkpoint.name)
+    if found is None:
+        raise InputError("is no checkpoint (global_step_N)", file=checkpoint)
+    return int(found[1])
+
+
+def _world_size(checkpoint: Path) -> int | None:
+    sizes = {int(m[2]) for _, p in _files(checkpoint) if (m := _RANKED.fullmatch(p.name))}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _against_manifest(checkpoint: Path, deep: bool) -> Iterator[str]:
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
+        expected = {str(n): (int(f["size"]), str(f["sha256"])) for n, f in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        yield f"{MANIFEST} cannot be read"
+        return
+    for name, (size, digest) in expected.items():
+        path = checkpoint / name
+        if ".." in Path(name).parts or not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != size:
+            yield f"{name} has {path.stat().st_size} bytes, not {size}"
+        elif deep and _sha256(path) != digest:
+            yield f"{name} differs from its checksum"
+
+
+def _by_structure(checkpoint: Path) -> Iterator[str]:
+    """Every rank's model, optimizer and extra state, each a whole archive."""
+    ranks: dict[tuple[str, int], set[int]] = {}
+    folders = {path.parent for _, path in _files(checkpoint) if _RANKED.fullmatch(path.name)}
+    if not folders:
+        yield "no rank's files"
+        return
+    for folder in folders:
+        for path in folder.glob("*.pt"):
+            found = _RANKED.fullmatch(path.name)
+            if found:
+                ranks.setdefault((found[1], int(found[2])), set()).add(int(found[3]))
+            if not zipfile.is_zipfile(path):
+                yield f"{path.relative_to(checkpoint)} is cut short"
+    data = checkpoint / "data.pt"
+    if (checkpoint / "actor").is_dir() and _step(checkpoint) and not zipfile.is_zipfile(data):
+        yield "data.pt (the position in the data) is missing or cut short"
+    sizes = {size for _, size in ranks}
+    if len(sizes) != 1:
+        yield f"files of several world sizes: {sorted(sizes)}"
+        return
+    (size,) = sizes
+    for kind in ("model", "optim", "extra_state"):
+        missing = sorted(set(range(size)) - ranks.get((kind, size), set()))
+        if missing:
+            yield f"{kind} of rank {missing[0]} is missing"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,178 @@
+"""A checkpoint is complete or absent; what is found again, pruned and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rcot_rl.cli import app
+from rcot_rl.errors import InputError
+from rcot_rl.training import checkpoint_store as store
+
+RUN = CliRunner()
+
+
+def make(folder: Path, step: int, ranks: int = 2, sealed: bool = True) -> Path:
+    """A checkpoint as verl leaves it, with small archives for its files."""
+    path = folder / f"global_step_{step}"
+    (path / "actor" / "huggingface").mkdir(parents=True)
+    for rank in range(ranks):
+        for kind in ("model", "optim", "extra_state"):
+            _archive(path / "actor" / f"{kind}_world_size_{ranks}_rank_{rank}.pt", f"{step}{kind}")
+    _archive(path / "data.pt", "data")
+    (path / "actor" / "huggingface" / "config.json").write_text("{}")
+    if sealed:
+        store.seal(path, provenance={"stage": "grpo-aks"})
+    return path
+
+
+def _archive(path: Path, text: str) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data", text * 50)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    store.point_latest(tmp_path / "global_step_6")
+    (tmp_path / store.TRACKER).write_text("6")
+    return tmp_path
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_whole(tmp_path, sealed):
+    found = store.inspect(make(tmp_path, 8, ranks=4, sealed=sealed), deep=True)
+    assert found.whole and found.sealed is sealed
+    assert (found.step, found.world_size) == (8, 4)
+
+
+def test_every_single_missing_or_shortened_file_is_found(tmp_path):
+    """Whatever a kill leaves half-written, the checkpoint does not count."""
+    names = [n for n, _ in store._files(make(tmp_path / "a", 3))]
+    assert len(names) == 8
+    for number, name in enumerate(names):
+        for damage in ("remove", "shorten"):
+            path = make(tmp_path / f"{number}{damage}", 3)
+            if damage == "remove":
+                (path / name).unlink()
+            else:
+                os.truncate(path / name, (path / name).stat().st_size // 2)
+            found = store.inspect(path)
+            assert not found.whole and name in found.faults[0]
+
+
+@pytest.mark.parametrize("name", ["data.pt", "actor/optim_world_size_2_rank_1.pt"])
+def test_without_a_manifest_the_structure_tells(tmp_path, name):
+    path = make(tmp_path, 3, sealed=False)
+    os.truncate(path / name, 40)
+    assert not store.inspect(path).whole
+    (path / name).unlink()
+    assert not store.inspect(path).whole
+
+
+def test_changed_bytes_are_found_by_checksums_alone(folder):
+    path = folder / "global_step_4" / "data.pt"
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    path.write_bytes(data)
+    assert store.inspect(path.parent).whole
+    assert "differs from its checksum" in store.inspect(path.parent, deep=True).faults[0]
+
+
+def test_settling_goes_back_to_the_newest_whole_one(folder):
+    (folder / "global_step_6" / "data.pt").unlink()
+    make(folder, 8, sealed=False)
+    os.truncate(folder / "global_step_8" / "actor" / "model_world_size_2_rank_0.pt", 10)
+    (folder / store.TRACKER).write_text("")  # torn: verl writes it in place
+    assert store.settle(folder) == 4
+    assert (folder / store.TRACKER).read_text() == "4"
+    assert (folder / "latest").resolve() == (folder / "global_step_4").resolve()
+    assert (folder / "global_step_8").is_dir()
+
+
+def test_settling_without_any_whole_one(tmp_path):
+    path = make(tmp_path, 2)
+    (path / "data.pt").unlink()
+    (tmp_path / store.TRACKER).write_text("2")
+    assert store.settle(tmp_path) == 0
+    assert not (tmp_path / store.TRACKER).exists()
+    assert store.settle(tmp_path / "none") == 0
+
+
+def test_retention_counts_what_earlier_attempts_left(folder):
+    broken = make(folder, 3)
+    (broken / "data.pt").unlink()
+    newer = make(folder, 9, sealed=False)
+    (newer / "data.pt").unlink()  # being written
+    assert store.prune(folder, 2, dry_run=True) == [folder / "global_step_2", broken]
+    assert broken.is_dir()
+    store.prune(folder, 2)
+    assert sorted(p.name for p in folder.glob("global_step_*")) == [
+        "global_step_4",
+        "global_step_6",
+        "global_step_9",
+    ]
+    assert not list(folder.glob(".*deleted"))
+
+
+def test_no_room_is_said_before_a_file_is_written(folder, monkeypatch):
+    usage = store.shutil.disk_usage(folder)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(InputError, match="no room for a checkpoint"):
+        store.make_room(folder, keep=2)
+    # what can be given up was: the newest whole one stays
+    assert [c.step for c in store.all_of(folder)] == [6]
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=10**12))
+    store.make_room(folder, keep=2)
+
+
+def test_a_manifest_cannot_lead_out_of_the_folder(folder):
+    path = folder / "global_step_6"
+    manifest = json.loads((path / store.MANIFEST).read_text())
+    manifest["files"]["../global_step_4/data.pt"] = manifest["files"].pop("data.pt")
+    (path / store.MANIFEST).write_text(json.dumps(manifest))
+    assert not store.inspect(path).whole
+
+
+def test_commands(folder, tmp_path):
+    listed = json.loads(RUN.invoke(app, ["checkpoints", "list", str(folder), "--json"]).stdout)
+    assert [(c["step"], c["whole"], c["world_size"]) for c in listed] == [
+        (2, True, 2),
+        (4, True, 2),
+        (6, True, 2),
+    ]
+    assert "sealed latest" in RUN.invoke(app, ["checkpoints", "list", str(folder)]).stdout
+    assert RUN.invoke(app, ["checkpoints", "verify", str(folder)]).exit_code == 0
+    os.truncate(folder / "global_step_4" / "data.pt", 5)
+    done = RUN.invoke(app, ["checkpoints", "verify", str(folder)])
+    assert done.exit_code == 2 and "data.pt has 5 bytes" in done.stderr
+    done = RUN.invoke(app, ["checkpoints", "prune", str(folder), "--keep", "1", "--dry-run"])
+    assert done.stdout.count("would delete") == 2
+    bad = RUN.invoke(app, ["checkpoints", "list", str(tmp_path / "nothing")])
+    assert isinstance(bad.exception, InputError)
+
+
+def test_export(tmp_path):
+    import shutil
+
+    from rcot_rl.inference.model_folder import TINY, check_model
+
+    path = make(tmp_path, 5, sealed=False)
+    shutil.rmtree(path / "actor" / "huggingface")
+    shutil.copytree(TINY, path / "actor" / "huggingface")
+    store.seal(path)
+    out = tmp_path / "exported"
+    assert RUN.invoke(app, ["checkpoints", "export", str(path), str(out)]).exit_code == 0
+    check_model(out)
+    assert (out / "model.safetensors").read_bytes() == (TINY / "model.safetensors").read_bytes()
+    again = RUN.invoke(app, ["checkpoints", "export", str(path), str(out)])
+    assert "is there already" in str(again.exception)
+    os.truncate(path / "actor" / "huggingface" / "model.safetensors", 100)
+    broken = RUN.invoke(app, ["checkpoints", "export", str(path), str(tmp_path / "b")])
+    assert isinstance(broken.exception, InputError) and not (tmp_path / "b").exists()
