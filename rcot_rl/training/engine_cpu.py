@@ -8,6 +8,10 @@ import torch
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from rcot_rl.training.verl_patches import weight_sockets
+
+weight_sockets()  # here and in `vllm_worker`: where both ends of the sync are made
+
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])
 class CpuFSDPEngineWithLMHead(transformer_impl.FSDPEngineWithLMHead):

