@@ -241,6 +241,7 @@ def _sft(state: _Run) -> dict[str, Any]:
     base = base_model(recipe)
     attempt = state.folder.new_attempt("sft")
     shards = state.folder.root / "shards" / recipe.sft.shard_set
+    _fit_ranks(state, stage / "checkpoints", attempt)
     job = jobs.sft_job(recipe, base, shards, stage, attempt)
     if job.resumes_from < job.total_steps:
         _train(state, "sft", job, attempt)
@@ -263,6 +264,7 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
         if after in recipe.stages and not jobs.is_started(stage / "checkpoints"):
             previous = jobs.newest_checkpoint(state.folder.stage(after) / "checkpoints")
             state.host.run(jobs.start_job(recipe, name, previous, stage), attempt / "start.log")
+        _fit_ranks(state, stage / "checkpoints", attempt)
         job = jobs.grpo_job(
             recipe,
             name,
@@ -279,6 +281,14 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
         return {"steps": job.total_steps, "reward": section.reward}
 
     return stage_of
+
+
+def _fit_ranks(state: _Run, checkpoints: Path, attempt: Path) -> None:
+    """Cut the checkpoint that is resumed from for the number of ranks there is now."""
+    arguments = jobs.reshard_job(checkpoints, state.recipe)
+    if arguments is not None:
+        state.console.line(f"{checkpoints.parent.name}: resharding to {arguments[-1]} ranks")
+        state.host.run(arguments, attempt / "reshard.log")
 
 
 def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:

@@ -133,6 +133,16 @@ def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str
     return ["-m", "rcot_rl.training.handoff", str(previous), str(out / "checkpoints"), *numbers]
 
 
+def reshard_job(checkpoints: Path, recipe: Recipe) -> list[str] | None:
+    """Arguments of the process that cuts the newest checkpoint anew for the recipe's number of
+    ranks; None when it has that number, or there is none."""
+    whole = [c for c in all_of(checkpoints) if c.whole]
+    ranks = recipe.cluster.nodes * recipe.cluster.gpus_per_node
+    if not whole or whole[-1].world_size in (ranks, None):
+        return None
+    return ["-m", "rcot_rl.training.reshard", str(whole[-1].path), str(ranks)]
+
+
 def is_started(checkpoints: Path) -> bool:
     """Whether verl would find a whole checkpoint to start from, step 0 included."""
     return any(c.whole for c in all_of(checkpoints))
