@@ -41,6 +41,7 @@ class RunFolder:
     @classmethod
     def claim(cls, root: Path, recipe: Recipe) -> RunFolder:
         """Open RUN for `recipe`, making it if need be; one in which no stage has begun is anew.
+        A recipe that differs in its `cluster` section and micro-batches alone goes on with the run.
 
         Raises InputError when it holds another recipe's run, or cannot be written.
         """
@@ -61,7 +62,14 @@ class RunFolder:
                 with folder.locked():
                     folder._write_recipe(path, recipe)
                 return folder
-            changed = _changed(recorded.get("recipe", {}), recipe.model_dump(mode="json"), "")
+            resolved = recipe.model_dump(mode="json")
+            changed = _changed(recorded.get("recipe", {}), resolved, "")
+            if changed and all(_is_where(key) for key in changed):
+                # where it runs may change under way: a stage goes on on other hosts
+                recorded |= {"recipe_hash": recipe_hash(recipe), "recipe": resolved}
+                with folder.locked():
+                    write_text(path, yaml.safe_dump(recorded, sort_keys=False))
+                return folder
             raise InputError(
                 f"was made with another recipe (differs in: {', '.join(changed[:5])}); "
                 "choose another folder with --out",
@@ -160,6 +168,11 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
+
+
+def _is_where(key: str) -> bool:
+    """Whether a key says where a run works, or in what portions, and not what it computes."""
+    return key.startswith("cluster.") or key.endswith(".micro_batch_size")
 
 
 def _changed(old: Any, new: Any, prefix: str) -> list[str]:

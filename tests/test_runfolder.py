@@ -160,3 +160,21 @@ def test_a_pinned_fact_is_noted_once_and_held(tmp_path: Path, recipe: Recipe) ->
         folder.pin("rewards", changed)
     assert caught.value.key == "rewards"
     assert RunFolder.claim(tmp_path, recipe).root == tmp_path
+
+
+WIDER = ["cluster.gpus_per_node=2", "sft.micro_batch_size=16"]
+
+
+def test_a_run_goes_on_on_other_hosts(tmp_path: Path) -> None:
+    first = load_recipe("laptop")
+    folder = RunFolder.claim(tmp_path / "run", first)
+    folder.new_attempt("sft")
+    folder.pin("shards", {"sft-1536": "abc"})
+    wider = load_recipe("laptop", WIDER)
+    RunFolder.claim(tmp_path / "run", wider)
+    record = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert record["recipe"]["cluster"]["gpus_per_node"] == 2
+    assert record["shards"] == {"sft-1536": "abc"}
+    other = load_recipe("laptop", [*WIDER, "seed=9"])
+    with pytest.raises(InputError, match="seed"):
+        RunFolder.claim(tmp_path / "run", other)
