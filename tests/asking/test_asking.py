@@ -32,7 +32,7 @@ def recipe(tmp_path_factory) -> Path:
         "name": "asking",
         "data": {
             "corpora": [{"dataset": "ref-youtube-vos", "root": str(folder / "ytvos")}],
-            "sets": {"sft-16": {"ktg": 6, "aks": 10}},
+            "sets": {"sft-16": {"ktg": 2, "aks": 14}},
             "describe": str(folder / "texts" / "descriptions.jsonl"),
             "single_multi": None,
             "describer": {"model": "tiny", "temperature": 0.0},
@@ -150,6 +150,6 @@ def _build(recipe: Path, traces: Path, out: Path) -> None:
         assert {k: v for k, v in counts.items() if k.startswith("refused/")} == {
             f"refused/{cause}": n for cause, n in causes.items()
         }
-    assert manifest["traces"]["ktg"]["accepted"] == 6
+    assert manifest["traces"]["ktg"]["accepted"] == 2
     card = (out / "sft-16" / "README.md").read_text()
     assert "| acceptance |" in card and "refused/" in card
