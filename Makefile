@@ -29,7 +29,7 @@ test-fast: setup
 
 # the real Ray, verl and vLLM, one after the other
 test-slow: setup
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m slow -q --durations=20
 
 lint: setup
 	$(BIN)/ruff check .

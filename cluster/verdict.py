@@ -18,6 +18,7 @@ from typing import Any
 
 from rcot_rl.files import write_text
 from rcot_rl.recipe.supervise import SuperviseSection
+from rcot_rl.training.checkpoint_store import LEAST_FREE
 
 ATTEMPTS = "attempts.jsonl"
 _STATUS = re.compile(r"ended with status (\d{1,3})")
@@ -28,7 +29,6 @@ _VOLATILE = (
     (re.compile(r"\d{1,20}"), "N"),
 )
 _FULL = re.compile(r"No space left on device|no room for a checkpoint|Disk quota exceeded")
-_LEAST_FREE = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ class History:
         if cause == "deadline":
             return False, "Not started again: raise supervise.deadline_hours to go on."
         if cause == "disk":
-            return False, "Not started again: free some space, then run the same command."
+            minutes = self.section.disk_wait_minutes
+            if not minutes:
+                return False, "Not started again: free some space, then run the same command."
+            return True, f"Starting again as soon as there is room, within {minutes:g} minutes."
         if same:
             return False, (
                 "The attempt before ended at the same step with the same error: not started again. "
@@ -148,7 +151,7 @@ def _cause(message: str, log: Path, error: str) -> tuple[str, str]:
     if "hung" in message:
         stacks = log.parent / "stacks"
         return "hang", f"What its processes were doing is in {stacks}."
-    if free < _LEAST_FREE or _FULL.search(error):
+    if free < LEAST_FREE or _FULL.search(error):
         return "disk", f"{free / 2**20:.0f} MiB are free on its disk."
     if out_of_memory_kills() > KILLS_AT_START:
         return "memory", "The kernel killed a process for memory during this run."

@@ -6,6 +6,7 @@ folder; it leaves its results there and marks itself done last.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +15,15 @@ from typing import Any
 
 from cluster.local import Host, Limits, StageFailed
 from cluster.verdict import History
-from rcot_rl.asking import launch
+from rcot_rl import data_stage
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.console import Console
-from rcot_rl.monitoring.metrics import Follower, read_metrics
+from rcot_rl.monitoring.console import Console, EventReader
+from rcot_rl.monitoring.metrics import Follower, read_metrics, restore_step
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
 from rcot_rl.training import jobs
-from rcot_rl.training.provenance import reward_hashes, shard_hash
+from rcot_rl.training.checkpoint_store import METRICS, room_needed
+from rcot_rl.training.provenance import reward_hashes
 
 TRAINING = ("sft", "grpo-aks", "grpo-ktg")
 _HEAVY = frozenset({*TRAINING, "predict"})
@@ -47,10 +49,12 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
             return folder
         check_host(recipe, folder.root, todo)
         folder.pin("rewards", reward_hashes(recipe))
-        heavy = bool(_HEAVY.intersection(todo)) or ("data" in todo and _asks(recipe))
+        heavy = bool(_HEAVY.intersection(todo)) or ("data" in todo and data_stage.asks(recipe))
         preload = jobs.PRELOAD if heavy and recipe.device == "cpu" else ()
         with Host(
-            {"RCOT_RL_PLUGIN": "required", **_platform(recipe)}, preload, folder.root / "zygote.log"
+            {"RCOT_RL_PLUGIN": "required", **data_stage.platform_of(recipe)},
+            preload,
+            folder.root / "zygote.log",
         ) as host:
             state = _Run(recipe, folder, host, console)
             for stage in todo:
@@ -90,150 +94,23 @@ def _supervised(state: _Run, stage: str) -> dict[str, Any]:
             if not verdict.retry:
                 raise StageFailed(verdict.text, error.log) from error
             state.console.line(verdict.text)
+            if verdict.cause == "disk":
+                _await_space(state, stage, verdict.text, error.log)
             time.sleep(history.backoff_s())
 
 
-def _data(state: _Run) -> dict[str, Any]:
-    recipe, folder = state.recipe, state.folder
-    if recipe.toy is not None:
-        _toy_corpora(state)
-    found = [
-        c.model_copy(update={"root": str(corpus_root(folder, recipe, c.dataset, c.root))})
-        for c in recipe.data.corpora
-    ]
-    data = recipe.data.model_copy(update={"corpora": found})
-    recipe = recipe.model_copy(update={"data": data})
-    recipe = _asked(state, recipe)
-    shards = folder.root / "shards"
-    result = _build(recipe, shards, state.console)
-    _refuse_overlong(result["sets"])
-    folder.pin("shards", {name: shard_hash(shards / name) for name in result["sets"]})
-    return {"sets": {name: m.get("rows") for name, m in result["sets"].items()}}
-
-
-def _asked(state: _Run, recipe: Recipe) -> Recipe:
-    """The recipe with `model` replaced by the texts that the model wrote, here and now."""
-    for key, what in (("describe", "describe"), ("trace", "trace")):
-        if getattr(recipe.data, key) == "model":
-            texts = state.folder.root / "texts"
-            attempt = state.folder.new_attempt("data")
-            log = attempt / f"{what}.log"
-            path = _ask(state.host, state.console, recipe, what, texts, log)
-            recipe = recipe.model_copy(
-                update={"data": recipe.data.model_copy(update={key: str(path)})}
+def _await_space(state: _Run, stage: str, verdict: str, log: Path) -> None:
+    """Wait until a checkpoint fits the stage's disk; StageFailed when it takes too long."""
+    folder, minutes = state.folder.stage(stage), state.recipe.supervise.disk_wait_minutes
+    needed = room_needed(folder / "checkpoints")
+    end = time.monotonic() + 60 * minutes
+    while (free := shutil.disk_usage(folder).free) < needed:
+        if time.monotonic() > end:
+            raise StageFailed(
+                f"{verdict} {needed / 2**20:.0f} MiB were not free {minutes:g} minutes later", log
             )
-    return recipe
-
-
-def build_shards(recipe: Recipe, out: Path) -> str:
-    """`rcot data build`: the recipe's shard sets below `out`; returns what was built, a line each.
-
-    Raises InputError, also after building, for rows longer than training takes.
-    """
-    console = Console()
-    sets = _build(recipe, out, console)["sets"]
-    _refuse_overlong(sets)
-    return "\n".join(
-        f"{out / name}: " + ", ".join(f"{n} {split}" for split, n in m["rows"].items())
-        for name, m in sets.items()
-    )
-
-
-def _refuse_overlong(sets: dict[str, Any]) -> None:
-    for name, manifest in sets.items():
-        for which, rows in ((manifest["tokens"] or {}).get("over") or {}).items():
-            if rows:
-                most = manifest["tokens"]["limits"][which]
-                raise InputError(
-                    f"{len(rows)} rows have more {which} than the {most} that training takes, "
-                    f"the first {rows[0]}: raise the limit, or shorten descriptions",
-                    key=f"data.sets.{name}",
-                )
-
-
-def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
-    from data_pipelines.build import build, defects_text
-
-    rewards: dict[str, dict[str, dict[str, str]]] = {}
-    for stage, reward in reward_hashes(recipe).items():
-        rewards.setdefault(recipe.grpo(stage).shard_set, {})[stage] = reward
-    return build(
-        recipe.data,
-        out,
-        recipe.prompts,
-        seed=recipe.seed,
-        progress=console.progress,
-        canvas=recipe.canvas.image,
-        rewards=rewards,
-        policy=_policy_here(recipe, console),
-        limits=jobs.token_limits(recipe),
-        propagator=_propagator(recipe),
-        announce=lambda table, facts: console.text("\n".join([table, defects_text(facts)])),
-    )
-
-
-def ask_model(recipe: Recipe, what: str, out: Path) -> Path:
-    """`rcot data describe` and `rcot data trace`: texts by a model, in the folder `out`."""
-    console = Console()
-    preload = launch.PRELOAD if recipe.device == "cpu" else ()
-    out.mkdir(parents=True, exist_ok=True)
-    with Host(_platform(recipe), preload, out / "zygote.log") as host:
-        return _ask(host, console, recipe, what, out, out / f"{what}.log")
-
-
-def _ask(host: Host, console: Console, recipe: Recipe, what: str, out: Path, log: Path) -> Path:
-    console.line(f"{what}: starting, log {log}")
-    events = EventReader(log, console, what)
-    return launch.run_in(host, what, recipe, out, log, events.poll)
-
-
-def _propagator(recipe: Recipe) -> Any:
-    if recipe.data.alignment.level != "sam2":
-        return None
-    from rcot_rl.inference.segmenter import load_segmenter
-
-    return load_segmenter(recipe.models.segmenter, recipe.device)
-
-
-def _policy_here(recipe: Recipe, console: Console) -> Path | None:
-    """The policy's folder, to count tokens by; shards can be built where it is not."""
-    from rcot_rl.inference.model_folder import local_model
-
-    path = local_model(recipe.models.policy)
-    if path is None:
-        console.line(f"data: {recipe.models.policy} is not on this host: tokens are not counted")
-    return path
-
-
-def _toy_corpora(state: _Run) -> None:
-    from data_pipelines.toy.layouts import write_corpus
-
-    toy = state.recipe.toy
-    assert toy is not None
-    for corpus in toy.corpora:
-        state.console.line(f"toy corpus {corpus.layout} {corpus.split}: {corpus.videos} videos")
-        write_corpus(
-            state.folder.root / "corpora" / corpus.layout,
-            corpus.layout,
-            corpus.split,
-            corpus.videos,
-            toy.seed,
-            toy.preset,
-            absent_share=corpus.absent_share,
-            workers=state.recipe.data.workers,
-        )
-
-
-def corpus_root(folder: RunFolder, recipe: Recipe, dataset: str, root: str | None) -> Path:
-    """Where a corpus lies: as the recipe says, or the run's toy corpus. Raises InputError."""
-    if root is not None:
-        path = Path(root)
-        if not path.is_dir():
-            raise InputError("no such corpus", file=path)
-        return path.resolve()
-    if recipe.toy is None or dataset not in {c.layout for c in recipe.toy.corpora}:
-        raise InputError(f"{dataset} has no root, and the recipe no toy corpus of it", key="data")
-    return folder.root / "corpora" / dataset
+        state.console.progress(f"{stage}: waiting for space, MiB", free >> 20, needed >> 20)
+        time.sleep(1)
 
 
 def _sft(state: _Run) -> dict[str, Any]:
@@ -259,7 +136,7 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
 
     def stage_of(state: _Run) -> dict[str, Any]:
         recipe, stage = state.recipe, state.folder.stage(name)
-        section = recipe.grpo(name)
+        section, alone = recipe.grpo(name), recipe.cluster.ray_address == "local"
         attempt = state.folder.new_attempt(name)
         if after in recipe.stages and not jobs.is_started(stage / "checkpoints"):
             previous = jobs.newest_checkpoint(state.folder.stage(after) / "checkpoints")
@@ -272,9 +149,11 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
             state.folder.root / "shards" / section.shard_set,
             stage,
             attempt,
-            py_executable=state.host.environment.get("RCOT_ZYGOTE_PYTHON"),
+            # the zygote is on this host, and other hosts' workers are not
+            py_executable=state.host.environment.get("RCOT_ZYGOTE_PYTHON") if alone else None,
         )
         if job.resumes_from < job.total_steps:
+            _await_hosts(state, attempt)
             _train(state, name, job, attempt)
         newest = jobs.newest_checkpoint(stage / "checkpoints")
         jobs.write_card(jobs.link_model(newest, stage / "model"), recipe)
@@ -291,9 +170,21 @@ def _fit_ranks(state: _Run, checkpoints: Path, attempt: Path) -> None:
         state.host.run(arguments, attempt / "reshard.log")
 
 
+def _await_hosts(state: _Run, attempt: Path) -> None:
+    """On a Ray that runs already: wait for its hosts, one of which may have been lost."""
+    cluster = state.recipe.cluster
+    if cluster.ray_address != "local":
+        wait = ["--wait", str(state.recipe.launch.health.wait_s)]
+        size = ["--nodes", str(cluster.nodes), "--gpus", str(cluster.gpus_per_node)]
+        arguments = ["-m", "cluster.launch.await_hosts", cluster.ray_address, *size, *wait]
+        state.host.run(arguments, attempt / "hosts.log")
+
+
 def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
     follower = Follower(job.verl_log, state.folder.stage(stage) / "metrics.jsonl")
     if job.resumes_from:
+        saved = state.folder.stage(stage) / f"checkpoints/global_step_{job.resumes_from}" / METRICS
+        restore_step(follower.target, saved)
         state.console.line(f"{stage}: resuming from step {job.resumes_from}")
     state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
 
@@ -380,27 +271,7 @@ def _predict(state: _Run) -> dict[str, Any]:
 
 def benchmark_root(folder: RunFolder, recipe: Recipe, benchmark: Benchmark) -> Path:
     """Where a benchmark's corpus lies."""
-    return corpus_root(folder, recipe, benchmark.dataset, benchmark.root)
-
-
-class EventReader:
-    """Shows a process' progress lines, which it prints among vLLM's own."""
-
-    def __init__(self, log: Path, console: Console, stage: str = "predict") -> None:
-        self._log, self._console, self._stage = log, console, stage
-        self._offset = log.stat().st_size if log.is_file() else 0
-
-    def poll(self) -> None:
-        if not self._log.is_file():
-            return
-        with self._log.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for raw in whole.splitlines():
-            if raw.startswith(b"RCOT "):
-                self._console.event(self._stage, raw[5:].decode("utf-8", "replace"))
+    return data_stage.corpus_root(folder, recipe, benchmark.dataset, benchmark.root)
 
 
 def _eval(state: _Run) -> dict[str, Any]:
@@ -442,7 +313,7 @@ def _report(state: _Run) -> dict[str, Any]:
 
 
 _STAGES: dict[str, Callable[[_Run], dict[str, Any]]] = {
-    "data": _data,
+    "data": lambda state: data_stage.run(state.recipe, state.folder, state.host, state.console),
     "sft": _sft,
     "grpo-aks": _grpo("grpo-aks"),
     "grpo-ktg": _grpo("grpo-ktg", after="grpo-aks"),
@@ -450,19 +321,6 @@ _STAGES: dict[str, Callable[[_Run], dict[str, Any]]] = {
     "eval": _eval,
     "report": _report,
 }
-
-
-def _asks(recipe: Recipe) -> bool:
-    """Whether the data stage asks a model."""
-    return "model" in (recipe.data.describe, recipe.data.trace)
-
-
-def _platform(recipe: Recipe) -> dict[str, str]:
-    """What the zygote's imports read; on a CPU, threads of one pool must not spin while another
-    process works on their core."""
-    if recipe.device != "cpu":
-        return {}
-    return {"VERL_PLATFORM": "cpu", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 def _minutes(folder: RunFolder, stage: str) -> str:

@@ -56,7 +56,7 @@ def data_build(
     out: Annotated[Path | None, typer.Option("--out", help="Where sets go (shards).")] = None,
 ) -> None:
     """Corpora to shards: OUT/<shard-set>/…"""
-    from rcot_rl.chain import build_shards
+    from rcot_rl.data_stage import build_shards
     from rcot_rl.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -84,7 +84,7 @@ def data_trace(
 
 
 def _ask(what: str, recipe: str, overrides: list[str] | None, out: Path) -> None:
-    from rcot_rl.chain import ask_model
+    from rcot_rl.data_stage import ask_model
     from rcot_rl.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])

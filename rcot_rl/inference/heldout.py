@@ -47,10 +47,13 @@ class Heldout(TypedDict):
     """Those of the samples."""
 
 
-def read_rows(shards: Sequence[Path], limit: int | None = None) -> list[dict[str, Any]]:
+def read_rows(
+    shards: Sequence[Path], limit: int | None = None, task: str | None = None
+) -> list[dict[str, Any]]:
     """The first `limit` rows of parquet shards, images with absolute paths.
 
-    Raises InputError for missing or unreadable shards, and when they hold no row.
+    task: only rows of that task, of shards that hold several. Raises InputError for missing or
+    unreadable shards, and when they hold no row.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -63,6 +66,8 @@ def read_rows(shards: Sequence[Path], limit: int | None = None) -> list[dict[str
             found = pq.read_table(shard).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"not a readable parquet file: {error}", file=shard) from error
+        if task is not None:
+            found = [row for row in found if row.get("data_source") == f"rcot/{task}"]
         for row in found:
             for image in row.get("images") or []:
                 _resolve(image, shard.parent)

@@ -104,7 +104,7 @@ def _heldout(
         if recipe.eval.heldout_prompts == 0 or name in known.get(task, {}):
             continue
         section = recipe.grpo(f"grpo-{task}")
-        rows = read_rows([Path(f) for f in files], limit=recipe.eval.heldout_prompts)
+        rows = read_rows([Path(f) for f in files], recipe.eval.heldout_prompts, task)
         known.setdefault(task, {})[name] = heldout_rewards(
             engine,
             rows,

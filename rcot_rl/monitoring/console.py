@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -88,3 +89,23 @@ class Console:
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         return f"{minutes:02d}:{seconds:02d}"
+
+
+class EventReader:
+    """Shows a process' progress lines, which it prints among vLLM's own."""
+
+    def __init__(self, log: Path, console: Console, stage: str = "predict") -> None:
+        self._log, self._console, self._stage = log, console, stage
+        self._offset = log.stat().st_size if log.is_file() else 0
+
+    def poll(self) -> None:
+        if not self._log.is_file():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for raw in whole.splitlines():
+            if raw.startswith(b"RCOT "):
+                self._console.event(self._stage, raw[5:].decode("utf-8", "replace"))

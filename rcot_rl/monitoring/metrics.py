@@ -63,6 +63,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
+def restore_step(path: Path, saved: Path) -> None:
+    """Append the metrics `saved` with a checkpoint, unless the step has its line already."""
+    if not saved.is_file():
+        return
+    line = json.loads(saved.read_text(encoding="utf-8"))
+    lines = read_metrics(path)
+    if not lines or lines[-1]["step"] < line["step"]:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in [*lines, line]))
+
+
 def keep_steps_before(path: Path, step: int) -> None:
     """Drop the lines of `step` and later: they are about to be done again."""
     lines = read_metrics(path)

@@ -122,11 +122,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> Self:
-        ranks = self.cluster.nodes * self.cluster.gpus_per_node
-        for name, size, micro in (
-            ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size),
+        here = self.cluster.gpus_per_node
+        everywhere = self.cluster.nodes * here
+        for name, size, micro, ranks in (
+            ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size, here),
             *(
-                (f"{key}.prompts_per_step x n", g.prompts_per_step * g.n, g.micro_batch_size)
+                (
+                    f"{key}.prompts_per_step x n",
+                    g.prompts_per_step * g.n,
+                    g.micro_batch_size,
+                    everywhere,
+                )
                 for key, g in (("grpo_aks", self.grpo_aks), ("grpo_ktg", self.grpo_ktg))
             ),
         ):

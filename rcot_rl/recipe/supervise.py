@@ -19,6 +19,10 @@ class SuperviseSection(Section):
     backoff_s: float = Field(default=5.0, ge=0)
     """Wait before the second start; doubled before each further one, up to five minutes."""
 
+    disk_wait_minutes: float = Field(default=60.0, ge=0)
+    """How long a stage waits for space on a full disk before its next start. 0: a full disk ends
+    the run."""
+
     heartbeat_s: float = Field(default=3600.0, gt=0)
     """A training stage that makes no step for so long is hung: its stacks are written, it is ended
     and started again. (`cluster.stall_timeout_s` is for logs that say nothing at all.)"""

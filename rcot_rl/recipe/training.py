@@ -61,6 +61,21 @@ class GrpoSection(Section):
     loss_agg_mode: str = "token-mean"
     """The paper's eq. 15 shows no token mean; its code lineage uses one. verl's names."""
 
+    advantage: Literal["group", "group-mean", "task"] = "group"
+    """A response's reward less its group's mean, over: the group's standard deviation (eq. 14;
+    unbiased, + 1e-6), nothing, or the spread of all its task's responses in this step."""
+
+    dynamic_sampling: bool = False
+    """Sample further prompts in place of groups whose rewards are all equal (DAPO's filter)."""
+
+    rollouts: Literal["sync", "colocate-async"] = "sync"
+    """colocate-async: the next step's rollouts start before this step's update and go on after it,
+    on the same devices; the step no longer waits for the longest response."""
+
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Train an adapter on the language model. None: all weights, as the paper."""
+
+    lora_alpha: int = Field(default=16, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     top_k: int = -1
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -68,6 +83,9 @@ class GrpoSection(Section):
     max_response_length: int = Field(default=2000, ge=1)
     micro_batch_size: int = Field(default=4, ge=1)
     """Sequences a forward pass on one device."""
+
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What lies in host memory while it is not used: the optimizer's moments, or also weights."""
 
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
@@ -88,6 +106,8 @@ class ClusterSection(Section):
     """Where a training stage runs."""
 
     nodes: int = Field(default=1, ge=1)
+    """Of GRPO; CoT-SFT (an adapter, one epoch) trains on the first alone."""
+
     gpus_per_node: int = Field(default=4, ge=1)
     """Trainer ranks a node; on a CPU, processes."""
 

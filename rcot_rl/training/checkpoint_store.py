@@ -1,6 +1,7 @@
 """Checkpoints of a stage on disk: complete or absent, found again after any failure, pruned.
 
     CHECKPOINTS/global_step_N/checkpoint.json      step, world size, files with sizes and sha256
+    CHECKPOINTS/global_step_N/metrics.json         the step's metrics (GRPO)
     CHECKPOINTS/latest                             a link, replaced atomically
     CHECKPOINTS/latest_checkpointed_iteration.txt  verl's pointer, which verl writes in place
 
@@ -27,8 +28,12 @@ from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 
 MANIFEST = "checkpoint.json"
+METRICS = "metrics.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's pointer to the newest checkpoint."""
+
+LEAST_FREE = 256 * 2**20
+"""Bytes of free space below which a disk counts as full."""
 
 _STEP = re.compile(r"global_step_(\d{1,12})")
 _RANKED = re.compile(r"(model|optim|extra_state)_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
@@ -128,12 +133,10 @@ def prune(checkpoints: Path, keep: int, dry_run: bool = False) -> list[Path]:
 def make_room(checkpoints: Path, keep: int | None) -> None:
     """Before a checkpoint is written: raise InputError if it will not fit, even after pruning.
 
-    Its size is taken from the newest whole one; without one there is nothing to go by.
+    Its size is taken from the newest whole one (`room_needed`).
     """
-    whole = [c for c in all_of(checkpoints) if c.whole and c.step > 0]
-    if not whole:
-        return
-    needed = int(1.1 * whole[-1].size)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    needed = room_needed(checkpoints)
     if shutil.disk_usage(checkpoints).free < needed and keep is not None:
         prune(checkpoints, 1)
     free = shutil.disk_usage(checkpoints).free
@@ -142,6 +145,13 @@ def make_room(checkpoints: Path, keep: int | None) -> None:
             f"no room for a checkpoint: {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} free",
             file=checkpoints,
         )
+
+
+def room_needed(checkpoints: Path) -> int:
+    """Bytes to have free before a checkpoint is written: the newest whole one's size and a tenth,
+    and in any case what logs and metrics need meanwhile (256 MiB)."""
+    whole = [c for c in all_of(checkpoints) if c.whole and c.step > 0]
+    return max(LEAST_FREE, int(1.1 * whole[-1].size) if whole else 0)
 
 
 def point_latest(checkpoint: Path) -> None:

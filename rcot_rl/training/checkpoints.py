@@ -29,8 +29,8 @@ class SaveCallback(CheckpointCallback):
         if async_save:
             return
         checkpoint = Path(checkpoint_dir)
-        made_of = dict(OmegaConf.to_container(trainer.config.trainer.rcot))
-        keep = made_of.pop(KEEP, None)
+        ours = trainer.config.trainer.rcot
+        made_of, keep = OmegaConf.to_container(ours.provenance), ours.get(KEEP)
         write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
         seal(checkpoint, provenance=made_of)
         point_latest(checkpoint)

@@ -107,10 +107,7 @@ def grpo_job(
             f"{rows} rows make no step of {section.prompts_per_step} prompts", file=shards
         )
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
-    made_of = provenance(recipe, stage, shards)
-    if section.keep_checkpoints is not None:
-        made_of[KEEP] = section.keep_checkpoints
-    _note_provenance(config, made_of)
+    _note_provenance(config, provenance(recipe, stage, shards))
     environment = training_environment(recipe, attempt)
     runtime = {"env_vars": environment}
     if py_executable is not None:
@@ -241,7 +238,7 @@ def count_rows(files: list[Path]) -> int:
 
 def _note_provenance(config: DictConfig, made_of: dict[str, Any]) -> None:
     # verl reads no such key; it hands its whole configuration to W&B, and ours to SaveCallback
-    OmegaConf.update(config, "trainer.rcot", made_of, force_add=True)
+    OmegaConf.update(config, "trainer.rcot.provenance", made_of, force_add=True)
 
 
 def _save(config: DictConfig, attempt: Path) -> Path:

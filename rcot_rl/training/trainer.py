@@ -1,9 +1,11 @@
-"""The registered trainer: verl's synchronous PPO trainer with components and group health in sight.
+"""The registered trainers: verl's own with components, group health and host memory in sight.
 
 verl 0.9.1 logs only the total reward of training rollouts. `RCoTTrainer` reads what the reward
 function returned for each response (kept by verl in TransferQueue) and adds, at every step, each
 component's mean and spread, the share of groups without variance (which teach nothing), and how
-often each reason code was given; and it writes all of it with the rollouts.
+often each reason code was given; and it writes all of it with the rollouts. `RCoTTrainerAsync` is
+the same upon verl's colocated-async trainer, whose rollouts of the next step start before this
+one's update and go on after it.
 """
 
 from __future__ import annotations
@@ -14,33 +16,70 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transfer_queue as tq
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from tensordict import TensorDict
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rcot_rl.files import write_text
-from rcot_rl.training.checkpoint_store import MANIFEST, make_room
+from rcot_rl.training.advantage import per_task
+from rcot_rl.training.checkpoint_store import MANIFEST, METRICS, make_room
 from rcot_rl.training.group_metrics import reward_metrics
+from rcot_rl.training.host_memory import HostMemory
 from rcot_rl.training.jobs import KEEP
 
 COMPONENT = "component/"
 
 
-@register_trainer("rcot_sync")
-class RCoTTrainer(PPOTrainerSync):
-    """`trainer.v1.trainer_mode: rcot_sync`."""
+class _Observed(PPOTrainer):
+    """What both trainers add; `_MODE` is verl's name of the trainer below."""
+
+    _MODE = "sync"
+    _memory: HostMemory | None = None
+    _done: tuple[Any, dict, dict, float]
 
     def __init__(self, config: Any) -> None:
         # verl compares this key with "sync" to choose its buffer and checkpoint contents
-        config.trainer.v1.trainer_mode = "sync"
+        config.trainer.v1.trainer_mode = self._MODE
         super().__init__(config)
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        if self.config.trainer.rcot.get("poll_interval_s") is not None:
+            # verl's own 2 s are most of a small model's step
+            buffer.poll_interval = self.config.trainer.rcot.poll_interval_s
+        return buffer
 
     def _save_checkpoint(self) -> None:
         """verl's, into a folder that does not count as a checkpoint until it is sealed again."""
         checkpoints = Path(self.config.trainer.default_local_dir)
         (checkpoints / f"global_step_{self.global_steps}" / MANIFEST).unlink(missing_ok=True)
         make_room(checkpoints, self.config.trainer.rcot.get(KEEP))
+        self._save_metrics(checkpoints / f"global_step_{self.global_steps}")
         super()._save_checkpoint()
+
+    def step(self, metrics: dict, timing_raw: dict) -> Any:
+        """verl's; remembers what it did, for a checkpoint that is written right after it."""
+        started = time.monotonic()
+        batch = super().step(metrics, timing_raw)
+        self._done = (batch, metrics, timing_raw, time.monotonic() - started)
+        return batch
+
+    def _save_metrics(self, checkpoint: Path) -> None:
+        """The step's metrics and rollouts, with its checkpoint: verl logs after the weight sync only,
+        and a run that fails in between would go on without ever having told of the step."""
+        batch, metrics, timing_raw, seconds = self._done
+        found, timing = dict(metrics), dict(timing_raw) | {"step": seconds}
+        epoch = (self.global_steps - 1) // self.steps_per_epoch
+        self._compute_metrics(batch, found, timing, self.global_steps, epoch)
+        folder = self.config.trainer.get("rollout_data_dir", None)
+        if folder:
+            self._log_rollout_data(batch, timing, folder)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        line = {"step": self.global_steps, "time": time.time()} | found
+        write_text(checkpoint / METRICS, json.dumps(line, default=_plain) + "\n")
 
     def _compute_metrics(
         self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
@@ -48,7 +87,31 @@ class RCoTTrainer(PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         rows = self._reward_rows(batch)
         metrics.update(reward_metrics(rows))
+        if self._memory is None:
+            self._memory = HostMemory()
+        metrics.update(self._memory.metrics())
         metrics["time"] = time.time()
+
+    def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
+        """verl's; with `advantage: task`, on each task's own scale (`advantage.per_task`)."""
+        result = super()._compute_advantage(batch, metrics)
+        if self.config.trainer.rcot.get("advantage") != "task":
+            return result
+        data = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["advantages", "response_mask", "data_source"],
+        )
+        # verl gives all tokens of a response its one centred reward
+        centred = [float(row[0]) for row in data["advantages"].unbind()]
+        scaled = per_task(np.array(centred), list(data["data_source"]))
+        tokens = [
+            value * mask.to(torch.float32)
+            for value, mask in zip(scaled, data["response_mask"].unbind(), strict=True)
+        ]
+        nested = torch.nested.as_nested_tensor(tokens, layout=torch.jagged)
+        fields = TensorDict({"advantages": nested, "returns": nested}, batch_size=len(tokens))
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict, rollout_data_dir: str) -> None:
         """One JSON line a response; replaces verl's dump, which leaves out the components."""
@@ -109,6 +172,18 @@ class RCoTTrainer(PPOTrainerSync):
                 }
             )
         return rows
+
+
+@register_trainer("rcot_sync")
+class RCoTTrainer(_Observed, PPOTrainerSync):
+    """`trainer.v1.trainer_mode: rcot_sync`."""
+
+
+@register_trainer("rcot_colocate_async")
+class RCoTTrainerAsync(_Observed, PPOTrainerColocateAsync):
+    """`trainer.v1.trainer_mode: rcot_colocate_async`."""
+
+    _MODE = "colocate_async"
 
 
 def _plain(value: Any) -> Any:

@@ -66,8 +66,13 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     return {
         "algorithm.adv_estimator": "grpo",  # eq. 14
+        "algorithm.norm_adv_by_std_in_grpo": section.advantage == "group",
+        "algorithm.filter_groups.enable": section.dynamic_sampling,
+        "algorithm.filter_groups.metric": "reward",
+        "trainer.rcot.advantage": section.advantage,
+        "trainer.rcot.keep_checkpoints": section.keep_checkpoints,
         "algorithm.use_kl_in_reward": False,
-        "trainer.v1.trainer_mode": "rcot_sync",
+        "trainer.v1.trainer_mode": "rcot_" + section.rollouts.replace("-", "_"),
         "data.train_batch_size": section.prompts_per_step,
         "data.max_prompt_length": section.max_prompt_length,
         "data.max_response_length": section.max_response_length,
@@ -111,6 +116,21 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         # verl ends at whichever of steps and epochs comes first: only the steps may count
         "trainer.total_epochs": 100_000,
         "trainer.resume_mode": "auto",
+        **_lora(section),
+    }
+
+
+def _lora(section: GrpoSection) -> dict[str, Any]:
+    if section.lora_rank is None:
+        return {}
+    model = "actor_rollout_ref.model"
+    return {
+        f"{model}.lora_rank": section.lora_rank,
+        f"{model}.lora_alpha": section.lora_alpha,
+        f"{model}.target_modules": "all-linear",
+        f"{model}.exclude_modules": ".*visual.*",
+        # the engine's base weights are the file's; only adapters are sent to it
+        "actor_rollout_ref.rollout.load_format": "safetensors",
     }
 
 
@@ -133,6 +153,9 @@ def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         f"{rollout}.max_num_batched_tokens": section.max_num_batched_tokens,
         f"{rollout}.max_num_seqs": section.max_num_seqs,
         "trainer.save_freq": section.save_every,
+        "actor_rollout_ref.actor.fsdp_config.optimizer_offload": section.offload != "none",
+        "actor_rollout_ref.actor.fsdp_config.param_offload": section.offload == "all",
+        "actor_rollout_ref.ref.fsdp_config.param_offload": section.offload == "all",
     }
     if recipe.device == "cpu":
         values.update(_cpu_values(recipe))
@@ -144,10 +167,6 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
     rollout, model = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
     vllm = f"{rollout}.engine_kwargs.vllm"
     values: dict[str, Any] = {
-        # verl's pools ask 3 CPUs a worker and count GPUs: both are logical numbers to Ray
-        "ray_kwargs.ray_init.num_cpus": 32,
-        "ray_kwargs.ray_init.num_gpus": recipe.cluster.gpus_per_node,
-        "ray_kwargs.ray_init.include_dashboard": False,
         f"{model}.external_lib": "rcot_rl.training.engine_cpu",
         f"{model}.use_remove_padding": False,  # needs flash attention
         f"{model}.enable_gradient_checkpointing": False,
@@ -161,12 +180,19 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
         f"{vllm}.distributed_executor_backend": "uni",  # one process fewer
         f"{vllm}.skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
         "data.dataloader_num_workers": 0,
-        "trainer.v1.sampler.custom_sampler.path": "pkg://rcot_rl.training.sampler",
-        "trainer.v1.sampler.custom_sampler.name": "FastPollReplayBuffer",
+        "trainer.rcot.poll_interval_s": 0.05,  # verl's 2 s are most of a tiny model's step
     }
-    if recipe.cluster.object_store_bytes is not None:
-        store = recipe.cluster.object_store_bytes
-        values["ray_kwargs.ray_init.object_store_memory"] = store
+    if recipe.cluster.ray_address == "local":
+        # verl's pools ask 3 CPUs a worker and count GPUs: both are logical numbers to Ray. A Ray
+        # that runs already has numbers of its own, and refuses these.
+        ray = "ray_kwargs.ray_init"
+        values |= {
+            f"{ray}.num_cpus": 32,
+            f"{ray}.num_gpus": recipe.cluster.gpus_per_node,
+            f"{ray}.include_dashboard": False,
+        }
+        if recipe.cluster.object_store_bytes is not None:
+            values[f"{ray}.object_store_memory"] = recipe.cluster.object_store_bytes
     for role in ("actor", "ref"):
         values[f"actor_rollout_ref.{role}.fsdp_config.use_torch_compile"] = False
         values[f"actor_rollout_ref.{role}.fsdp_config.mixed_precision"] = dict(_FP32)
@@ -233,7 +259,7 @@ def sft_config(
         "optim.lr_warmup_steps_ratio": sft.warmup_ratio,
         "checkpoint.save_contents": ["model", "optimizer", "extra"],
         "trainer.device": recipe.device,
-        "trainer.nnodes": recipe.cluster.nodes,
+        "trainer.nnodes": 1,
         "trainer.n_gpus_per_node": recipe.cluster.gpus_per_node,
         "trainer.total_epochs": sft.epochs,
         "trainer.save_freq": sft.save_every,

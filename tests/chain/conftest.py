@@ -20,6 +20,7 @@ SMALL = [
     "grpo.prompts_per_step=4",
     "grpo.micro_batch_size=32",
     "grpo.save_every=1",
+    "grpo.keep_checkpoints=4",  # step 0, from which a stage starts, is looked at
     "grpo_aks.steps=3",
     "grpo_ktg.steps=2",
     "eval.benchmarks=[{dataset: mevis, split: valid_u, limit: 3}]",

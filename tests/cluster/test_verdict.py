@@ -100,7 +100,10 @@ def test_what_starting_again_cannot_mend(history, monkeypatch):
     usage = module.shutil.disk_usage("/")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     found = judged(history, 2, "ended with status 1", 5, "OSError: No space left on device")
-    assert (found.cause, found.retry) == ("disk", False) and "free some space" in found.text
+    assert (found.cause, found.retry) == ("disk", True) and "as soon as there is room" in found.text
+    history.section = history.section.model_copy(update={"disk_wait_minutes": 0})
+    found = judged(history, 3, "ended with status 1", 5, "OSError: No space left on device")
+    assert not found.retry and "free some space" in found.text
 
 
 def test_a_kill_for_memory_is_told_from_others(history, monkeypatch):

@@ -122,7 +122,7 @@ def test_placeholders_are_never_sampled(engine):
     """Without the ban, the same draws of a random model hold placeholders."""
     request = Request("Query: red circle.", image=requests()[0].image, seed=5)
     params = engine._params(Sampling(max_tokens=400, n=16, temperature=2.0), 5)
-    placeholders = set(engine._placeholders)
+    placeholders = set(engine._prompter.placeholders)
     assert len(placeholders) == 2
 
     def drawn() -> set[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rcot_rl.monitoring.metrics import Follower, keep_steps_before, read_metrics
+from rcot_rl.monitoring.metrics import Follower, keep_steps_before, read_metrics, restore_step
 
 
 def entry(step: int, **data: float) -> str:
@@ -120,6 +120,20 @@ def test_reading_leaves_out_an_unfinished_last_line(tmp_path: Path) -> None:
     assert read_metrics(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert steps_of(path) == [1, 2]
+
+
+def test_a_checkpoints_step_is_told_even_if_the_attempt_never_logged_it(tmp_path: Path) -> None:
+    target, saved = tmp_path / "metrics.jsonl", tmp_path / "metrics.json"
+    restore_step(target, saved)
+    assert not target.exists(), "a checkpoint of an earlier version has none"
+    saved.write_text(json.dumps({"step": 3, "reward/mean": 0.5}))
+    write_steps(target, 1, 2)
+    restore_step(target, saved)
+    restore_step(target, saved)
+    assert steps_of(target) == [1, 2, 3]
+    write_steps(target, 1, 2, 3, 4)
+    restore_step(target, saved)
+    assert steps_of(target) == [1, 2, 3, 4], "it was logged, and more: nothing changes"
 
 
 def test_keeping_steps_before(tmp_path: Path) -> None:

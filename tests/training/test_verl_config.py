@@ -84,8 +84,7 @@ DEVICES = {
     f"{VLLM}.distributed_executor_backend",
     f"{VLLM}.skip_mm_profiling",
     # waits of verl that are long next to a tiny model's step
-    "trainer.v1.sampler.custom_sampler.path",
-    "trainer.v1.sampler.custom_sampler.name",
+    "trainer.rcot.poll_interval_s",
 }
 LEARNING_RATE_AND_STEPS = {
     f"{ACTOR}.optim.lr",

@@ -1,0 +1,283 @@
+"""Kill matrix: one GRPO stage on the real stack, struck by one fault after the other.
+
+    python benchmarks/bench_kills.py [--only 'NAME; NAME'] [--json FILE] [--out DIR]
+
+Every fault strikes once, each at a later step. The stage has to end unattended with every optimizer
+step done once. Prints, per fault, the seconds until the supervisor noticed and until the next step,
+and the ratio of the struck stage's time to the same number of steps undisturbed (its own steps'
+median, times their number). Exit status 1 when the stage did not end as it must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+FAULTS_CODE = Path(__file__).resolve().parent / "faults"
+RCOT = Path(sys.executable).parent / "rcot"
+
+PROCESSES = {
+    "trainer rank": "ray::WorkerDict",
+    "vLLM engine": "ray::vLLMHttpServer",
+    "agent-loop worker": "ray::CachedAgentLoopWorkerTQ",
+    "reward worker": "ray::RewardLoopWorker",
+    "task runner": "ray::TaskRunnerV1",
+    "raylet": "raylet/raylet",
+    "driver": "rcot_rl.training.grpo_main",
+}
+"""A process of the stage -> part of its title or command line."""
+
+RECIPE = [
+    "toy.corpora=[{layout: mevis, split: train, videos: 60}]",
+    "data.corpora=[{dataset: mevis}]",
+    "data.describe=template",
+    "data.sets={sft-1536: {ktg: 64, aks: 64, val: 8}, grpo-aks-640: {aks: 64, val: 8}, "
+    "grpo-ktg-960: {ktg: 32, val: 8}}",
+    "stages=[data, sft, grpo-aks]",
+    "sft.batch_size=16",
+    "sft.micro_batch_size=16",
+    "grpo.prompts_per_step=4",
+    "grpo.micro_batch_size=32",
+    "grpo.max_response_length=64",
+    "grpo.save_every=1",
+    f"grpo_aks.reward={FAULTS_CODE / 'hanging_reward.py'}:reward",
+    "grpo_aks.reward_deadline_s=5",
+    "grpo_aks.verl={actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls: "
+    "failing_weights.FailingWeights}",
+    "supervise.max_attempts=99",
+    "supervise.backoff_s=1",
+    "supervise.heartbeat_s=60",
+    "supervise.startup_s=200",
+    "eval.benchmarks=[]",
+]
+
+
+@dataclass
+class Stage:
+    """The stage that is struck, as seen from outside."""
+
+    process: subprocess.Popen
+    run: Path
+    faults: Path
+    struck: float = 0.0
+    """When the last fault struck: seconds since the epoch."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "grpo-aks"
+
+    def steps(self) -> list[int]:
+        """Steps in metrics.jsonl, whole lines alone."""
+        return [row["step"] for row in _rows(self.folder / "metrics.jsonl")]
+
+    def verdicts(self) -> list[dict]:
+        """What the supervisor decided so far."""
+        return _rows(self.folder / "attempts.jsonl")
+
+    def wait(self, condition: Callable[[], object], within_s: float = 600, pause_s: float = 0.05):
+        """Poll until `condition`; AssertionError when the run ends, or after `within_s`."""
+        end = time.monotonic() + within_s
+        while not (found := condition()):
+            assert self.process.poll() is None, "the run ended"
+            assert time.monotonic() < end, "waited too long"
+            time.sleep(pause_s)
+        return found
+
+    def find(self, part: str) -> psutil.Process | None:
+        """A process of the run whose title or command line has `part`."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if part in " ".join([child.name(), *child.cmdline()]):
+                    return child
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return None
+
+    def strike(self, part: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the process."""
+        victim = self.wait(lambda: self.find(part))
+        self.struck = time.time()
+        os.kill(victim.pid, number)
+
+
+def mid_step(part: str) -> Callable[[Stage], None]:
+    """Kill a process a moment after a step's end: while the next one samples or trains."""
+
+    def strike(stage: Stage) -> None:
+        time.sleep(1.0)
+        stage.strike(part)
+
+    return strike
+
+
+def mid_save(part: str) -> Callable[[Stage], None]:
+    """Kill a process while a checkpoint is there and not sealed."""
+
+    def strike(stage: Stage) -> None:
+        victim = stage.wait(lambda: stage.find(part))
+        target = stage.folder / "checkpoints" / f"global_step_{stage.steps()[-1] + 1}"
+        stage.wait(lambda: (target / "actor").is_dir(), pause_s=0.001)
+        if (target / "checkpoint.json").exists():
+            print("(the checkpoint was sealed before the kill)", file=sys.stderr)
+        stage.struck = time.time()
+        os.kill(victim.pid, signal.SIGKILL)
+
+    return strike
+
+
+def stopped(part: str) -> Callable[[Stage], None]:
+    """Stop a process for ever, without ending it."""
+    return lambda stage: stage.strike(part, signal.SIGSTOP)
+
+
+def armed(name: str) -> Callable[[Stage], None]:
+    """Arm a fault of `faults/`."""
+
+    def strike(stage: Stage) -> None:
+        stage.struck = time.time()
+        (stage.faults / name).touch()
+
+    return strike
+
+
+def full_disk(stage: Stage) -> None:
+    """Fill the run's disk until the supervisor has noticed, then for ten more seconds."""
+    before = len(stage.verdicts())
+    ballast = stage.run / "ballast"
+    free = shutil.disk_usage(stage.run).free
+    stage.struck = time.time()
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - 2**20)
+    try:
+        stage.wait(lambda: len(stage.verdicts()) > before)
+        time.sleep(10)
+    finally:
+        ballast.unlink()
+
+
+FAULTS: dict[str, Callable[[Stage], None]] = {
+    **{f"{name}, mid-step": mid_step(part) for name, part in PROCESSES.items()},
+    **{f"{name}, mid-save": mid_save(part) for name, part in PROCESSES.items()},
+    "reward worker stopped": stopped(PROCESSES["reward worker"]),
+    "hung reward": armed("reward"),
+    "engine refuses weights": armed("weights"),
+    "full disk": full_disk,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="names of faults, or parts of them, with semicolons")
+    parser.add_argument("--json", type=Path, help="also write the table there")
+    parser.add_argument("--out", type=Path, help="the run's folder; default: a temporary one")
+    arguments = parser.parse_args()
+    parts = arguments.only.split(";") if arguments.only else [""]
+    chosen = {n: f for n, f in FAULTS.items() if any(part.strip() in n for part in parts)}
+    with _disk(arguments.out) as (folder, small):
+        if not small:
+            print("no disk of its own (needs root): the full disk is left out", file=sys.stderr)
+            chosen.pop("full disk", None)
+        result = matrix(folder, chosen)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0 if result["ok"] else 1
+
+
+def matrix(folder: Path, faults: dict[str, Callable[[Stage], None]]) -> dict:
+    """Run the stage under the faults, in order; prints the table and returns it."""
+    steps = len(faults) + 2
+    stage = _start(folder, [*RECIPE, f"grpo_aks.steps={steps}"])
+    table, started = [], 0.0
+    try:
+        for number, (name, strike) in enumerate(faults.items(), start=1):
+            stage.wait(lambda n=number: n in stage.steps(), within_s=900)
+            started = started or time.monotonic()
+            before = len(stage.verdicts())
+            strike(stage)
+            stage.wait(lambda n=number: n + 1 in stage.steps(), within_s=900)
+            verdicts = stage.verdicts()[before:]
+            noticed = round(verdicts[0]["time"] - stage.struck, 1) if verdicts else None
+            row = {
+                "fault": name,
+                "noticed_s": noticed,
+                "next_step_s": round(time.time() - stage.struck, 1),
+                "causes": [v["cause"] for v in verdicts],
+            }
+            table.append(row)
+            print(_text(row), flush=True)
+        status = stage.process.wait(timeout=900)
+    except AssertionError:
+        print((folder / "console.txt").read_text(errors="replace")[-3000:], file=sys.stderr)
+        raise
+    finally:
+        if stage.process.poll() is None:
+            stage.process.terminate()
+            stage.process.wait(timeout=90)
+    elapsed = time.monotonic() - started
+    seconds = [r["timing_s/step"] for r in _rows(stage.folder / "metrics.jsonl")]
+    undisturbed = statistics.median(seconds) * (steps - 1)
+    done = stage.steps() == list(range(1, steps + 1)) and status == 0
+    print(f"{len(table)} of {len(faults)} faults survived, steps {stage.steps()}")
+    print(f"struck / undisturbed = {elapsed:.0f} s / {undisturbed:.0f} s = "
+          f"{elapsed / undisturbed:.1f} x")  # fmt: skip
+    return {"ok": done, "steps": stage.steps(), "faults": table}
+
+
+def _start(folder: Path, settings: list[str]) -> Stage:
+    faults = folder / "faults"
+    faults.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(FAULTS_CODE), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [RCOT, "run", "laptop", *settings, "--out", str(folder / "run")],
+        env=os.environ | {"PYTHONPATH": path, "RCOT_FAULTS": str(faults)},
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "console.txt").open("wb"),
+    )
+    return Stage(process, folder / "run", faults)
+
+
+@contextmanager
+def _disk(out: Path | None) -> Iterator[tuple[Path, bool]]:
+    """A folder, and whether it is a disk of its own that can be filled."""
+    folder = Path(tempfile.mkdtemp(prefix="rcot-kills-")) if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6g", "tmpfs", str(folder)]
+    mounted = out is None and os.geteuid() == 0 and subprocess.run(mount).returncode == 0
+    try:
+        yield folder, mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        if out is None:
+            shutil.rmtree(folder)
+
+
+def _rows(file: Path) -> list[dict]:
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return [json.loads(row) for row in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _text(row: dict) -> str:
+    noticed = "" if row["noticed_s"] is None else f"noticed after {row['noticed_s']:6.1f} s, "
+    causes = ", ".join(row["causes"]) or "went on"
+    return f"{row['fault']:<30}{noticed}next step after {row['next_step_s']:6.1f} s  ({causes})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

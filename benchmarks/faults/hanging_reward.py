@@ -1,0 +1,15 @@
+"""A user's reward that hangs once: when RCOT_FAULTS/reward is there, which it removes first."""
+
+import os
+import time
+from typing import Any
+
+
+def reward(response: str, ground_truth: Any) -> float:
+    """A number from 0 to 1 by the response's length."""
+    try:
+        os.unlink(os.path.join(os.environ["RCOT_FAULTS"], "reward"))
+    except FileNotFoundError:
+        return len(response) % 7 / 6
+    time.sleep(1e6)
+    return 0.0

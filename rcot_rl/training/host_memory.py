@@ -1,0 +1,102 @@
+"""Host memory of a run's actors at every step: what grows until a node's kernel kills something.
+
+The actors are those that Ray knows of this job. On the driver's node their memory is read here; on
+every other node, by a small actor of our own. Figures are proportional set sizes: what processes
+share is counted once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size of a process; 0 when it is gone or not ours to read."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    for row in text.splitlines():
+        if row.startswith("Pss:"):
+            return int(row.split()[1]) * 1024
+    return 0
+
+
+def node_memory() -> tuple[int, int]:
+    """Bytes in use and in all on this node."""
+    values = {}
+    for row in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = row.partition(":")
+        values[name] = int(rest.split()[0]) * 1024
+    return values["MemTotal"] - values["MemAvailable"], values["MemTotal"]
+
+
+def read(pids: list[int]) -> dict[str, Any]:
+    """This node's figures: bytes by pid, and the node's own."""
+    used, total = node_memory()
+    return {"pids": {pid: pss_bytes(pid) for pid in pids}, "used": used, "total": total}
+
+
+class HostMemory:
+    """Reads the memory of this job's actors, on all nodes."""
+
+    def __init__(self) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        self._here, self._job = context.get_node_id(), context.get_job_id()
+        self._readers: dict[str, Any] = {}
+
+    def metrics(self) -> dict[str, float]:
+        """`memory_gib/<actor class>/{sum,max}`, and `memory_gib/node/{used,free}_*` over nodes."""
+        classes, by_node = self._actors()
+        found = self._read(by_node)
+        sizes: dict[str, list[int]] = defaultdict(list)
+        for node, of_node in found.items():
+            for pid, size in of_node["pids"].items():
+                sizes[classes[node, pid]].append(size)
+        metrics = {}
+        for name, values in sizes.items():
+            metrics[f"memory_gib/{name}/sum"] = sum(values) / GIB
+            metrics[f"memory_gib/{name}/max"] = max(values) / GIB
+        metrics["memory_gib/node/used_max"] = max(f["used"] for f in found.values()) / GIB
+        least = min(f["total"] - f["used"] for f in found.values())
+        metrics["memory_gib/node/free_min"] = least / GIB
+        return metrics
+
+    def _actors(self) -> tuple[dict[tuple[str, int], str], dict[str, list[int]]]:
+        from ray._private.state import actors  # the public state API needs the dashboard
+
+        classes: dict[tuple[str, int], str] = {}
+        by_node: dict[str, list[int]] = {self._here: []}
+        for actor in actors(actor_state_name="ALIVE").values():
+            node, pid = actor["Address"]["NodeID"], actor.get("Pid")
+            if actor["JobID"] == self._job and pid:
+                classes[node, pid] = str(actor["ActorClassName"]).rsplit(".", 1)[-1]
+                by_node.setdefault(node, []).append(pid)
+        return classes, by_node
+
+    def _read(self, by_node: dict[str, list[int]]) -> dict[str, Any]:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        asked = {}
+        for node, pids in by_node.items():
+            if node == self._here:
+                continue
+            if node not in self._readers:
+                place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+                actor = ray.remote(num_cpus=0)(_Reader)
+                self._readers[node] = actor.options(scheduling_strategy=place).remote()
+            asked[node] = self._readers[node].read.remote(pids)
+        found = {self._here: read(by_node[self._here])}
+        return found | {node: ray.get(answer, timeout=30) for node, answer in asked.items()}
+
+
+class _Reader:
+    def read(self, pids: list[int]) -> dict[str, Any]:
+        return read(pids)

@@ -1,0 +1,30 @@
+"""Memory of processes and of the node, against an allocation of known size."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from rcot_rl.training.host_memory import node_memory, pss_bytes, read
+
+HOLDS = (
+    "import sys; held = bytearray(b'x' * (64 << 20)); print('ready', flush=True); sys.stdin.read()"
+)
+
+
+def test_what_a_process_allocates_is_counted() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        assert 64 << 20 <= pss_bytes(child.pid) < 160 << 20
+        found = read([os.getpid(), child.pid])
+        assert set(found["pids"]) == {os.getpid(), child.pid}
+        child.stdin.close()
+    assert pss_bytes(child.pid) == 0, "it is gone"
+
+
+def test_a_node_uses_less_than_it_has() -> None:
+    used, total = node_memory()
+    assert 0 < used < total

@@ -1,0 +1,33 @@
+"""What verl hands to ray.init where a Ray runs already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.training.verl_config import grpo_config
+
+AMOUNTS = ("num_cpus", "num_gpus", "object_store_memory")
+"""What ray.init refuses together with the address of a running Ray."""
+
+PLACE = {"model": Path("/m"), "train": [Path("/t")], "val": [Path("/v")], "out": Path("/o")}
+
+
+def _init(*overrides: str) -> dict:
+    recipe = load_recipe("laptop", ["cluster.object_store_bytes=100000000", *overrides])
+    return dict(grpo_config(recipe, "grpo-aks", **PLACE).ray_kwargs.ray_init)
+
+
+@pytest.mark.parametrize("address", ["auto", "10.77.0.1:20000"])
+def test_a_running_ray_is_told_no_amounts(address):
+    options = _init(f"cluster.ray_address={address}")
+    assert options["address"] == address
+    assert [a for a in AMOUNTS if options.get(a) is not None] == []
+
+
+def test_a_ray_of_its_own_is_told_all_of_them():
+    options = _init()
+    assert options["address"] == "local"
+    assert [options[a] for a in AMOUNTS] == [32, 1, 100000000]
