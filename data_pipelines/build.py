@@ -284,6 +284,7 @@ def _row_maker(
         image_format=data.image_format,
         counter=counter,
         clip_frames=data.clip_frames,
+        clip_tasks=tuple(data.clip_tasks),
     )
 
 

@@ -69,7 +69,9 @@ class RowMaker:
     beside: tuple[tuple[Path, Mapping[str, str]], ...] = ()
     """Finished sets of the same build: folder, checksums."""
     clip_frames: int = 0
-    """Frames of a KTG row's clip; 0: rows have none."""
+    """Frames of a row's clip; 0: rows have none."""
+    clip_tasks: tuple[str, ...] = ("ktg",)
+    """Tasks whose rows have one."""
 
     def try_make(self, instance: Instance, folder: Path, final: Path) -> Row | CorpusFault:
         """The row of `instance`, or why the corpus does not give it; writes its image below
@@ -122,8 +124,9 @@ class RowMaker:
             },
         }
         if self.clip_frames:
-            clip = self._clip(instance, corpus, video, expression)
-            columns["extra_info"]["clip"] = clip if instance.task == "ktg" else ""
+            wanted = instance.task in self.clip_tasks
+            clip = self._clip(instance, corpus, video, expression) if wanted else ""
+            columns["extra_info"]["clip"] = clip
         if has_traces(instance.set_name):
             said = self._response(instance, corpus, video, expression, truth)
             # verl splits every message on media placeholders, the answer's too.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.launch.lost_hosts import LossWatch
 from cluster.local import Host, Limits, StageFailed
 from cluster.verdict import History
 from rcot_rl import data_stage
@@ -118,7 +119,7 @@ def _sft(state: _Run) -> dict[str, Any]:
     base = base_model(recipe)
     attempt = state.folder.new_attempt("sft")
     shards = state.folder.root / "shards" / recipe.sft.shard_set
-    _fit_ranks(state, stage / "checkpoints", attempt)
+    _fit_ranks(state, "sft", attempt)
     job = jobs.sft_job(recipe, base, shards, stage, attempt)
     if job.resumes_from < job.total_steps:
         _train(state, "sft", job, attempt)
@@ -141,7 +142,7 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
         if after in recipe.stages and not jobs.is_started(stage / "checkpoints"):
             previous = jobs.newest_checkpoint(state.folder.stage(after) / "checkpoints")
             state.host.run(jobs.start_job(recipe, name, previous, stage), attempt / "start.log")
-        _fit_ranks(state, stage / "checkpoints", attempt)
+        _fit_ranks(state, name, attempt)
         job = jobs.grpo_job(
             recipe,
             name,
@@ -156,17 +157,24 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
             _await_hosts(state, attempt)
             _train(state, name, job, attempt)
         newest = jobs.newest_checkpoint(stage / "checkpoints")
-        jobs.write_card(jobs.link_model(newest, stage / "model"), recipe)
+        if section.lora_rank is None:
+            model = jobs.link_model(newest, stage / "model")
+        else:
+            state.console.line(f"{name}: merging the adapter")
+            model, start = stage / "model", model_of(state.folder, recipe, "sft")
+            state.host.run(jobs.merge_job(start, newest / "actor", model), attempt / "merge.log")
+        jobs.write_card(model, recipe)
         return {"steps": job.total_steps, "reward": section.reward}
 
     return stage_of
 
 
-def _fit_ranks(state: _Run, checkpoints: Path, attempt: Path) -> None:
+def _fit_ranks(state: _Run, stage: str, attempt: Path) -> None:
     """Cut the checkpoint that is resumed from for the number of ranks there is now."""
-    arguments = jobs.reshard_job(checkpoints, state.recipe)
+    checkpoints = state.folder.stage(stage) / "checkpoints"
+    arguments = jobs.reshard_job(checkpoints, jobs.ranks_of(state.recipe, stage))
     if arguments is not None:
-        state.console.line(f"{checkpoints.parent.name}: resharding to {arguments[-1]} ranks")
+        state.console.line(f"{stage}: resharding to {arguments[-1]} ranks")
         state.host.run(arguments, attempt / "reshard.log")
 
 
@@ -188,6 +196,8 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         state.console.line(f"{stage}: resuming from step {job.resumes_from}")
     state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
 
+    on_cluster = state.recipe.cluster.ray_address != "local"
+    lost = LossWatch(attempt / "log.txt") if on_cluster else None
     supervise = state.recipe.supervise
     hours = supervise.deadline_hours
     limits = Limits(
@@ -200,6 +210,8 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         for line in follower.poll():
             limits.beat()
             state.console.step(stage, line, job.total_steps)
+        if lost is not None:
+            lost.poll()
 
     state.host.run(
         job.arguments,

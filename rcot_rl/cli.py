@@ -88,13 +88,14 @@ def preflight_command(
     overrides: Overrides = None,
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    gpu_gib: Annotated[
+        float | None, typer.Option(help="Memory of one GPU (default: asked here, or 48).", min=1)
+    ] = None,
 ) -> None:
     """Everything that can be checked before a GPU is held; prints the plan and its costs."""
-    from cluster.plan import examine
-    from rcot_rl.recipe.loader import load_recipe
+    from cluster.plan import examine_file
 
-    loaded = load_recipe(recipe, overrides or [])
-    found = examine(loaded, out or Path("runs") / loaded.name)
+    found = examine_file(recipe, overrides or [], out, gpu_gib=gpu_gib, strict=not as_json)
     typer.echo(json.dumps(found.as_dict()) if as_json else found.text())
     if not found.ok:
         raise typer.Exit(2)

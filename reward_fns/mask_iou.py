@@ -8,7 +8,8 @@ the frames that do not show it (the public reward pays 1 for each of them).
 
 A row carries its clip in `extra_info.clip`, a JSON text (`data.clip_frames` writes it):
 
-    {"frames": [paths], "keyframe": position, "masks": [COCO RLE of the union | null, …]}
+    {"frames": [paths], "keyframe": position, "masks": [COCO RLE of the union | null, …],
+     "areas": [pixels of each]}
 
 Masks need a segmenter: `load_reward(…, segmenter=…)`. Left out: making one, which needs torch
 (`rcot_rl.inference.segmenter_actor.py`, and `rcot score --segmenter`).
@@ -211,4 +212,5 @@ def clip_text(frames: Sequence[str], keyframe: int, masks: Sequence[np.ndarray])
         if rle is not None and isinstance(rle["counts"], bytes):
             rle = {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
         rles.append(rle)
-    return json.dumps({"frames": list(frames), "keyframe": keyframe, "masks": rles})
+    areas = [int(mask.sum()) for mask in masks]
+    return json.dumps({"frames": list(frames), "keyframe": keyframe, "masks": rles, "areas": areas})

@@ -26,6 +26,7 @@ BUILTIN = (
     "hungarian_match",
     "thought",
     "keyframe_area",
+    "chosen_area",
     "mask_iou",
     "veason",
     "lineage",

@@ -29,6 +29,7 @@ from data_pipelines.geometry import to_canvas
 from rcot_rl.inference.policy import Policy, Request, Sampling
 from rcot_rl.inference.trace import Clip, Query, Step, Trace, read_objects, to_source
 from rcot_rl.inference.video import sample_uniform
+from rcot_rl.protocol.keyframes import farthest
 from rcot_rl.protocol.parser import parse_keyframe, parse_option, parse_response
 from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.recipe.inference import PredictSection
@@ -243,8 +244,3 @@ class Pipeline:
     def _ask(self, requests: list[Request], tokens: int) -> list[str]:
         sampling = Sampling(tokens, temperature=self.section.temperature)
         return [choices[0] for choices in self.policy.generate(requests, sampling)]
-
-
-def farthest(n_frames: int, refused: Sequence[int]) -> int:
-    """The frame farthest from all refused ones, the earliest of equals; at least one is refused."""
-    return max(range(n_frames), key=lambda t: (min(abs(t - r) for r in refused), -t))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.policy import Sampling
+from rcot_rl.protocol.keyframes import video_metadata
 from rcot_rl.recipe.inference import EngineSection
 
 DEFAULT_MODEL_LEN = 32768
@@ -110,7 +111,7 @@ class Prompter:
 def video_arguments(n_frames: int, fps: float) -> dict[str, Any]:
     """The `mm_processor_kwargs` by which frames keep their places in time."""
     return {
-        "video_metadata": [{"fps": fps, "total_num_frames": n_frames}],
+        "video_metadata": [video_metadata(n_frames, fps)],
         "do_sample_frames": False,
     }
 

@@ -169,8 +169,11 @@ class DataSection(Section):
     size and a twentieth of the time, from sources that are JPEGs themselves."""
 
     clip_frames: int = Field(default=0, ge=0)
-    """Frames of each KTG row's clip, with the targets' masks, for rewards that make masks
-    (`mask_iou`); the frames stay in the corpus. 0: none."""
+    """Frames of a row's clip, with the targets' masks, for rewards that make masks (`mask_iou`) and
+    for the agentic loop; the frames stay in the corpus. 0: none."""
+
+    clip_tasks: list[Literal["aks", "ktg"]] = Field(default=["ktg"])
+    """Tasks whose rows have a clip."""
 
     rows_per_shard: int = Field(default=1000, gt=0)
     workers: int = Field(default=1, gt=0)

@@ -68,6 +68,10 @@ class GrpoSection(Section):
     dynamic_sampling: bool = False
     """Sample further prompts in place of groups whose rewards are all equal (DAPO's filter)."""
 
+    agent: Literal["single-turn", "agentic-aks"] = "single-turn"
+    """agentic-aks: a response is an episode of `predict.rounds` judgements at most; on B the policy
+    selects again among the frames of its row's clip (`data.clip_frames`, `clip_tasks: [aks]`)."""
+
     rollouts: Literal["sync", "colocate-async"] = "sync"
     """colocate-async: the next step's rollouts start before this step's update and go on after it,
     on the same devices; the step no longer waits for the longest response."""
@@ -93,6 +97,10 @@ class GrpoSection(Section):
     max_num_seqs: int = Field(default=256, ge=1)
     save_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always makes one."""
+
+    max_lost_share: float = Field(default=0.25, ge=0, le=1)
+    """Share of a step's responses that may fail in the agent loop; beyond it the stage fails. verl
+    itself goes on with whatever is left."""
 
     keep_checkpoints: int | None = Field(default=2, ge=1)
     dump_rollouts: bool = True

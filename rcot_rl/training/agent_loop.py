@@ -81,6 +81,11 @@ class CachedSingleTurn(SingleTurnAgentLoop):
 class CachedAgentLoopWorkerTQ(_VerlWorker):
     """verl's worker; every prompt's responses run as one `Group`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from rcot_rl.training import agentic_loop  # noqa: F401  registers its loop
+
+        super().__init__(*args, **kwargs)
+
     async def _run_prompt(self, prompt: dict, *args: Any, **kwargs: Any) -> None:
         # the tasks of the responses copy this task's context, and the group with it
         _GROUP.set(Group())
@@ -88,6 +93,11 @@ class CachedAgentLoopWorkerTQ(_VerlWorker):
             await super()._run_prompt(prompt, *args, **kwargs)
         finally:
             _GROUP.set(None)
+
+    async def _compute_score(self, outputs: list[Any], kwargs: dict) -> None:
+        """Of a session's sequences only the last is scored; verl would pad them all together, which
+        fails for positions of several axes (M-RoPE) as soon as lengths differ."""
+        await super()._compute_score(outputs[-1:], kwargs)
 
     def _compute_multi_modal_inputs(
         self, output: Any, input_ids: torch.Tensor

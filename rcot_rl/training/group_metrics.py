@@ -53,6 +53,16 @@ def reward_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     return metrics
 
 
+def last_turns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each response (`uid`, `sample`), the row of its last `turn`, which is the one scored."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["uid"], row["sample"])
+        if key not in found or row["turn"] > found[key]["turn"]:
+            found[key] = row
+    return list(found.values())
+
+
 def _few(reasons: Counter[str]) -> dict[str, int]:
     """The most frequent codes, and the sum of the others' counts; ties by name."""
     ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))

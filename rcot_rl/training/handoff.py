@@ -33,7 +33,7 @@ def start_from(previous: Path, checkpoints: Path, lr: float, weight_decay: float
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     (partial / "actor").mkdir(parents=True)
-    for file in [*weights, source / "fsdp_config.json"]:
+    for file in [*weights, *source.glob("*_config.json"), *source.glob("lora_train_meta.json")]:
         os.link(file, partial / "actor" / file.name)
     for file in sorted(source.glob("optim_*.pt")):
         _rewrite(file, partial / "actor" / file.name, lr, weight_decay)

@@ -77,7 +77,7 @@ def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path)
             f"{rows} rows make no batch of sft.batch_size={recipe.sft.batch_size}", file=shards
         )
     path = _save(config, attempt)
-    ranks = recipe.cluster.gpus_per_node
+    ranks = ranks_of(recipe, "sft")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return Job(
         [*launcher, "-m", "rcot_rl.training.sft_main", str(path)],
@@ -130,11 +130,16 @@ def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str
     return ["-m", "rcot_rl.training.handoff", str(previous), str(out / "checkpoints"), *numbers]
 
 
-def reshard_job(checkpoints: Path, recipe: Recipe) -> list[str] | None:
-    """Arguments of the process that cuts the newest checkpoint anew for the recipe's number of
-    ranks; None when it has that number, or there is none."""
+def ranks_of(recipe: Recipe, stage: str) -> int:
+    """Trainer ranks of a stage: CoT-SFT runs on one host of the cluster, GRPO on all of them."""
+    cluster = recipe.cluster
+    return cluster.gpus_per_node if stage == "sft" else cluster.nodes * cluster.gpus_per_node
+
+
+def reshard_job(checkpoints: Path, ranks: int) -> list[str] | None:
+    """Arguments of the process that cuts the newest checkpoint anew for `ranks`; None when it has
+    that number, or there is none."""
     whole = [c for c in all_of(checkpoints) if c.whole]
-    ranks = recipe.cluster.nodes * recipe.cluster.gpus_per_node
     if not whole or whole[-1].world_size in (ranks, None):
         return None
     return ["-m", "rcot_rl.training.reshard", str(whole[-1].path), str(ranks)]

@@ -10,6 +10,7 @@ Left out: reward models; a judge is asked from an async user function.
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from verl import DataProto
@@ -17,6 +18,9 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from rcot_rl.errors import InputError
 from rcot_rl.training.reward import load
+
+OUTCOME = "agentic"
+"""Where an agentic episode's outcome lies in its output's `extra_fields`."""
 
 FUNCTION = "pkg://rcot_rl.training.reward"
 
@@ -59,11 +63,16 @@ class RCoTRewardManager(RewardManagerBase):
             None, lambda: self.tokenizer.decode(ids[:length], skip_special_tokens=True)
         )
         turns = fields.get("__num_turns__")
+        truth = fields["reward_model"]["ground_truth"]
+        extra = dict(fields.get("extra_info") or {})
+        outcome = (fields.get("tool_extra_fields") or {}).get(OUTCOME)
+        if outcome is not None:  # the last question was about another frame than the row's
+            truth, extra[OUTCOME] = json.dumps(outcome["truth"]), outcome
         result = await self.compute_score(
             data_source=fields["data_source"],
             solution_str=text,
-            ground_truth=fields["reward_model"]["ground_truth"],
-            extra_info=dict(fields.get("extra_info") or {}),
+            ground_truth=truth,
+            extra_info=extra,
             response_length=length,
             num_turns=None if turns is None else int(turns),
         )

@@ -26,9 +26,10 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from rcot_rl.files import write_text
 from rcot_rl.training.advantage import per_task
 from rcot_rl.training.checkpoint_store import MANIFEST, METRICS, make_room
-from rcot_rl.training.group_metrics import reward_metrics
+from rcot_rl.training.group_metrics import last_turns, reward_metrics
 from rcot_rl.training.host_memory import HostMemory
 from rcot_rl.training.jobs import KEEP
+from rcot_rl.training.reward_manager import OUTCOME
 
 COMPONENT = "component/"
 
@@ -68,7 +69,7 @@ class _Observed(PPOTrainer):
         return batch
 
     def _save_metrics(self, checkpoint: Path) -> None:
-        """The step's metrics and rollouts, with its checkpoint: verl logs after the weight sync only,
+        """The step's metrics and rollouts, with its checkpoint: verl logs after the sync only,
         and a run that fails in between would go on without ever having told of the step."""
         batch, metrics, timing_raw, seconds = self._done
         found, timing = dict(metrics), dict(timing_raw) | {"step": seconds}
@@ -86,7 +87,7 @@ class _Observed(PPOTrainer):
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         rows = self._reward_rows(batch)
-        metrics.update(reward_metrics(rows))
+        metrics.update(reward_metrics(last_turns(rows)))
         if self._memory is None:
             self._memory = HostMemory()
         metrics.update(self._memory.metrics())
@@ -94,6 +95,7 @@ class _Observed(PPOTrainer):
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         """verl's; with `advantage: task`, on each task's own scale (`advantage.per_task`)."""
+        self._refuse_lost(batch, metrics)
         result = super()._compute_advantage(batch, metrics)
         if self.config.trainer.rcot.get("advantage") != "task":
             return result
@@ -113,6 +115,22 @@ class _Observed(PPOTrainer):
         fields = TensorDict({"advantages": nested, "returns": nested}, batch_size=len(tokens))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
+    def _refuse_lost(self, batch: Any, metrics: dict) -> None:
+        """verl goes on without the responses that failed in the agent loop: we do too, to a share.
+
+        Raises RuntimeError beyond it: what fails for many prompts is a fault, and no accident.
+        """
+        keys = [k for k, t in zip(batch.keys, batch.tags, strict=True) if not t.get("is_padding")]
+        got = len({key.rsplit("_", 1)[0] for key in keys})
+        wanted = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+        share = metrics["group/lost_fraction"] = max(0.0, 1 - got / wanted)
+        most = self.config.trainer.rcot.max_lost_share
+        if share > most:
+            raise RuntimeError(
+                f"{wanted - got} of the {wanted} responses of step {self.global_steps} failed in "
+                f"the agent loop, more than max_lost_share {most:g}: see Error in _run_prompt"
+            )
+
     def _log_rollout_data(self, batch: Any, timing_raw: dict, rollout_data_dir: str) -> None:
         """One JSON line a response; replaces verl's dump, which leaves out the components."""
         rows = self._reward_rows(batch)
@@ -125,28 +143,32 @@ class _Observed(PPOTrainer):
         responses = data["responses"].to_padded_tensor(padding=pad)
         columns = {k: list(data[k]) for k in ("reward_model", "data_source", "extra_info")}
         lines = []
-        for i, row in enumerate(rows):
+        for row in rows:
+            i = row["at"]
             extra = columns["extra_info"][i] or {}
             line = {
                 "prompt_id": row["uid"],
                 "sample": row["sample"],
+                "turn": row["turn"],
                 "data_source": columns["data_source"][i],
                 "prompt": self.tokenizer.decode(prompts[i], skip_special_tokens=True),
                 "response": self.tokenizer.decode(responses[i], skip_special_tokens=True),
-                "ground_truth": columns["reward_model"][i]["ground_truth"],
+                "ground_truth": row["truth"] or columns["reward_model"][i]["ground_truth"],
                 "reward": row["reward"],
                 "components": row["components"],
                 "reasons": row["reasons"],
                 "index": extra.get("index"),
                 "video": extra.get("video"),
                 "expression_id": extra.get("expression_id"),
+                **({"extra_info": {OUTCOME: row["outcome"]}} if row["outcome"] else {}),
             }
             lines.append(json.dumps(line, ensure_ascii=False, default=_plain))
         path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
         write_text(path, "\n".join(lines) + "\n")
 
     def _reward_rows(self, batch: Any) -> list[dict[str, Any]]:
-        """Per response, ordered by group: uid, sample, reward, components, reasons."""
+        """Per sequence, verl's padding aside: uid, sample, turn, its place in the batch, reward,
+        components, reasons, and of an agentic episode the outcome and the truth."""
         data = tq.kv_batch_get(
             keys=batch.keys,
             partition_id=batch.partition_id,
@@ -154,13 +176,20 @@ class _Observed(PPOTrainer):
         )
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
         rows = []
-        for key, reward, fields in zip(batch.keys, rewards, data["extra_fields"], strict=True):
-            uid, sample, _ = key.rsplit("_", 2)
-            info = fields.get("reward_extra_info", {})
+        for at, (key, tag) in enumerate(zip(batch.keys, batch.tags, strict=True)):
+            if tag.get("is_padding", False):
+                continue
+            reward, fields = rewards[at], data["extra_fields"][at]
+            uid, sample, turn = key.rsplit("_", 2)
+            info, outcome = fields.get("reward_extra_info", {}), fields.get(OUTCOME)
             rows.append(
                 {
                     "uid": uid,
                     "sample": int(sample),
+                    "turn": int(turn),
+                    "at": at,
+                    "outcome": outcome,
+                    "truth": json.dumps(outcome["truth"]) if outcome else None,
                     "reward": reward,
                     "components": {
                         k.removeprefix(COMPONENT): float(v)

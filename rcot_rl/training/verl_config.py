@@ -70,6 +70,7 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "algorithm.filter_groups.enable": section.dynamic_sampling,
         "algorithm.filter_groups.metric": "reward",
         "trainer.rcot.advantage": section.advantage,
+        "trainer.rcot.max_lost_share": section.max_lost_share,
         "trainer.rcot.keep_checkpoints": section.keep_checkpoints,
         "algorithm.use_kl_in_reward": False,
         "trainer.v1.trainer_mode": "rcot_" + section.rollouts.replace("-", "_"),
@@ -100,7 +101,7 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.load_format": "auto",
         f"{rollout}.agent.agent_loop_manager_class": f"{AGENT_LOOP}.CachedAgentLoopManager",
-        f"{rollout}.agent.default_agent_loop": "rcot_single_turn",
+        **_agent(recipe, section),
         "reward.reward_manager.source": "importlib",
         "reward.reward_manager.name": "RCoTRewardManager",
         "reward.reward_manager.module.path": "pkg://rcot_rl.training.reward_manager",
@@ -117,6 +118,23 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "trainer.total_epochs": 100_000,
         "trainer.resume_mode": "auto",
         **_lora(section),
+    }
+
+
+def _agent(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
+    key = "actor_rollout_ref.rollout.agent.default_agent_loop"
+    if section.agent == "single-turn":
+        return {key: "rcot_single_turn"}
+    ours = {
+        "rounds": recipe.predict.rounds,
+        "fps": recipe.predict.fps,
+        "prompts": absolute(recipe.prompts),
+        "image_canvas": recipe.canvas.image,
+        "video_canvas": recipe.canvas.video,
+    }
+    return {
+        key: "rcot_agentic_aks",
+        **{f"trainer.rcot.agentic.{name}": value for name, value in ours.items()},
     }
 
 
@@ -218,12 +236,9 @@ def _grpo_paths(
         "trainer.experiment_name": f"{recipe.name}-{stage}",
         "trainer.logger": _loggers(recipe),
         "trainer.checkpoint_callback_class": "rcot_rl.training.checkpoints.SaveCallback",
-        "actor_rollout_ref.actor.checkpoint.save_contents": [
-            "model",
-            "optimizer",
-            "extra",
-            "hf_model",
-        ],
+        # of an adapter verl would save its base under names that nothing loads: merge.py does it
+        "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra"]
+        + (["hf_model"] if section.lora_rank is None else []),
         "actor_rollout_ref.actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
     }
     if section.dump_rollouts:

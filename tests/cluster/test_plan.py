@@ -1,91 +1,207 @@
-"""`rcot preflight`: each planted mistake has its code; a clean recipe has none; nothing heavy."""
+"""`rcot preflight`: every planted mistake has its code and names its key; clean recipes have none.
+
+The corpus is tests/cluster/mistakes/*.yaml: a `recipe`, `with` overrides, `facts` of the host;
+then a finding of that `code` and severity whose message `says` so is there.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
-from cluster.plan import examine
+from cluster.checks.findings import Report
+from cluster.plan import examine, examine_file
 from rcot_rl.cli import app
-from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.recipe.loader import RECIPES, load_recipe
+
+MISTAKES: dict[str, list[dict[str, Any]]] = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((Path(__file__).parent / "mistakes").glob("*.yaml"))
+}
+HEAVY = ("torch", "ray", "vllm", "verl", "transformers", "wandb")
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "WANDB_API_KEY", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
+def named(mistake: dict[str, Any]) -> str:
+    planted = [*mistake["with"], *mistake.get("facts", {})]
+    return f"{mistake['code']}-{','.join(planted) or mistake['recipe']}"
 
 
-def errors(tmp_path: Path, *overrides: str, recipe: str = "laptop") -> dict[str, str]:
-    report = examine(load_recipe(recipe, list(overrides)), tmp_path / "run")
-    return {f.code: f.message for f in report.findings if f.severity == "error"}
+def cases(*files: str) -> list[Any]:
+    return [pytest.param(m, id=named(m)) for name in files for m in MISTAKES[name]]
 
 
-def test_the_laptop_recipe_has_no_error_and_makes_no_folder(tmp_path: Path) -> None:
-    assert errors(tmp_path) == {}
+def check(report: Report, mistake: dict[str, Any]) -> None:
+    severity = mistake.get("severity", "error")
+    of_code = [f for f in report.findings if f.code == mistake["code"] and f.severity == severity]
+    assert any(mistake["says"] in f.message for f in of_code), report.text()
+    assert all(f.cost and f.fix for f in report.findings)
+    if severity == "error":
+        assert not report.ok
+
+
+def test_the_corpus_is_large_and_its_mistakes_are_distinct() -> None:
+    every = [
+        (m["recipe"], *m["with"], str(m.get("facts")), m["code"])
+        for ms in MISTAKES.values()
+        for m in ms
+    ]
+    assert len(every) == len(set(every)) >= 100
+    assert len({m["code"] for ms in MISTAKES.values() for m in ms}) >= 80
+
+
+@pytest.mark.parametrize("mistake", cases("recipe"))
+def test_a_recipe_that_does_not_load_is_one_finding(mistake: dict[str, Any]) -> None:
+    report = examine_file(mistake["recipe"], mistake["with"])
+    assert len(report.findings) == 1
+    check(report, mistake)
+
+
+@pytest.mark.parametrize("mistake", cases("training", "engine", "inputs"))
+def test_a_planted_mistake_is_found(look: Callable[..., Report], mistake: dict[str, Any]) -> None:
+    check(look(mistake["recipe"], *mistake["with"], **mistake.get("facts", {})), mistake)
+
+
+@pytest.mark.parametrize("recipe", ["laptop", "3b"])
+def test_clean_recipes_have_no_finding_but_what_depends_on_this_machine(
+    look: Callable[..., Report], tmp_path: Path, recipe: str
+) -> None:
+    report = look(recipe)
+    assert {f.code for f in report.findings} <= {"versions"}, report.text()
+    assert report.ok
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("overrides", "code", "says"),
-    [
-        (["wandb.mode=online"], "wandb", "wandb login"),
-        (["cluster.ray_address=127.0.0.1:1"], "ray", "no Ray answers"),
-        (["models.policy=/nowhere"], "inputs", "/nowhere"),
-        (["models.segmenter=/nowhere"], "inputs", "/nowhere"),
-        (["toy=null"], "inputs", "has no root"),
-        (["prompts=shakespeare"], "inputs", "shakespeare"),
-        (["grpo_aks.reward=akss"], "inputs", "did you mean 'aks'"),
-        (["grpo_ktg.reward=mine.py:f"], "inputs", "mine.py"),
-        (["grpo.max_prompt_length=20"], "grpo-aks.tokens", "16 tokens"),
-        (["canvas.image=840"], "grpo-ktg.tokens", "900 tokens"),
-        (["grpo_ktg.verl={actor_rollout_ref.actor.optim.lrr: 1}"], "grpo-ktg.verl", "optim.lr"),
-        (["sft.verl={optim.lrs: 1}"], "sft.verl", "optim.lr"),
-        (["cluster.nodes=2", "grpo.micro_batch_size=32", "sft.micro_batch_size=16"],
-         "nodes", "starts one host"),
-        (["stages=[grpo-aks]"], "grpo-aks.shards", "no manifest.json"),
-    ],
-)  # fmt: skip
-def test_planted_mistakes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], code: str, says: str
+SHIPPED = sorted(p.stem for p in RECIPES.glob("rcot_seg_*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_variants_fit_the_hosts_that_they_name(
+    look: Callable[..., Report], name: str
 ) -> None:
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    found = errors(tmp_path, *overrides)
-    assert says in found[code], found
+    large = {"gpu_gib": 80.0} if "gpu" in name else {}
+    recipe = load_recipe(name)
+    address = "cluster.ray_address=auto" if recipe.cluster.nodes > 1 else "seed=1"
+    report = look(name, address, gpus=recipe.cluster.gpus_per_node, **large)
+    errors = {f.code for f in report.findings if f.severity == "error"}
+    not_here = {"inputs.corpus", "inputs.benchmark", "inputs.texts"}
+    assert errors <= not_here, report.text()
 
 
-def test_the_environment_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert "unset RAY_ADDRESS" in errors(tmp_path)["ray"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "devices" in errors(tmp_path, recipe="rcot_seg_3b")
+def test_the_3b_recipe_as_shipped_says_what_it_could_not_check(
+    look: Callable[..., Report],
+) -> None:
+    hub = ("models.policy=Qwen/Qwen2.5-VL-3B-Instruct",
+           "models.segmenter=facebook/sam2.1-hiera-large")  # fmt: skip
+    report = look("3b", *hub)
+    unknown = {f.code for f in report.findings if f.severity == "unknown"}
+    assert report.ok and unknown == {"inputs.policy", "inputs.segmenter", "canvas"}
+    assert "3754.6 M" in report.plan["parameters"], "the published shapes are known"
 
 
-def test_several_faults_are_told_at_once_and_placement_says_what_verl_asks(tmp_path: Path) -> None:
-    found = errors(tmp_path, "cluster.agent_workers=5000", recipe="rcot_seg_3b")
-    assert "3 x 4 GPUs, 5000 agent" in found["placement"]
-    assert {"inputs", "placement"} <= found.keys()
+def test_the_laptop_recipe_is_clean_on_this_machine_too(calm: None, tmp_path: Path) -> None:
+    report = examine(load_recipe("laptop"), tmp_path / "run")
+    assert report.ok, report.text()
 
 
-def test_json_is_one_document_and_the_status_says_whether_it_can_start(tmp_path: Path) -> None:
+def test_a_reward_whose_weights_are_all_0(look: Callable[..., Report], tmp_path: Path) -> None:
+    reward = tmp_path / "nothing.yaml"
+    reward.write_text("extends: aks\ncomponents: {format: {weight: 0}, accuracy: {weight: 0}}\n")
+    codes = {f.code: f.message for f in look("laptop", f"grpo_aks.reward={reward}").findings}
+    assert str(reward) in codes["grpo-aks.reward_weight"]
+
+
+def test_a_reward_without_a_route_for_the_stages_rows(
+    look: Callable[..., Report], tmp_path: Path
+) -> None:
+    reward = tmp_path / "routed.yaml"
+    reward.write_text("routes: {rcot/ktg: ktg}\n")
+    assert "grpo-ktg.reward_task" not in {
+        f.code for f in look("laptop", f"grpo_ktg.reward={reward}").findings
+    }
+    codes = {f.code: f.message for f in look("laptop", f"grpo_aks.reward={reward}").findings}
+    assert "no route for rcot/aks" in codes["grpo-aks.reward_task"]
+
+
+def test_several_faults_are_told_at_once(look: Callable[..., Report]) -> None:
+    report = look(
+        "3b", "models.segmenter=/nowhere", "grpo_aks.top_k=0", "wandb.mode=online", cpus=2
+    )
+    assert {"inputs.segmenter", "grpo-aks.top_k", "wandb", "placement"} <= {
+        f.code for f in report.findings
+    }
+    last = report.text().splitlines()[-1]
+    assert last.startswith(f"{sum(f.severity == 'error' for f in report.findings)} errors")
+
+
+def test_json_is_one_document_and_the_status_says_whether_it_can_start(
+    calm: None, tmp_path: Path
+) -> None:
     runner = CliRunner()
     good = runner.invoke(app, ["preflight", "laptop", "--json", "--out", str(tmp_path / "r")])
-    assert good.exit_code == 0 and json.loads(good.stdout)["ok"] is True
+    found = json.loads(good.stdout)
+    assert good.exit_code == 0 and found["ok"] is True and found["recipe"] == "laptop"
     bad = runner.invoke(app, ["preflight", "laptop", "toy=null", "--json"])
-    assert bad.exit_code == 2 and json.loads(bad.stdout)["findings"][0]["code"] == "inputs"
+    first = json.loads(bad.stdout)["findings"][0]
+    assert bad.exit_code == 2 and first.keys() == {"code", "severity", "message", "cost", "fix"}
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_a_recipe_at_fault_is_json_with_json_and_one_line_without() -> None:
+    def rcot(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rcot_rl.cli", "preflight", "laptop", "sead=1", *options]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    plain, as_json = rcot(), rcot("--json")
+    expected = "rcot: command line: sead: unknown key; the nearest known one is seed\n"
+    assert (plain.returncode, plain.stdout, plain.stderr) == (2, "", expected)
+    report = json.loads(as_json.stdout)
+    assert as_json.returncode == 2 and as_json.stderr == ""
+    assert [f["code"] for f in report["findings"]] == ["recipe.unknown_key"]
+    assert report["ok"] is False
+
+
+def test_the_size_of_a_gpu_can_be_given(look: Callable[..., Report]) -> None:
+    small = look("3b", asked_gpu_gib=20)
+    assert "20 GiB (--gpu-gib)" in small.plan["GPU"] and not small.ok
+    assert "48 GiB (nvidia-smi" in look("3b").plan["GPU"]
+    assumed = look("3b", gpu_gib=None, gpus=None)
+    assert "48 GiB (the paper's; none seen here" in assumed.plan["GPU"]
+    unseen = [f for f in assumed.findings if f.code == "devices"]
+    assert [f.severity for f in unseen] == ["unknown"] and assumed.ok
+
+
+@pytest.mark.parametrize("recipe", ["laptop", "rcot_seg_3b"])
+def test_nothing_heavy_is_imported(tmp_path: Path, recipe: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from cluster.plan import examine; "
-        "from rcot_rl.recipe.loader import load_recipe; "
-        "examine(load_recipe('laptop'), Path('runs/x')); "
-        "print([m for m in ('torch', 'ray', 'vllm', 'verl', 'transformers') if m in sys.modules])"
+        "import sys; from pathlib import Path; from cluster.plan import examine_file; "
+        f"examine_file({recipe!r}, [], Path({str(tmp_path / 'x')!r})); "
+        f"print([m for m in {HEAVY} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_code_is_documented_and_planted() -> None:
+    here = Path(__file__).parent
+    stage = re.compile(r"^(sft|grpo-aks|grpo-ktg|predict|<stage>)\.")
+    page = (here.parents[1] / "docs" / "preflight.md").read_text()
+    documented = {stage.sub("", c) for c in re.findall(r"`([a-z<][a-z_.<>-]*)`", page)}
+    planted = {stage.sub("", m["code"]) for ms in MISTAKES.values() for m in ms}
+    assert planted <= documented, planted - documented
+    sources = "".join(p.read_text() for p in (here.parents[1] / "cluster" / "checks").glob("*.py"))
+    raised = set(re.findall(r'f"\{(?:s\.)?stage\}\.([a-z_]+)",', sources))
+    raised |= set(re.findall(r'notes\.\w+\(\s*"([a-z_.]+)",', sources))
+    raised = {stage.sub("", code) for code in raised}
+    assert len(raised) > 60
+    assert raised <= documented, raised - documented
+    tests = "".join(p.read_text() for p in here.glob("test_plan*.py"))
+    unplanted = {c for c in raised - planted if f".{c}" not in tests and f'"{c}"' not in tests}
+    assert not unplanted

@@ -84,6 +84,7 @@ def test_old_failures_are_forgotten_and_new_commands_remember(history):
     [
         ("ended with status 137", "signal", "SIGKILL"),
         ("ended with status 143", "signal", "SIGTERM"),
+        ("ended with status -9", "signal", "SIGKILL"),
         ("ended with status 1", "error", "by itself"),
         ("wrote nothing for 60 s: hung", "hang", "stacks"),
         ("made no step for 60 s: hung", "hang", "stacks"),

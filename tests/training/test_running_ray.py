@@ -1,4 +1,4 @@
-"""What verl hands to ray.init where a Ray runs already."""
+"""A Ray that runs already, on several hosts: what ray.init is told, how many ranks there are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.training.jobs import ranks_of
 from rcot_rl.training.verl_config import grpo_config
 
 AMOUNTS = ("num_cpus", "num_gpus", "object_store_memory")
@@ -31,3 +32,11 @@ def test_a_ray_of_its_own_is_told_all_of_them():
     options = _init()
     assert options["address"] == "local"
     assert [options[a] for a in AMOUNTS] == [32, 1, 100000000]
+
+
+def test_sft_has_the_ranks_of_one_host_and_grpo_those_of_all():
+    sizes = ["cluster.nodes=2", "cluster.gpus_per_node=4", "cluster.ray_address=auto"]
+    micro = ["sft.micro_batch_size=4", "grpo.micro_batch_size=16"]
+    recipe = load_recipe("laptop", [*sizes, *micro])
+    assert ranks_of(recipe, "sft") == 4
+    assert ranks_of(recipe, "grpo-aks") == ranks_of(recipe, "grpo-ktg") == 8

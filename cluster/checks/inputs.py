@@ -1,0 +1,184 @@
+"""The preflight's checks of what a run is made from: prompts, policy, segmenter, corpora, texts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from cluster import preflight
+from cluster.checks.case import Case
+from cluster.checks.findings import Notes
+from rcot_rl.errors import InputError
+
+_LATER = "a stage that fails when its turn comes"
+
+
+def prompts(case: Case, notes: Notes) -> None:
+    """The prompt set is whole, and has what traces need."""
+    from rcot_rl.protocol.prompts import load_prompts
+
+    recipe = case.recipe
+    with notes.attempt(
+        "inputs.prompts", cost=_LATER, fix="name a shipped set, or give yours all templates",
+    ):  # fmt: skip
+        found = load_prompts(recipe.prompts)
+        if "data" in case.todo and recipe.data.trace == "model":
+            for task in ("aks", "ktg"):
+                if f"trace_{task}" not in found.templates:
+                    raise InputError(
+                        f"has no template trace_{task}, which data.trace=model needs",
+                        file=recipe.prompts,
+                        key="prompts",
+                    )
+
+
+def policy(case: Case, notes: Notes) -> None:
+    """The base policy is here and whole, or can at least be had later."""
+    from rcot_rl.inference.model_folder import check_model, read_card
+
+    spec, facts = case.recipe.models.policy, case.policy
+    asks = "data" in case.todo and "model" in (case.recipe.data.describe, case.recipe.data.trace)
+    if not (asks or "sft" in case.todo or "predict" in case.todo or case.grpo):
+        return
+    if facts.folder is None and facts.hub_id:
+        _hub(notes, "inputs.policy", "models.policy", spec)
+        return
+    with notes.attempt(
+        "inputs.policy", cost=_LATER,
+        fix="name the folder of a whole Qwen2.5-VL checkpoint, a hub id, or `tiny`",
+    ):  # fmt: skip
+        folder = facts.folder or Path(spec)
+        check_model(folder)
+        card = read_card(folder)
+        canvas = case.recipe.canvas
+        ours = (case.recipe.prompts, canvas.image, canvas.video)
+        if card is not None and (card.prompts, card.image_canvas, card.video_canvas) != ours:
+            notes.warning(
+                "inputs.card", f"{folder / 'rcot.json'}: trained with prompts {card.prompts} and "
+                f"canvases {card.image_canvas}, {card.video_canvas}; the recipe has {ours[0]} and "
+                f"{ours[1]}, {ours[2]}", cost="a policy that is asked what it never learned",
+                fix="take over the card's prompts and canvas",
+            )  # fmt: skip
+
+
+def _hub(notes: Notes, code: str, key: str, spec: str) -> None:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        notes.error(
+            code, f"{key}: {spec} is not on this host, and HF_HUB_OFFLINE forbids to ask the hub",
+            cost=_LATER, fix="download it where that is allowed, and name its folder",
+        )  # fmt: skip
+    else:
+        notes.unknown(
+            code, f"{key}: {spec} is neither a folder nor in the hub's cache here; whether the hub "
+            "gives it, and whether it is whole, was not checked", cost=_LATER,
+            fix=f"`hf download {spec}` now, or name its folder",
+        )  # fmt: skip
+
+
+def segmenter(case: Case, notes: Notes) -> None:
+    """SAM2, where a stage makes masks."""
+    from rcot_rl.inference.segmenter import check_segmenter
+
+    spec = case.recipe.models.segmenter
+    wanted = "predict" in case.todo or case.recipe.data.alignment.level == "sam2"
+    if not wanted and not any(_makes_masks(case, stage) for stage in case.grpo):
+        return
+    with notes.attempt(
+        "inputs.segmenter", cost="days of training, and no masks at their end",
+        fix="name a Sam2Video folder, a hub id, `tiny` or `flow`",
+    ):  # fmt: skip
+        source = check_segmenter(spec)
+        if source is not None and not Path(source).exists():
+            from cluster.checks.policy_facts import cached
+
+            if cached(source) is None:
+                _hub(notes, "inputs.segmenter", "models.segmenter", source)
+
+
+def _makes_masks(case: Case, stage: str) -> bool:
+    from cluster.checks.rewards import modules_of
+
+    return "mask_iou" in modules_of(case, stage)
+
+
+def corpora(case: Case, notes: Notes) -> None:
+    """Every corpus lies where the recipe says, with the split that is asked for."""
+    recipe = case.recipe
+    wanted = []
+    if "data" in case.todo:
+        wanted += [
+            (f"data.corpora.{i}", c.dataset, c.root, c.split)
+            for i, c in enumerate(recipe.data.corpora)
+        ]
+    if "predict" in case.todo or "eval" in case.todo:
+        wanted += [
+            (f"eval.benchmarks.{i}", b.dataset, b.root, b.split)
+            for i, b in enumerate(recipe.eval.benchmarks)
+        ]
+    for key, dataset, root, split in wanted:
+        code = "inputs.corpus" if key.startswith("data") else "inputs.benchmark"
+        with notes.attempt(
+            code, cost="days of training, and nothing to score on"
+            if key.startswith("eval") else _LATER,
+            fix="put the corpus there in its public layout, or correct its root and split",
+        ):  # fmt: skip
+            preflight.check_corpus(recipe, dataset, root, key)
+            if root is None:
+                _toy_split(case, dataset, split, key)
+            else:
+                from data_pipelines.corpora import open_corpus
+
+                open_corpus(dataset, root, split)
+    _leak(case, notes)
+
+
+def _toy_split(case: Case, dataset: str, split: str, key: str) -> None:
+    toy = case.recipe.toy
+    splits = [c.split for c in toy.corpora if c.layout == dataset] if toy else []
+    if split not in splits:
+        raise InputError(
+            f"the recipe's toy corpora of {dataset} have no split {split!r}, only "
+            f"{', '.join(splits)}",
+            key=f"{key}.split",
+        )
+
+
+def _leak(case: Case, notes: Notes) -> None:
+    trained = {(c.dataset, c.root, c.split) for c in case.recipe.data.corpora}
+    for i, b in enumerate(case.recipe.eval.benchmarks):
+        if (b.dataset, b.root, b.split) in trained:
+            notes.warning(
+                "eval.leak", f"eval.benchmarks.{i}: {b.dataset} {b.split} is also in data.corpora",
+                cost="a score on the training data", fix="score on another split",
+            )  # fmt: skip
+
+
+def texts(case: Case, notes: Notes) -> None:
+    """Descriptions and traces that rows are made with."""
+    if "data" not in case.todo:
+        return
+    data = case.recipe.data
+    for key, value in (("describe", data.describe), ("trace", data.trace)):
+        if key == "trace" and not any(name.startswith("sft") for name in data.sets):
+            continue
+        fix = f"run `rcot data {key}`, or set data.{key}=model"
+        if value == "model":
+            continue
+        if value == "template":
+            real = [
+                c.root for c in data.corpora
+                if c.root is not None and Path(c.root).is_dir()
+                and not (Path(c.root) / "toy.json").is_file()
+            ]  # fmt: skip
+            if real:
+                notes.error(
+                    "inputs.texts", f"data.{key}=template, and {real[0]} is no toy corpus (it has "
+                    "no toy.json)", cost=_LATER, fix=fix,
+                )  # fmt: skip
+        elif not Path(value).is_file():
+            near = difflib.get_close_matches(value, ["template", "model"], n=1)
+            notes.error(
+                "inputs.texts", f"data.{key}: no such file: {value}"
+                + (f" (or did you mean {near[0]!r}?)" if near else ""), cost=_LATER, fix=fix,
+            )  # fmt: skip

@@ -1,0 +1,107 @@
+"""The preflight's checks of the order of stages: each finds what the one before it leaves."""
+
+from __future__ import annotations
+
+import difflib
+
+from cluster.checks.case import GRPO, TRAINING, Case
+from cluster.checks.findings import Notes
+from cluster.checks.rewards import section_key
+
+_LATER = "a stage that fails when its turn comes, days later"
+
+
+def order(case: Case, notes: Notes) -> None:
+    """A stage's predecessor is in `stages`, or done in this folder."""
+    recipe = case.recipe
+    needs = {
+        "grpo-aks": ["sft"], "grpo-ktg": ["sft"], "eval": ["predict"], "report": [],
+    }  # fmt: skip
+    for stage in case.todo:
+        for before in needs.get(stage, []):
+            if before not in recipe.stages and not case.is_done(before):
+                notes.error(
+                    "stages.order", f"stages: {stage} begins with what {before} leaves, which is "
+                    f"neither among them nor done in {case.root}", cost=_LATER,
+                    fix=f"add {before} to stages, or give --out the folder in which it is done",
+                )  # fmt: skip
+    if len(set(recipe.stages)) < len(recipe.stages):
+        twice = next(s for s in recipe.stages if recipe.stages.count(s) > 1)
+        notes.warning(
+            "stages.twice", f"stages: {twice} is named twice, and runs once", cost="a surprise",
+            fix="name it once",
+        )  # fmt: skip
+
+
+def sets(case: Case, notes: Notes) -> None:
+    """Shard sets that stages train on are among those that the data stage builds."""
+    if "data" not in case.recipe.stages or "data" not in case.todo:
+        return  # `checks_shards` looks at what is there
+    known = case.recipe.data.sets
+    for stage in case.training:
+        section = case.recipe.sft if stage == "sft" else case.recipe.grpo(stage)
+        key, name = f"{section_key(stage)}.shard_set", section.shard_set
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            notes.error(
+                f"{stage}.shard_set", f"{key}={name} is none of data.sets; the nearest is {near}",
+                cost=_LATER, fix=f"{key}={near}",
+            )  # fmt: skip
+        elif stage == "sft" and not name.startswith("sft"):
+            notes.error(
+                "sft.shard_set", f"{key}={name}: only sets called sft… have traces to learn from",
+                cost=_LATER, fix="name a set that begins with sft",
+            )  # fmt: skip
+        elif stage != "sft" and name == case.recipe.sft.shard_set:
+            notes.warning(
+                f"{stage}.same_rows", f"{key}={name} is also what SFT trains on: the paper's sets "
+                "share no sample", cost="rewards of what was learned by heart",
+                fix="give GRPO a set of its own",
+            )  # fmt: skip
+
+
+def checkpoints(case: Case, notes: Notes) -> None:
+    """Checkpoints that are to be scored are made by some stage."""
+    recipe = case.recipe
+    if "predict" not in case.todo:
+        return
+    for name in recipe.eval.checkpoints:
+        if name != "base" and name not in recipe.stages and not case.is_done(name):
+            notes.error(
+                "eval.checkpoints", f"eval.checkpoints: no stage makes {name}: it is neither in "
+                f"stages nor done in {case.root}", cost=_LATER,
+                fix=f"take {name} out of eval.checkpoints, or add it to stages",
+            )  # fmt: skip
+    made = [s for s in TRAINING if s in recipe.stages]
+    if made and made[-1] not in recipe.eval.checkpoints:
+        notes.warning(
+            "eval.last", f"eval.checkpoints: {made[-1]}, the last that is trained, is not among "
+            "them", cost="a run whose result nobody sees", fix=f"add {made[-1]}",
+        )  # fmt: skip
+    if not recipe.eval.benchmarks:
+        notes.warning(
+            "eval.benchmarks", "eval.benchmarks is empty: no masks will be scored",
+            cost="a run without J&F", fix="name a benchmark, or leave predict and eval out",
+        )  # fmt: skip
+    if recipe.eval.heldout_prompts:
+        for stage in GRPO:
+            name = recipe.grpo(stage).shard_set
+            size = recipe.data.sets.get(name)
+            if stage not in recipe.stages and size is None and not case.shards(name).is_dir():
+                notes.error(
+                    "eval.heldout", f"eval.heldout_prompts={recipe.eval.heldout_prompts} asks "
+                    f"{section_key(stage)}.shard_set={name} for rows, and it is nowhere",
+                    cost=_LATER, fix="eval.heldout_prompts=0, or name a set that is built",
+                )  # fmt: skip
+
+
+def zero_target(case: Case, notes: Notes) -> None:
+    """Prompts of training and inference agree on whether there may be nothing to find."""
+    share, asked = case.recipe.data.zero_target_share, case.recipe.predict.zero_target
+    if "predict" in case.todo and "grpo-ktg" in case.recipe.stages and (share > 0) != asked:
+        notes.warning(
+            "predict.zero_target", f"predict.zero_target={str(asked).lower()}, and "
+            f"data.zero_target_share={share:g}: the policy is asked with another prompt than it "
+            "was trained with", cost="some points of J&F, without an error",
+            fix=f"predict.zero_target={str(share > 0).lower()}",
+        )  # fmt: skip

@@ -1,0 +1,126 @@
+"""The recipes' variants of GRPO on the real stack, two or three steps each, from one SFT model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.runfolder import RunFolder
+from reward_fns.score import load_reward
+
+pytestmark = pytest.mark.slow
+
+BASE = [
+    "toy.corpora=[{layout: mevis, split: train, videos: 60}]",
+    "data.corpora=[{dataset: mevis}]",
+    "data.describe=template",
+    "data.clip_frames=6",
+    "data.clip_tasks=[aks]",
+    "data.sets={sft-1536: {ktg: 64, aks: 256, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
+    "grpo-ktg-960: {ktg: 16, aks: 16, val: 8}}",
+    "sft.batch_size=16",
+    "sft.micro_batch_size=16",
+    "sft.epochs=2",
+    "grpo.prompts_per_step=4",
+    "grpo.micro_batch_size=32",
+    "grpo.max_prompt_length=256",
+    "eval.benchmarks=[]",
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, rcot):
+    """A run with shards and an SFT model."""
+    run = tmp_path_factory.mktemp("variants") / "base"
+    process = rcot("run", "laptop", *BASE, "stages=[data, sft]", "--out", str(run), stdout=-3)
+    assert process.wait(timeout=600) == 0
+    return run
+
+
+@pytest.fixture
+def variant(base, tmp_path, rcot):
+    """Run one GRPO stage of a variant on the base's shards and model; its steps and its folder."""
+
+    def go(stage: str, *settings: str):
+        overrides = [*BASE, f"stages=[{stage}]", *settings]
+        folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop", overrides)).root
+        for part in ("shards", "sft", "data", "corpora"):
+            shutil.copytree(base / part, folder / part, symlinks=True)
+        log = (tmp_path / "console.txt").open("w")
+        process = rcot("run", "laptop", *overrides, "--out", str(folder), stdout=-3, stderr=log)
+        assert process.wait(timeout=600) == 0, (tmp_path / "console.txt").read_text()[-3000:]
+        rows = (folder / stage / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row) for row in rows], folder / stage
+
+    return go
+
+
+def rollouts(stage, step: int) -> list[dict]:
+    text = (stage / "rollouts" / f"{step}.jsonl").read_text()
+    return [json.loads(row) for row in text.splitlines()]
+
+
+def aligned(steps: list[dict]) -> None:
+    """The engine's probabilities of its own samples are the trainer's, after each sync too."""
+    for step in steps:
+        assert step["training/rollout_probs_diff_max"] < 1e-3, step["step"]
+
+
+def test_agentic_aks(variant):
+    steps, stage = variant(
+        "grpo-aks", "grpo_aks.agent=agentic-aks", "grpo_aks.reward=aks-agentic",
+        "grpo_aks.steps=2", "predict.rounds=2",
+    )  # fmt: skip
+    aligned(steps)  # judgements show images, re-selections the clip as a video
+    rows = [row for step in (1, 2) for row in rollouts(stage, step)]
+    turns: dict[tuple[str, int], list[dict]] = {}
+    for row in rows:
+        turns.setdefault((row["prompt_id"], row["sample"]), []).append(row)
+    assert len(turns) == 2 * 4 * 8
+    assert all(step["group/lost_fraction"] == 0 for step in steps)
+    assert any(len(t) > 1 for t in turns.values()), "some frame was refused"
+    reward = load_reward("aks-agentic")
+    for of_response in turns.values():
+        last = max(of_response, key=lambda row: row["turn"])
+        outcome = last["extra_info"]["agentic"]
+        assert len(of_response) in (2 * outcome["judgements"] - 1, 2 * outcome["judgements"])
+        assert json.loads(last["ground_truth"]) == outcome["truth"]
+        again = reward.score(last["response"], last["ground_truth"], **last)
+        assert last["reward"] == pytest.approx(again.reward)
+        assert {row["reward"] for row in of_response} == {last["reward"]}
+
+
+def test_lora(variant):
+    steps, stage = variant("grpo-aks", "grpo.lora_rank=8", "grpo_aks.steps=3")
+    aligned(steps)
+    assert steps[0]["actor/kl_loss"] == pytest.approx(0, abs=1e-6), "the adapter starts at nothing"
+    assert steps[2]["actor/kl_loss"] > 1e-6, "and has moved; the engine's with it (aligned)"
+    import torch
+    from safetensors.torch import load_file
+
+    base = load_file(stage.parent / "sft/model/model.safetensors")
+    trained = load_file(stage / "model/model.safetensors")
+    assert base.keys() == trained.keys(), "a plain model, whole"
+    moved = {name for name in base if not torch.equal(base[name], trained[name])}
+    assert moved and not any("visual" in name for name in moved)
+
+
+def test_joint_tasks_with_dynamic_sampling(variant):
+    steps, stage = variant(
+        "grpo-ktg", "grpo_ktg.reward=joint", "grpo_ktg.advantage=task",
+        "grpo_ktg.dynamic_sampling=true", "grpo_ktg.steps=2",
+    )  # fmt: skip
+    aligned(steps)
+    for step in steps:
+        assert step["group/zero_variance_fraction"] == 0, "such groups were sampled again"
+    sources = {row["data_source"] for n in (1, 2) for row in rollouts(stage, n)}
+    assert sources == {"rcot/aks", "rcot/ktg"}
+
+
+def test_rollouts_beside_the_update(variant):
+    steps, _ = variant("grpo-aks", "grpo.rollouts=colocate-async", "grpo_aks.steps=3")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert all(step["training/rollout_actor_probs_pearson_corr"] > 0.9 for step in steps)

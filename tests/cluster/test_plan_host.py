@@ -1,0 +1,173 @@
+"""`rcot preflight` on this host and in this folder: variables, sockets, ports, earlier runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.checks import case
+from cluster.checks import host as checks_host
+from cluster.checks.findings import Report
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.runfolder import RunFolder
+
+
+def message(report: Report, code: str, severity: str = "error") -> str:
+    found = [f.message for f in report.findings if (f.code, f.severity) == (code, severity)]
+    assert found, report.text()
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "on", "override", "code", "says"),
+    [
+        ("RAY_ADDRESS", "10.0.0.1:6379", "laptop", "seed=1", "ray", "unset RAY_ADDRESS"),
+        ("CUDA_VISIBLE_DEVICES", "", "3b", "seed=1", "devices", "no GPU is visible"),
+        ("CUDA_VISIBLE_DEVICES", "0,1", "3b", "seed=1", "devices", "fewer than cluster.gpus"),
+        ("WANDB_API_KEY", "secret", "laptop", "wandb.mode=online", "wandb.key", "6 characters"),
+        ("WANDB_API_KEY", "k" * 40 + "\n", "laptop", "wandb.mode=online", "wandb.key", "blanks"),
+        ("HF_HUB_OFFLINE", "1", "3b", "models.policy=a/b", "inputs.policy", "HF_HUB_OFFLINE"),
+        ("HF_HUB_OFFLINE", "1", "3b", "models.segmenter=a/b", "inputs.segmenter", "a/b"),
+    ],
+)
+def test_variables(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch,
+    name: str, value: str, on: str, override: str, code: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(name, value)
+    assert says in message(look(on, override), code)
+
+
+def test_no_secret_is_printed(look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    report = look("laptop", "wandb.mode=online")
+    assert "hunter2" not in report.text() + json.dumps(report.as_dict())
+
+
+def test_a_long_tmpdir_breaks_rays_sockets(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/scratch/" + "deep/" * 12)
+    assert "107 are possible" in message(look("laptop"), "ray.tmpdir")
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert not [f for f in look("laptop").findings if f.code == "ray.tmpdir"]
+
+
+def test_the_length_of_rays_sockets_is_no_guess(tmp_path: Path) -> None:
+    stem = "/" + "x" * (checks_host._SOCKET_MOST - 1)
+    with socket.socket(socket.AF_UNIX) as probe, pytest.raises(FileNotFoundError):
+        probe.connect(stem)
+    with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="too long"):
+        probe.connect(stem + "x")
+
+
+def test_a_fixed_port_that_is_taken(look: Callable[..., Report]) -> None:
+    key = "transfer_queue.metrics.port"
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        override = f"grpo_ktg.verl={{{key}: {port}}}"
+        assert f"{key}={port} is taken" in message(look("laptop", override), "grpo-ktg.ports")
+    assert not [f for f in look("laptop", override).findings if f.code.endswith("ports")]
+
+
+@pytest.mark.parametrize("make", ["other_recipe", "not_a_run", "a_file", "broken_record"])
+def test_a_folder_that_this_recipe_cannot_have(
+    look: Callable[..., Report], tmp_path: Path, make: str
+) -> None:
+    root = tmp_path / "run"
+    if make == "a_file":
+        root.write_text("")
+    else:
+        root.mkdir()
+        (root / "sft").mkdir()
+    if make == "other_recipe":
+        record = {"recipe": load_recipe("laptop", ["seed=7"]).model_dump(mode="json")}
+        (root / "recipe.yaml").write_text(yaml.safe_dump(record))
+    elif make == "broken_record":
+        (root / "recipe.yaml").write_text("- no\n- mapping\n")
+    report = look("laptop", root=root)
+    code = "folder.writable" if make == "a_file" else "folder.recipe"
+    assert str(root) in message(report, code)
+    if make == "other_recipe":
+        assert "differs in: seed" in message(report, code)
+
+
+def test_the_folder_is_judged_as_the_run_will_judge_it(
+    look: Callable[..., Report], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    RunFolder.claim(root, load_recipe("laptop"))
+    (root / "sft").mkdir()
+    before = {p: p.read_bytes() for p in root.iterdir() if p.is_file()}
+    assert not [f for f in look("laptop", root=root).findings if f.code.startswith("folder")]
+    moved = look("laptop", "cluster.stall_timeout_s=60", root=root)
+    assert not [f for f in moved.findings if f.code.startswith("folder")]
+    assert before == {p: p.read_bytes() for p in root.iterdir() if p.is_file()}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(look: Callable[..., Report], tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    report = look("laptop", root=tmp_path / "closed" / "run")
+    assert str(tmp_path / "closed") in message(report, "folder.writable")
+
+
+def test_finished_stages_are_not_checked_again(look: Callable[..., Report], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    folder = RunFolder.claim(root, load_recipe("laptop", ["grpo_aks.top_k=0"]))
+    assert "grpo-aks.top_k" in {f.code for f in look("laptop", "grpo_aks.top_k=0").findings}
+    (root / "grpo-aks").mkdir()
+    folder.mark_done("grpo-aks")
+    report = look("laptop", "grpo_aks.top_k=0", root=root)
+    assert "grpo-aks.top_k" not in {f.code for f in report.findings}
+    assert report.plan["done before"] == "grpo-aks"
+
+
+def test_versions_are_those_of_the_lock(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda n: "0.8.0" if n == "verl" else installed(n)
+    )
+    report = look("laptop")
+    assert "verl 0.8.0 is installed" in message(report, "verl.version")
+    assert message(report, "versions", "warning")
+
+
+def test_vllm_for_the_device_is_installed(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    installed = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "vllm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert "vllm is not installed" in message(look("3b"), "engine")
+
+
+def test_facts_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 49140\necho 24576\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    facts = case.host_facts(tmp_path / "not" / "there", look_for_gpu=True)
+    assert (facts.gpus, facts.gpu_gib) == (2, 24.0)
+    assert facts.cpus >= 1 and facts.available_bytes > 0
+    assert facts.disk_free_bytes > 0 and facts.ram_bytes > 2**28
+    program.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
+    assert case.host_facts(tmp_path, look_for_gpu=True).gpus is None

@@ -1,0 +1,167 @@
+"""`rcot preflight` and shards that were built: whole ones pass, each way to spoil one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.checks import shards as checks_shards
+from cluster.checks.findings import Finding, Report
+
+Built = tuple[Path, list[str]]
+
+
+def spoil(root: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = root / "shards" / name / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def found(report: Report, code: str) -> Finding:
+    of_code = [f for f in report.findings if f.code == code]
+    assert of_code, report.text()
+    return of_code[0]
+
+
+def test_whole_shards_have_no_finding(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    (root / "recipe.yaml").unlink(missing_ok=True)
+    report = look("laptop", *overrides, root=root)
+    about = {f.code for f in report.findings} - {"versions", "folder.recipe", "eval.last"}
+    assert about == set(), report.text()
+
+
+def test_lost_and_strange_files(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    folder = root / "shards" / "grpo-aks-640"
+    media = next(folder.glob("media/**/*.jpg"))
+    media.unlink()
+    (folder / "train-00007-of-00001.parquet").write_bytes(b"")
+    report = look("laptop", *overrides, root=root)
+    said = [f.message for f in report.findings if f.code == "grpo-aks.files"]
+    assert any(str(media) in m for m in said) and any("train-00007" in m for m in said)
+
+
+def test_a_changed_byte(
+    look: Callable[..., Report], built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, overrides = built
+    path = next((root / "shards" / "grpo-ktg-960").glob("train-*.parquet"))
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    path.write_bytes(raw)
+    assert str(path) in found(look("laptop", *overrides, root=root), "grpo-ktg.checksum").message
+    monkeypatch.setattr(checks_shards, "BUDGET_BYTES", 10)
+    unread = found(look("laptop", *overrides, root=root), "grpo-ktg.checksum")
+    assert unread.severity == "unknown" and "rcot data check" in unread.fix
+
+
+def test_a_parquet_file_that_is_none(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    path = next((root / "shards" / "sft-1536").glob("train-*.parquet"))
+    path.write_bytes(path.read_bytes()[:100])
+    report = look("laptop", *overrides, root=root)
+    assert str(path) in found(report, "sft.parquet").message
+    assert found(report, "sft.checksum").severity == "error"
+
+
+def test_a_column_that_verl_reads_is_missing(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    path = next((root / "shards" / "grpo-aks-640").glob("train-*.parquet"))
+    pq.write_table(pq.read_table(path).drop_columns(["reward_model"]), path)
+    assert "reward_model" in found(
+        look("laptop", *overrides, root=root), "grpo-aks.columns"
+    ).message  # fmt: skip
+
+
+def test_fewer_rows_than_the_manifest_says(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    path = next((root / "shards" / "grpo-aks-640").glob("train-*.parquet"))
+    pq.write_table(pq.read_table(path).slice(0, 20), path)
+    message = found(look("laptop", *overrides, root=root), "grpo-aks.row_count").message
+    assert "says 32 rows of train, and the parquet files have 20" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code", "says"),
+    [
+        ("grpo-aks-640", lambda m: m["recipe"].update(canvas=840), "grpo-aks.canvas", "840 pixels"),
+        ("grpo-ktg-960", lambda m: m["recipe"].update(prompts="qwen"), "grpo-ktg.prompts",
+         "'qwen'"),
+        ("grpo-ktg-960", lambda m: m["recipe"]["data"].update(a_to_b=3.0), "grpo-ktg.recipe",
+         "data.a_to_b"),
+        ("sft-1536", lambda m: m["recipe"]["data"]["sets"]["sft-1536"].update(ktg=9), "sft.recipe",
+         "data.sets"),
+        ("grpo-ktg-960", lambda m: m.update(tokens=None), "grpo-ktg.lengths", "not counted"),
+        ("grpo-aks-640", lambda m: m.pop("files"), "grpo-aks.shards", "no manifest"),
+        ("grpo-aks-640", lambda m: m["counts"]["train"].update(aks=3), "grpo-aks.task",
+         "3 of 32 rows ask aks"),
+    ],
+)  # fmt: skip
+def test_what_the_manifest_records(
+    look: Callable[..., Report], built: Built, name: str, change: Any, code: str, says: str
+) -> None:
+    root, overrides = built
+    spoil(root, name, change)
+    finding = found(look("laptop", *overrides, root=root), code)
+    assert says in finding.message and name in finding.message
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "says"),
+    [
+        ("canvas.image=140", "grpo-aks.canvas", "canvas.image=140"),
+        ("prompts=qwen", "sft.prompts", "prompts=qwen"),
+        ("grpo_ktg.max_prompt_length=50", "grpo-ktg.lengths", "grpo_ktg.max_prompt_length=50"),
+        ("sft.max_length=60", "sft.lengths", "sft.max_length=60"),
+        ("grpo_ktg.max_response_length=8", "grpo-ktg.response_tokens", "traces in"),
+        ("grpo_aks.shard_set=grpo-ktg-960", "grpo-aks.task", "0 of 32 rows ask aks"),
+        ("grpo_aks.shard_set=grpo-aks-641", "grpo-aks.shards", "the nearest there is grpo-aks-640"),
+        ("sft.shard_set=grpo-ktg-960", "sft.columns", "messages"),
+        ("sft.batch_size=64", "sft.batch", "sft.batch_size=64"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_shards(
+    look: Callable[..., Report], built: Built, override: str, code: str, says: str
+) -> None:
+    root, overrides = built
+    finding = found(look("laptop", *overrides, override, root=root), code)
+    assert says in finding.message and finding.severity == "error"
+
+
+def test_too_few_rows_for_a_step_and_no_validation(
+    look: Callable[..., Report], built: Built
+) -> None:
+    root, overrides = built
+    more = ("grpo.prompts_per_step=64", "grpo.micro_batch_size=32")
+    assert "make no step" in found(
+        look("laptop", *overrides, *more, root=root), "grpo-aks.rows"
+    ).message  # fmt: skip
+    folder = root / "shards" / "grpo-ktg-960"
+    for path in folder.glob("val-*.parquet"):
+        path.unlink()
+    spoil(root, folder.name, lambda m: m["rows"].update(val=0))
+    assert "val shard" in found(look("laptop", *overrides, root=root), "grpo-ktg.val").message
+
+
+def test_a_manifest_may_hold_anything(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    path = root / "shards" / "grpo-aks-640" / "manifest.json"
+    for text in ("", "[]", '{"files": 3}', "[" * 100_000, "\x00"):
+        path.write_text(text)
+        assert str(path) in found(look("laptop", *overrides, root=root), "grpo-aks.shards").message
+
+
+def test_parquet_without_lengths_is_no_crash(look: Callable[..., Report], built: Built) -> None:
+    root, overrides = built
+    path = next((root / "shards" / "sft-1536").glob("train-*.parquet"))
+    pq.write_table(pa.table({"messages": ["x"] * 32, "images": ["y"] * 32}), path)
+    report = look("laptop", *overrides, root=root)
+    assert found(report, "sft.checksum").severity == "error"
