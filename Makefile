@@ -1,11 +1,11 @@
-# make setup | run | test | lint | bench | models | lock. Each does what it needs first.
+# make setup | run | test | drills | lint | bench | models | lock. Each does what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 LOCK := requirements/cpu.lock
 
-.PHONY: setup run test test-fast test-slow lint format bench models lock
+.PHONY: setup run test test-fast test-slow drills lint format bench models lock
 
 setup: $(SETUP)
 
@@ -30,6 +30,10 @@ test-fast: setup
 # the real Ray, verl and vLLM, one after the other
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -q --durations=20
+
+# kills, a full disk, resume, two hosts, Slurm, the recipes' variants
+drills: setup
+	$(BIN)/python -m pytest -m drill -q --durations=20
 
 lint: setup
 	$(BIN)/ruff check .

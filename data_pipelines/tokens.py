@@ -68,8 +68,8 @@ class TokenCounter:
         """Raises InputError, naming the file, for a folder that lacks one of the three."""
         self.model = model
         self.limits = pixel_limits(model)
-        self._tokenizer, tokenizer_sha = _tokenizer(model)
-        self._template, template_text = _template(model)
+        self._tokenizer, tokenizer_sha = read_tokenizer(model)
+        self._template, template_text = read_template(model)
         text = json.dumps([tokenizer_sha, template_text, vars(self.limits)])
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         """Changes when any count may change."""
@@ -173,7 +173,8 @@ def pixel_limits(model: Path) -> PixelLimits:
     return PixelLimits(patch * merge, least, most)
 
 
-def _tokenizer(model: Path) -> tuple[Tokenizer, str]:
+def read_tokenizer(model: Path) -> tuple[Tokenizer, str]:
+    """The folder's tokenizer and the sha256 of its file. Raises InputError."""
     from tokenizers import Tokenizer
 
     path = model / "tokenizer.json"
@@ -186,7 +187,8 @@ def _tokenizer(model: Path) -> tuple[Tokenizer, str]:
         raise InputError(f"not a tokenizer: {error}", file=path) from error
 
 
-def _template(model: Path) -> tuple[Template, str]:
+def read_template(model: Path) -> tuple[Template, str]:
+    """The folder's chat template, compiled, and its text. Raises InputError."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -24,6 +24,7 @@ from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
 from rcot_rl.training import jobs
 from rcot_rl.training.checkpoint_store import METRICS, room_needed
+from rcot_rl.training.handoff_check import check_handoff
 from rcot_rl.training.provenance import reward_hashes
 
 TRAINING = ("sft", "grpo-aks", "grpo-ktg")
@@ -239,6 +240,7 @@ def model_of(folder: RunFolder, recipe: Recipe, stage: str) -> Path:
     path = folder.stage(stage) / "model"
     if not (path / "config.json").is_file():
         raise InputError(f"there is no model of stage {stage} yet", file=path)
+    check_handoff(base_model(recipe), path, recipe)
     return path.resolve()
 
 

@@ -18,6 +18,7 @@ from data_pipelines.tokens import pixel_limits
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.training.checkpoint_store import all_of, settle
+from rcot_rl.training.handoff_check import CARD, card_of
 from rcot_rl.training.provenance import provenance
 from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
 
@@ -206,12 +207,7 @@ def link_model(checkpoint: Path, link: Path) -> Path:
 
 def write_card(model: Path, recipe: Recipe) -> None:
     """`rcot.json` of a trained model: the prompts and canvases that it knows."""
-    card = {
-        "prompts": recipe.prompts,
-        "image_canvas": recipe.canvas.image,
-        "video_canvas": recipe.canvas.video,
-    }
-    (model / "rcot.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (model / CARD).write_text(json.dumps(card_of(recipe), indent=1) + "\n", encoding="utf-8")
 
 
 def split_files(shards: Path, split: str) -> list[Path]:

@@ -22,6 +22,7 @@ from tensordict import TensorDict
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils
 
 from rcot_rl.files import write_text
 from rcot_rl.training.advantage import per_task
@@ -39,6 +40,7 @@ class _Observed(PPOTrainer):
 
     _MODE = "sync"
     _memory: HostMemory | None = None
+    _drawn = 0
     _done: tuple[Any, dict, dict, float]
 
     def __init__(self, config: Any) -> None:
@@ -52,6 +54,21 @@ class _Observed(PPOTrainer):
             # verl's own 2 s are most of a small model's step
             buffer.poll_interval = self.config.trainer.rcot.poll_interval_s
         return buffer
+
+    def _fetch_one_gen_batch(self) -> Any:
+        """verl's; prompts get names in the order in which they are drawn (see `_balance_batch`)."""
+        batch = super()._fetch_one_gen_batch()
+        names = [f"{self._drawn + i:09d}-{uid}" for i, uid in enumerate(batch["uid"])]
+        self._drawn += len(names)
+        named = tensordict_utils.get_tensordict({"uid": np.array(names, dtype=object)})
+        batch["uid"] = named["uid"]
+        return batch
+
+    def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """verl's, from the order of drawing: verl leaves responses in the order in which they came
+        in: the same rollouts then give sums of another rounding, and other weights, each time."""
+        batch.reorder(sorted(range(len(batch)), key=lambda i: drawn_order(batch.keys[i])))
+        return super()._balance_batch(batch, *args, **kwargs)
 
     def _save_checkpoint(self) -> None:
         """verl's, into a folder that does not count as a checkpoint until it is sealed again."""
@@ -180,13 +197,13 @@ class _Observed(PPOTrainer):
             if tag.get("is_padding", False):
                 continue
             reward, fields = rewards[at], data["extra_fields"][at]
-            uid, sample, turn = key.rsplit("_", 2)
+            uid, sample, turn = drawn_order(key)
             info, outcome = fields.get("reward_extra_info", {}), fields.get(OUTCOME)
             rows.append(
                 {
                     "uid": uid,
-                    "sample": int(sample),
-                    "turn": int(turn),
+                    "sample": sample,
+                    "turn": turn,
                     "at": at,
                     "outcome": outcome,
                     "truth": json.dumps(outcome["truth"]) if outcome else None,
@@ -201,6 +218,12 @@ class _Observed(PPOTrainer):
                 }
             )
         return rows
+
+
+def drawn_order(key: str) -> tuple[str, int, int]:
+    """Of a sequence's key: its prompt's name, its number in the group, its turn."""
+    uid, sample, turn = key.rsplit("_", 2)
+    return uid, int(sample), int(turn)
 
 
 @register_trainer("rcot_sync")

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib.util
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rcot_rl.errors import InputError
+from rcot_rl.files import write_text
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training import GrpoSection
 from reward_fns.user import absolute
@@ -307,6 +309,8 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(attempt / "verl.jsonl"),
         "WANDB_MODE": recipe.wandb.mode,
         "WANDB_DIR": str(attempt),
+        "WANDB_RUN_ID": wandb_id(attempt.parent),
+        "WANDB_RESUME": "allow",  # the attempts of a stage are one run
         "WANDB_SILENT": "true",
         "HYDRA_FULL_ERROR": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -329,6 +333,15 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
             "RAY_worker_niceness": "0",  # Ray makes workers yield to everything else
         }
     return variables
+
+
+def wandb_id(stage: Path) -> str:
+    """The id of a stage's W&B run, which all its attempts share; made with the first."""
+    file = stage / "wandb-id"
+    if not file.is_file():
+        stage.mkdir(parents=True, exist_ok=True)
+        write_text(file, secrets.token_hex(6))
+    return file.read_text(encoding="ascii")
 
 
 def _loggers(recipe: Recipe) -> list[str]:

@@ -93,7 +93,7 @@ def test_every_video_is_described_once(recipe, described):
     assert ledger.read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_killed_tracing_goes_on_and_ends_the_same(recipe, described, taught, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = _rcot("data", "trace", recipe, "--out", whole)

@@ -1,11 +1,16 @@
 """A recipe small enough for a test: the laptop's, with a handful of rows and two steps a stage."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.runfolder import RunFolder
 
 SMALL = [
     "toy.corpora=[{layout: mevis, split: train, videos: 60}, "
@@ -26,6 +31,24 @@ SMALL = [
     "eval.benchmarks=[{dataset: mevis, split: valid_u, limit: 3}]",
     "eval.heldout_prompts=4",
     "eval.heldout_samples=2",
+]
+
+
+TRAINED = [
+    "toy.corpora=[{layout: mevis, split: train, videos: 60}]",
+    "data.corpora=[{dataset: mevis}]",
+    "data.describe=template",
+    "data.clip_frames=6",
+    "data.clip_tasks=[aks]",
+    "data.sets={sft-1536: {ktg: 64, aks: 256, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
+    "grpo-ktg-960: {ktg: 16, aks: 16, val: 8}}",
+    "sft.batch_size=16",
+    "sft.micro_batch_size=16",
+    "sft.epochs=2",
+    "grpo.prompts_per_step=4",
+    "grpo.micro_batch_size=32",
+    "grpo.max_prompt_length=256",
+    "eval.benchmarks=[]",
 ]
 
 
@@ -67,3 +90,41 @@ def survivors():
         return [line for line in found if line]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, rcot):
+    """A run with shards and an SFT model, to branch from."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = ["run", "laptop", *TRAINED, "stages=[data, sft]", "--out", str(run)]
+    assert rcot(*words, stdout=-3).wait(timeout=900) == 0
+    return run
+
+
+@pytest.fixture
+def branch(trained, tmp_path):
+    """Make a run of one GRPO stage on the trained run's shards and model: its folder, its words."""
+
+    def make(name: str, stage: str, *settings: str) -> tuple[Path, list[str]]:
+        words = [*TRAINED, f"stages=[{stage}]", *settings]
+        folder = RunFolder.claim(tmp_path / name, load_recipe("laptop", words)).root
+        for part in ("shards", "sft", "data", "corpora"):
+            shutil.copytree(trained / part, folder / part, symlinks=True)
+        return folder, ["run", "laptop", *words, "--out", str(folder)]
+
+    return make
+
+
+@pytest.fixture
+def variant(branch, rcot):
+    """Run a branch to its end: the metrics of its steps, and its stage's folder."""
+
+    def go(stage: str, *settings: str) -> tuple[list[dict], Path]:
+        folder, words = branch("run", stage, *settings)
+        log = folder.parent / "console.txt"
+        process = rcot(*words, stdout=-3, stderr=log.open("w"))
+        assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
+        rows = (folder / stage / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row) for row in rows], folder / stage
+
+    return go

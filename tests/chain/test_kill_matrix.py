@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.drill
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_kills.py"
 FAULTS = ["trainer rank, mid-step", "driver, mid-save", "hung reward", "full disk"]

@@ -64,6 +64,20 @@ def test_the_second_command_resumes(finished):
     assert steps == [1, 2, 3], "every step once, whichever attempt did it"
 
 
+def test_the_rows_come_in_the_order_of_a_run_that_was_never_interrupted(finished):
+    """Derived anew from the seed alone; grpo-aks went through two attempts, grpo-ktg one."""
+    from torch import Generator
+    from torch.utils.data import RandomSampler
+
+    run, *_ = finished
+    for stage, rows, steps in (("grpo-aks", 32, 3), ("grpo-ktg", 32, 2)):
+        order = list(RandomSampler(range(rows), generator=Generator().manual_seed(1)))
+        for step in range(1, steps + 1):
+            lines = (run / stage / "rollouts" / f"{step}.jsonl").read_text().splitlines()
+            seen = {json.loads(line)["index"] for line in lines}
+            assert seen == set(order[4 * (step - 1) : 4 * step]), (stage, step)
+
+
 def test_nothing_outlives_a_finished_run(finished):
     assert finished[4] == []
 

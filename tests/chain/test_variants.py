@@ -3,59 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
-from rcot_rl.recipe.loader import load_recipe
-from rcot_rl.runfolder import RunFolder
 from reward_fns.score import load_reward
 
-pytestmark = pytest.mark.slow
-
-BASE = [
-    "toy.corpora=[{layout: mevis, split: train, videos: 60}]",
-    "data.corpora=[{dataset: mevis}]",
-    "data.describe=template",
-    "data.clip_frames=6",
-    "data.clip_tasks=[aks]",
-    "data.sets={sft-1536: {ktg: 64, aks: 256, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
-    "grpo-ktg-960: {ktg: 16, aks: 16, val: 8}}",
-    "sft.batch_size=16",
-    "sft.micro_batch_size=16",
-    "sft.epochs=2",
-    "grpo.prompts_per_step=4",
-    "grpo.micro_batch_size=32",
-    "grpo.max_prompt_length=256",
-    "eval.benchmarks=[]",
-]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, rcot):
-    """A run with shards and an SFT model."""
-    run = tmp_path_factory.mktemp("variants") / "base"
-    process = rcot("run", "laptop", *BASE, "stages=[data, sft]", "--out", str(run), stdout=-3)
-    assert process.wait(timeout=600) == 0
-    return run
-
-
-@pytest.fixture
-def variant(base, tmp_path, rcot):
-    """Run one GRPO stage of a variant on the base's shards and model; its steps and its folder."""
-
-    def go(stage: str, *settings: str):
-        overrides = [*BASE, f"stages=[{stage}]", *settings]
-        folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop", overrides)).root
-        for part in ("shards", "sft", "data", "corpora"):
-            shutil.copytree(base / part, folder / part, symlinks=True)
-        log = (tmp_path / "console.txt").open("w")
-        process = rcot("run", "laptop", *overrides, "--out", str(folder), stdout=-3, stderr=log)
-        assert process.wait(timeout=600) == 0, (tmp_path / "console.txt").read_text()[-3000:]
-        rows = (folder / stage / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(row) for row in rows], folder / stage
-
-    return go
+pytestmark = pytest.mark.drill
 
 
 def rollouts(stage, step: int) -> list[dict]:

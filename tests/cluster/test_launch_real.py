@@ -22,7 +22,7 @@ spec = importlib.util.spec_from_file_location(
 slurm_host = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(slurm_host)
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.drill
 TWO_NODES = [
     "cluster.nodes=2", "cluster.gpus_per_node=1", "sft.micro_batch_size=1",
     "grpo.micro_batch_size=1", "cluster.object_store_bytes=100000000",
