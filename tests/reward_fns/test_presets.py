@@ -39,7 +39,12 @@ class Perfect:
         return [np.ones((len(r.frames), 4, 4), dtype=bool) for r in requests]
 
 
-CLIP = {"extra_info": {"clip": clip_text(["a.png", "b.png"], 0, [np.ones((4, 4), bool)] * 2)}}
+CLIP = {
+    "extra_info": {
+        "clip": clip_text(["a.png", "b.png"], 0, [np.ones((4, 4), bool)] * 2),
+        "agentic": {"area": 1.0},
+    }
+}
 
 
 def routes(name: str):
@@ -77,6 +82,7 @@ def test_the_maxima_are_the_papers_and_the_lineages() -> None:
         "seg-zero": 5.0, "veason-r1": 4.0, "kfg": 2.0, "ktg-reasoned": 7.0, "ktg-soft": 6.0,
         "ktg-continuous-iou": 6.0, "ktg-box-only": 6.0, "ktg-point-only": 6.0,
         "ktg-format-only": 3.0, "aks-format-only": 1.0, "ktg-masks": 8.0, "veason-r1-sam2": 5.0,
+        "aks-agentic": 4.0,
     }  # fmt: skip
     assert {name: load_reward(name).max_reward for name in NAMES} == expected
 

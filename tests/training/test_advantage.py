@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from rcot_rl.training.advantage import per_task
 
-centred = st.lists(st.floats(-6, 6).map(lambda v: round(v, 3)), min_size=1, max_size=40)
+centred = st.lists(st.integers(-6000, 6000).map(lambda v: v / 1000), min_size=1, max_size=40)
 
 
 @settings(deadline=None)
-@given(centred, st.floats(0.01, 100))
+@given(centred, st.sampled_from([0.01, 0.3, 1.0, 7.0, 100.0]))
 def test_a_tasks_scale_does_not_matter(values: list[float], scale: float) -> None:
     values = [*values, 1.0]  # some spread, so that verl's guard in the denominator is nothing
     one = per_task(np.array(values), ["aks"] * len(values))
