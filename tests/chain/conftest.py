@@ -16,9 +16,9 @@ SMALL = [
     "toy.corpora=[{layout: mevis, split: train, videos: 60}, "
     "{layout: mevis, split: valid_u, videos: 3}]",
     "data.corpora=[{dataset: mevis}]",
-    "data.sets={sft-1536: {ktg: 64, aks: 64, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
+    "data.sets={sft-1536: {ktg: 64, aks: 192, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
     "grpo-ktg-960: {ktg: 32, val: 8}}",
-    "sft.epochs=1",
+    "sft.epochs=2",  # until some answers earn something: equal rewards move no weight
     "sft.batch_size=16",
     "sft.micro_batch_size=16",
     "sft.save_every=2",

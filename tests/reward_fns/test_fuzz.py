@@ -16,7 +16,9 @@ import pytest
 from reward_fns import load_reward
 from reward_fns.score import Reward
 
-LIMIT_S = 0.005
+LIMIT_S = 0.025
+"""What no quadratic step over 20,000 characters keeps to, and the slowest core does. Measured were
+at most 5 ms on an ordinary one (docs/results/rewards.md)."""
 TRUTHS = {
     "aks": ["A", "B"],
     "ktg": [
