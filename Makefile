@@ -33,7 +33,7 @@ test-slow: setup
 
 # kills, a full disk, resume, two hosts, Slurm, the recipes' variants
 drills: setup
-	$(BIN)/python -m pytest -m drill -q --durations=20
+	$(BIN)/python -m pytest -m drill -q --durations=20 $(DRILLS)
 
 lint: setup
 	$(BIN)/ruff check .
