@@ -39,6 +39,7 @@ CHECKS: tuple[Callable[[Case, Notes], None], ...] = (
     host.folder,
     host.space,
     host.versions,
+    host.attention,
     host.accounts,
     host.ray,
     host.devices,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import socket
@@ -47,6 +48,17 @@ def versions(case: Case, notes: Notes) -> None:
         "versions", faults[0] + more, cost="a fault nobody else can repeat",
         fix="`make setup` installs the lock; `rcot doctor` lists every difference",
     )  # fmt: skip
+
+
+def attention(case: Case, notes: Notes) -> None:
+    """flash-attn, which no lock has, is there when the trainer is to use it."""
+    wanted = case.recipe.models.attention
+    if case.training and wanted != "sdpa" and importlib.util.find_spec("flash_attn") is None:
+        notes.error(
+            "attention", f"models.attention={wanted}: the package flash-attn is not installed",
+            cost="an import error in every trainer rank, after the GPUs are held",
+            fix="models.attention=sdpa, or compile flash-attn for the locked torch",
+        )  # fmt: skip
 
 
 def accounts(case: Case, notes: Notes) -> None:

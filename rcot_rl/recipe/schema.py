@@ -38,6 +38,10 @@ class ModelsSection(Section):
     segmenter: str = "facebook/sam2.1-hiera-large"
     """SAM2: a folder, a hub id, `tiny` for the shipped one, or `flow` for the weight-free one."""
 
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """The trainer's: torch's own, or flash-attn, which packs sequences without padding. The locks
+    do not have flash-attn: it is compiled on the machine (see docs/training.md)."""
+
 
 class ToyCorpus(Section):
     layout: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]

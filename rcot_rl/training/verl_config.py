@@ -177,8 +177,22 @@ def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "actor_rollout_ref.actor.fsdp_config.param_offload": section.offload == "all",
         "actor_rollout_ref.ref.fsdp_config.param_offload": section.offload == "all",
     }
+    values.update(_attention(recipe, "actor_rollout_ref.model"))
     if recipe.device == "cpu":
         values.update(_cpu_values(recipe))
+    return values
+
+
+def _attention(recipe: Recipe, model: str) -> dict[str, Any]:
+    """The trainer's attention. verl packs sequences only for flash attention; its engine takes
+    log-probabilities one by one without that package's kernels, ours in pieces."""
+    flash = recipe.models.attention == "flash_attention_2"
+    values: dict[str, Any] = {
+        f"{model}.override_config.attn_implementation": recipe.models.attention,
+        f"{model}.use_remove_padding": flash,
+    }
+    if recipe.device == "cpu" or not flash:
+        values[f"{model}.external_lib"] = f"rcot_rl.training.engine_{recipe.device}"
     return values
 
 
@@ -187,10 +201,7 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
     rollout, model = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
     vllm = f"{rollout}.engine_kwargs.vllm"
     values: dict[str, Any] = {
-        f"{model}.external_lib": "rcot_rl.training.engine_cpu",
-        f"{model}.use_remove_padding": False,  # needs flash attention
         f"{model}.enable_gradient_checkpointing": False,
-        f"{model}.override_config.attn_implementation": "sdpa",
         f"{rollout}.dtype": "float32",  # bf16 on a CPU is slow, and 4 digits worse in log-probs
         f"{rollout}.enforce_eager": True,
         f"{rollout}.free_cache_engine": False,  # vLLM's CPU platform has no sleep mode
@@ -287,14 +298,12 @@ def sft_config(
         "trainer.project_name": recipe.wandb.project,
         "trainer.experiment_name": f"{recipe.name}-sft",
         "trainer.logger": _loggers(recipe),
+        **_attention(recipe, "model"),
     }
     if recipe.device == "cpu":
         values |= {
             "data.num_workers": 1,  # samples are prepared on the second core
-            "model.external_lib": "rcot_rl.training.engine_cpu",
-            "model.use_remove_padding": False,
             "model.enable_gradient_checkpointing": False,
-            "model.override_config.attn_implementation": "sdpa",
             "engine.use_torch_compile": False,
             "engine.mixed_precision": dict(_FP32),
         }

@@ -41,7 +41,8 @@ def test_agentic_aks(variant):
         outcome = last["extra_info"]["agentic"]
         assert len(of_response) in (2 * outcome["judgements"] - 1, 2 * outcome["judgements"])
         assert json.loads(last["ground_truth"]) == outcome["truth"]
-        again = reward.score(last["response"], last["ground_truth"], **last)
+        other = {key: last[key] for key in last.keys() - {"response", "ground_truth"}}
+        again = reward.score(last["response"], last["ground_truth"], **other)
         assert last["reward"] == pytest.approx(again.reward)
         assert {row["reward"] for row in of_response} == {last["reward"]}
 

@@ -56,12 +56,9 @@ DEVICES = {
     "ray_kwargs.ray_init.num_cpus",
     "ray_kwargs.ray_init.num_gpus",
     "ray_kwargs.ray_init.include_dashboard",
-    # no flash attention, no compiler, no bf16 on a CPU
+    # no compiler, no bf16 on a CPU
     f"{POLICY}.external_lib",
-    f"{POLICY}.use_remove_padding",
-    f"{ACTOR}.use_remove_padding",
     f"{POLICY}.enable_gradient_checkpointing",
-    f"{POLICY}.override_config.attn_implementation",
     f"{ACTOR}.use_torch_compile",
     f"{REF}.use_torch_compile",
     *(

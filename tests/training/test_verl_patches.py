@@ -57,30 +57,55 @@ print(get_platform().device_name, get_platform().communication_backend_name(), v
     assert out.split()[-1].startswith("0.24.0")
 
 
-def test_log_probs_and_gradients_of_the_cpu_engine_are_verls_own():
-    out = run(
-        """
+LOG_PROBS = """
 import torch, verl
 from verl.utils.torch_functional import logprobs_from_logits
-from rcot_rl.training.engine_cpu import log_probs_of_labels
+from rcot_rl.training import engine_sdpa
+engine_sdpa.CHUNK_TOKENS = 128
 torch.manual_seed(0)
 labels = torch.randint(0, 563, (300,))
 found = []
-for function in (logprobs_from_logits, log_probs_of_labels):
+for function, dtype in FUNCTIONS:
     torch.manual_seed(1)
-    logits = (torch.randn(300, 563) * 4).requires_grad_()
+    logits = (torch.randn(300, 563) * 4).to(torch.DTYPE).to(dtype).requires_grad_()
     value = function(logits, labels)
+    assert value.dtype == torch.float32 and value.shape == labels.shape
     (value * torch.linspace(-1, 1, 300)).sum().backward()
-    found.append((value.detach(), logits.grad))
+    found.append((value.detach(), logits.grad.float()))
 (a, da), (b, db) = found
 print(float((a - b).abs().max()), float((da - db).abs().max()))
-""",
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_log_probs_and_gradients_of_our_engines_are_verls_own(dtype: str):
+    """Of 16-bit logits: those that verl has when the same numbers come in fp32."""
+    ours = f"(engine_sdpa.log_probs_of_labels, torch.{dtype})"
+    functions = f"[(logprobs_from_logits, torch.float32), {ours}]"
+    out = run(
+        LOG_PROBS.replace("FUNCTIONS", functions).replace("DTYPE", dtype),
         RCOT_RL_PLUGIN="required",
         VERL_PLATFORM="cpu",
     )
     values, gradients = map(float, out.split()[-2:])
     assert values < 1e-5
-    assert gradients < 1e-6
+    # a gradient of 16 bits is rounded: at most 2**-9 of a number below 1
+    assert gradients < {"float32": 1e-6, "bfloat16": 2**-9}[dtype]
+
+
+def test_the_gpu_engine_is_the_one_that_verl_takes_on_an_nvidia_gpu():
+    out = run(
+        """
+import verl
+import rcot_rl.training.engine_cuda
+from verl.workers.engine import EngineRegistry
+print(EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__)
+""",
+        RCOT_RL_PLUGIN="required",
+        VERL_ENGINE_DEVICE="cuda",
+        VERL_ENGINE_VENDOR="nvidia",
+    )
+    assert out.strip().endswith("SdpaFSDPEngineWithLMHead")
 
 
 def test_without_the_variable_a_users_own_verl_is_left_alone():
