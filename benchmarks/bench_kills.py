@@ -109,54 +109,78 @@ class Stage:
 
     def strike(self, part: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process."""
-        victim = self.wait(lambda: self.find(part))
+        self.wait(lambda: self._send(part, number))
+
+    def _send(self, part: str, number: int) -> bool:
+        victim = self.find(part)
+        if victim is None:
+            return False
         self.struck = time.time()
-        os.kill(victim.pid, number)
+        try:
+            os.kill(victim.pid, number)
+        except ProcessLookupError:  # of an attempt that is just ending
+            return False
+        return True
 
 
-def mid_step(part: str) -> Callable[[Stage], None]:
+Strike = Callable[[Stage], int]
+"""Brings a fault about; returns the first step that cannot be done before it is overcome."""
+
+
+def mid_step(part: str) -> Strike:
     """Kill a process a moment after a step's end: while the next one samples or trains."""
 
-    def strike(stage: Stage) -> None:
+    def strike(stage: Stage) -> int:
+        step = stage.steps()[-1]
         time.sleep(1.0)
         stage.strike(part)
+        return step + 1
 
     return strike
 
 
-def mid_save(part: str) -> Callable[[Stage], None]:
-    """Kill a process while a checkpoint is there and not sealed."""
+def mid_save(part: str) -> Strike:
+    """Kill a process while a checkpoint is there and not sealed; its step may be told of before."""
 
-    def strike(stage: Stage) -> None:
-        victim = stage.wait(lambda: stage.find(part))
-        target = stage.folder / "checkpoints" / f"global_step_{stage.steps()[-1] + 1}"
+    def strike(stage: Stage) -> int:
+        step = stage.steps()[-1] + 1
+        target = stage.folder / "checkpoints" / f"global_step_{step}"
         stage.wait(lambda: (target / "actor").is_dir(), pause_s=0.001)
-        if (target / "checkpoint.json").exists():
+        sealed = (target / "checkpoint.json").exists()
+        stage.strike(part)
+        if sealed:
             print("(the checkpoint was sealed before the kill)", file=sys.stderr)
-        stage.struck = time.time()
-        os.kill(victim.pid, signal.SIGKILL)
+        return step + 1
 
     return strike
 
 
-def stopped(part: str) -> Callable[[Stage], None]:
+def stopped(part: str) -> Strike:
     """Stop a process for ever, without ending it."""
-    return lambda stage: stage.strike(part, signal.SIGSTOP)
+
+    def strike(stage: Stage) -> int:
+        step = stage.steps()[-1]
+        stage.strike(part, signal.SIGSTOP)
+        return step + 1
+
+    return strike
 
 
-def armed(name: str) -> Callable[[Stage], None]:
+def armed(name: str) -> Strike:
     """Arm a fault of `faults/`."""
 
-    def strike(stage: Stage) -> None:
+    def strike(stage: Stage) -> int:
+        step = stage.steps()[-1]
         stage.struck = time.time()
         (stage.faults / name).touch()
+        return step + 1
 
     return strike
 
 
-def full_disk(stage: Stage) -> None:
+def full_disk(stage: Stage) -> int:
     """Fill the run's disk until the supervisor has noticed, then for ten more seconds."""
-    before = len(stage.verdicts())
+    before, step = len(stage.verdicts()), stage.steps()[-1]
     ballast = stage.run / "ballast"
     free = shutil.disk_usage(stage.run).free
     stage.struck = time.time()
@@ -167,9 +191,10 @@ def full_disk(stage: Stage) -> None:
         time.sleep(10)
     finally:
         ballast.unlink()
+    return step + 1
 
 
-FAULTS: dict[str, Callable[[Stage], None]] = {
+FAULTS: dict[str, Strike] = {
     **{f"{name}, mid-step": mid_step(part) for name, part in PROCESSES.items()},
     **{f"{name}, mid-save": mid_save(part) for name, part in PROCESSES.items()},
     "reward worker stopped": stopped(PROCESSES["reward worker"]),
@@ -197,18 +222,18 @@ def main() -> int:
     return 0 if result["ok"] else 1
 
 
-def matrix(folder: Path, faults: dict[str, Callable[[Stage], None]]) -> dict:
+def matrix(folder: Path, faults: dict[str, Strike]) -> dict:
     """Run the stage under the faults, in order; prints the table and returns it."""
-    steps = len(faults) + 2
+    steps = len(faults) + sum("mid-save" in name for name in faults) + 2
     stage = _start(folder, [*RECIPE, f"grpo_aks.steps={steps}"])
     table, started = [], 0.0
     try:
-        for number, (name, strike) in enumerate(faults.items(), start=1):
-            stage.wait(lambda n=number: n in stage.steps(), within_s=900)
-            started = started or time.monotonic()
+        stage.wait(stage.steps, within_s=900)
+        started = time.monotonic()
+        for name, strike in faults.items():
             before = len(stage.verdicts())
-            strike(stage)
-            stage.wait(lambda n=number: n + 1 in stage.steps(), within_s=900)
+            awaited = strike(stage)
+            stage.wait(lambda step=awaited: step in stage.steps(), within_s=900)
             verdicts = stage.verdicts()[before:]
             noticed = round(verdicts[0]["time"] - stage.struck, 1) if verdicts else None
             row = {

@@ -47,20 +47,30 @@ class Hung(StageFailed):
     """A stage's process waits for something that does not come."""
 
 
+PATIENCE = 10
+LEAST_HEARTBEAT_S = 600.0
+
+
 @dataclass
 class Limits:
     """How long a child may take, beyond being silent."""
 
     deadline_s: float | None = None
     heartbeat_s: float | None = None
-    """Seconds without `beat`, after the first."""
+    """Seconds without `beat`, after the first; None: PATIENCE times the longest pause so far, at
+    least LEAST_HEARTBEAT_S."""
     startup_s: float | None = None
-    """Seconds before the first `beat`."""
+    """Seconds before the first `beat` and, without `heartbeat_s`, before the second."""
     last_beat: float | None = None
+    longest_s: float | None = None
+    """The longest pause between two beats."""
 
     def beat(self) -> None:
         """The child has made progress."""
-        self.last_beat = time.monotonic()
+        now = time.monotonic()
+        if self.last_beat is not None:
+            self.longest_s = max(self.longest_s or 0.0, now - self.last_beat)
+        self.last_beat = now
 
     def check(self, started: float, now: float, log: Path) -> None:
         """Raises StageFailed when a limit has passed. Times are of the monotonic clock."""
@@ -69,8 +79,18 @@ class Limits:
         if self.last_beat is None:
             if self.startup_s is not None and now - started > self.startup_s:
                 raise Hung(f"made no step in its first {self.startup_s:.0f} s: hung", log)
-        elif self.heartbeat_s is not None and now - self.last_beat > self.heartbeat_s:
-            raise Hung(f"made no step for {self.heartbeat_s:.0f} s: hung", log)
+            return
+        most = self._pause_s()
+        if most is not None and now - self.last_beat > most:
+            raise Hung(f"made no step for {most:.0f} s: hung", log)
+
+    def _pause_s(self) -> float | None:
+        """The longest that a beat may be waited for, after the first."""
+        if self.heartbeat_s is not None:
+            return self.heartbeat_s
+        if self.longest_s is None:
+            return self.startup_s
+        return max(LEAST_HEARTBEAT_S, PATIENCE * self.longest_s)
 
 
 class Host:
@@ -103,6 +123,8 @@ class Host:
         self._folder = Path(tempfile.mkdtemp(prefix="rcot-"))
         self.environment["RAY_TMPDIR"] = str(self._folder / "ray")
         (self._folder / "ray").mkdir()
+        # sockets that vLLM's processes leave behind when they are killed
+        self.environment["VLLM_RPC_BASE_PATH"] = str(self._folder)
         if self._preload:
             self._start_zygote()
         self.memory.start()

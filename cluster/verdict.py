@@ -97,8 +97,13 @@ class History:
         return verdict
 
     def backoff_s(self) -> float:
-        """How long to wait before the next start."""
-        return min(300.0, self.section.backoff_s * 2 ** max(0, len(self.failures()) - 1))
+        """How long to wait before the next start: it doubles with each failure in a row that came
+        before another step was done; what fails after progress is not the same fault waiting."""
+        steps = [row["step"] for row in self.failures()]
+        in_a_row = 0
+        while in_a_row < len(steps) and steps[-1 - in_a_row] == steps[-1]:
+            in_a_row += 1
+        return min(300.0, self.section.backoff_s * 2 ** max(0, in_a_row - 1))
 
     def _decide(self, cause: str, same: bool, starts: int, step: int) -> tuple[bool, str]:
         if cause == "deadline":

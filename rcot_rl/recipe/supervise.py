@@ -17,18 +17,21 @@ class SuperviseSection(Section):
     """Failures longer ago than this are forgotten."""
 
     backoff_s: float = Field(default=5.0, ge=0)
-    """Wait before the second start; doubled before each further one, up to five minutes."""
+    """Wait before the next start; doubled, up to five minutes, for each failure in a row at the same
+    step."""
 
     disk_wait_minutes: float = Field(default=60.0, ge=0)
     """How long a stage waits for space on a full disk before its next start. 0: a full disk ends
     the run."""
 
-    heartbeat_s: float = Field(default=3600.0, gt=0)
+    heartbeat_s: float | None = Field(default=None, gt=0)
     """A training stage that makes no step for so long is hung: its stacks are written, it is ended
-    and started again. (`cluster.stall_timeout_s` is for logs that say nothing at all.)"""
+    and started again. None: ten times the longest step of this attempt, and ten minutes at least.
+    (`cluster.stall_timeout_s` is for logs that say nothing at all.)"""
 
     startup_s: float = Field(default=3600.0, gt=0)
-    """The same, before the first step."""
+    """The same, before the first step; without `heartbeat_s`, also before the second, for until
+    then nobody knows how long a step takes."""
 
     deadline_hours: float | None = Field(default=None, gt=0)
     """A stage's process that runs longer is ended, and not started again. None: none."""

@@ -142,6 +142,25 @@ def test_a_talking_child_without_progress_is_hung_too(tmp_path):
     assert not isinstance(caught.value, Hung)
 
 
+def test_without_a_heartbeat_the_stages_own_steps_say_what_is_long(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limits, log = Limits(startup_s=3600.0), tmp_path / "log.txt"
+    for pause in (300.0, 200.0, 90.0):  # start-up, then two steps
+        now += pause
+        limits.beat()
+    limits.check(1000.0, now + 10 * 200.0, log)
+    with pytest.raises(Hung, match="no step for 2000 s"):
+        limits.check(1000.0, now + 10 * 200.0 + 1, log)
+    quick = Limits(longest_s=2.0, last_beat=now)
+    quick.check(1000.0, now + 600.0, log)  # a save takes longer than a quick step
+    with pytest.raises(Hung, match="no step for 600 s"):
+        quick.check(1000.0, now + 601.0, log)
+    once = Limits(startup_s=700.0, last_beat=now)
+    with pytest.raises(Hung, match="no step for 700 s"):
+        once.check(1000.0, now + 701.0, log)
+
+
 def test_a_child_that_ends_well_leaves_no_stacks(tmp_path):
     log = tmp_path / "log.txt"
     with Host({}) as host:

@@ -113,9 +113,9 @@ def test_a_kill_for_memory_is_told_from_others(history, monkeypatch):
     assert found.cause == "memory" and "for memory" in found.text
 
 
-def test_waits_grow(history):
+def test_waits_grow_while_no_step_is_done_between_failures(history):
     waits = []
-    for number in range(1, 4):
-        judged(history, number, "ended with status 1", number, f"E{number}: x")
+    for number, step in enumerate([3, 3, 3, 4, 9, 9], start=1):
+        judged(history, number, "ended with status 1", step, f"E{number}: x")
         waits.append(history.backoff_s())
-    assert waits == [2, 4, 8]
+    assert waits == [2, 4, 8, 2, 2, 4]
