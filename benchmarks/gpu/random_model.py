@@ -1,0 +1,67 @@
+"""Checkpoint folders of Qwen2.5-VL's published shapes, with random weights.
+
+Tokenizer and chat template are the shipped tiny model's, so that special tokens have its ids; the
+vocabulary has the published size, and the processor Qwen's limits of pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cluster.checks.policy_facts import PUBLISHED
+from rcot_rl.inference.model_folder import TINY
+
+SHAPES = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "tiny": ""}
+LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 16384
+_ROPE = {"mrope_section": [16, 24, 24], "rope_theta": 1e6, "rope_type": "default"}
+
+
+def write_model(folder: Path, shape: str, device: str) -> Path:
+    """A checkpoint of `shape` (a key of SHAPES) in bf16, its weights drawn on `device`."""
+    folder.mkdir(parents=True)
+    for file in TINY.iterdir():
+        if file.suffix != ".safetensors" and file.name != "README.md":
+            shutil.copy(file, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if SHAPES[shape]:
+        _enlarge(config, dict(PUBLISHED[SHAPES[shape]]))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    _open_limits(folder / "processor_config.json")
+    card = {"prompts": "qwen", "image_canvas": 840, "video_canvas": 448}
+    (folder / "rcot.json").write_text(json.dumps(card))
+    _draw(folder, device)
+    return folder
+
+
+def _enlarge(config: dict[str, Any], published: dict[str, Any]) -> None:
+    vision = published.pop("vision_config")
+    text = config["text_config"]
+    text |= published | {"rope_parameters": _ROPE, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
+    text["layer_types"] = ["full_attention"] * text["num_hidden_layers"]
+    config["tie_word_embeddings"] = text["tie_word_embeddings"]
+    config["vision_config"] |= vision | {
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "initializer_range": 0.02,
+    }
+
+
+def _open_limits(file: Path) -> None:
+    processor = json.loads(file.read_text())
+    for kind in ("image_processor", "video_processor"):
+        processor[kind]["size"] = {"shortest_edge": LEAST_PIXELS, "longest_edge": MOST_PIXELS}
+    file.write_text(json.dumps(processor, indent=1))
+
+
+def _draw(folder: Path, device: str) -> None:
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
