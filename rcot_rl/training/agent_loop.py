@@ -8,6 +8,8 @@ processor, and the others wait for it and take the same tensors. Batches are ide
 `CachedAgentLoopManager` is verl's `agent_loop_manager_class`; `CachedSingleTurn` is registered as
 `rcot_single_turn`. What a group shares is dropped when its last response is done.
 
+Placeholders of images and videos are never sampled (`placeholder_ids`).
+
 Left out: sharing between the epochs of a run, and between the copies in TransferQueue.
 """
 
@@ -23,6 +25,7 @@ import torch
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils.tokenizer import get_processor_token_id
 
 _VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -46,6 +49,12 @@ _GROUP: contextvars.ContextVar[Group | None] = contextvars.ContextVar("group", d
 @register("rcot_single_turn")
 class CachedSingleTurn(SingleTurnAgentLoop):
     """verl's single-turn loop on its group's shared media and prompt."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
+        """verl's, but no response holds a placeholder of an image or a video."""
+        bias = sampling_params.get("logit_bias") or {}
+        banned = dict.fromkeys(placeholder_ids(self.processor), float("-inf"))
+        return await super().run(sampling_params | {"logit_bias": {**bias, **banned}}, **kwargs)
 
     async def process_multi_modal_info(self, messages: list[dict]) -> dict:
         """Decoded once per group."""
@@ -76,6 +85,19 @@ class CachedSingleTurn(SingleTurnAgentLoop):
         if mm_inputs_out is not None:
             mm_inputs_out.update(group.processed or {})
         return list(group.prompt_ids)
+
+
+def placeholder_ids(processor: Any) -> list[int]:
+    """Tokens that stand for pieces of images and videos in a prompt.
+
+    vLLM would sample them like any other. In a response, there is no picture behind one: positions
+    cannot be computed, and the group is lost, or the trainer's forward pass ends the stage. The
+    marks around a picture are harmless: transformers goes by the placeholders alone.
+    """
+    if processor is None:
+        return []
+    found = (get_processor_token_id(processor, kind) for kind in ("image", "video"))
+    return [token for token in found if token is not None]
 
 
 class CachedAgentLoopWorkerTQ(_VerlWorker):

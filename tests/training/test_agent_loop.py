@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -44,12 +45,14 @@ class Decoder:
         return [image], None, None
 
 class Server:
-    async def generate(self, prompt_ids, image_data, **_):
+    async def generate(self, prompt_ids, image_data, sampling_params, **_):
         await asyncio.sleep(0)
+        asked.append(sampling_params)
         assert image_data == [image]
         return SimpleNamespace(token_ids=[9, 10, 2], log_probs=[-0.1] * 3, num_preempted=0,
                                routed_experts=None, extra_fields={})
 
+asked = []
 counting = CountingProcessor(processor)
 builder.processor = counting
 kept = []
@@ -66,7 +69,7 @@ async def response(cls, loop_cls):
         mm_processor_kwargs={}, continuous_token_builder=builder, server_manager=Server(),
         rollout_config=SimpleNamespace(prompt_length=200, response_length=50),
         prompt_length=200, response_length=50, loop=asyncio.get_running_loop())
-    output = await loop.run({}, raw_prompt=messages)
+    output = await loop.run({"temperature": 1.0, "logit_bias": {9: 1.0}}, raw_prompt=messages)
     ids = torch.tensor(output.prompt_ids + output.response_ids)
     own = worker(cls)
     twice = []
@@ -100,6 +103,10 @@ def equal(a, b):
     return a == b
 
 print(json.dumps({"equal": equal(theirs, cached), "theirs": their_calls, "cached": cached_calls,
+                  "bias": {k: [str(p["logit_bias"]) for p in v] for k, v in
+                           {"theirs": asked[:8], "cached": asked[8:]}.items()},
+                  "placeholders": tokenizer.convert_tokens_to_ids(
+                      ["<|image_pad|>", "<|video_pad|>"]),
                   "keys": sorted(cached[0][2][0][0]), "left": ours._GROUP.get() is None}))
 """
 
@@ -125,6 +132,13 @@ def test_batches_are_verls_own(found: dict) -> None:
 def test_a_group_of_eight_decodes_once_and_runs_the_processor_once(found: dict) -> None:
     assert found["theirs"] == {"decode": 8, "processor": 24}
     assert found["cached"] == {"decode": 1, "processor": 1}
+
+
+def test_placeholders_are_banned_beside_what_the_caller_asks(found: dict) -> None:
+    image, video = found["placeholders"]
+    assert image != video
+    assert set(found["bias"]["theirs"]) == {str({9: 1.0})}
+    assert found["bias"]["cached"] == [str({9: 1.0, image: -np.inf, video: -np.inf})] * 8
 
 
 def test_nothing_is_held_after_the_group(found: dict) -> None:
