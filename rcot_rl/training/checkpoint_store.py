@@ -6,8 +6,8 @@
     CHECKPOINTS/latest_checkpointed_iteration.txt  verl's pointer, which verl writes in place
 
 `seal` writes the manifest when all else is there, so that a checkpoint with one is whole; one
-without (verl's SFT trainer has no hook to seal them) is judged by its structure. `settle` says from
-where a stage can go on. Imports no torch: commands list and verify in no time.
+without (its process may have been killed before the seal) is judged by its structure. `settle` says
+from where a stage can go on. Imports no torch: commands list and verify in no time.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ class Checkpoint:
 
 
 def seal(checkpoint: Path, **facts: Any) -> None:
-    """Write the manifest of a finished checkpoint; facts: JSON values to keep with it."""
+    """Write the manifest of a finished checkpoint; facts: JSON values to keep with it. The disk
+    has every file before it has the manifest, also when the host loses power."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     files = {
-        name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        name: {"size": path.stat().st_size, "sha256": _sha256(path, flush=True)}
         for name, path in _files(checkpoint)
     }
     found = {
@@ -198,7 +199,8 @@ def _against_manifest(checkpoint: Path, deep: bool) -> Iterator[str]:
 
 
 def _by_structure(checkpoint: Path) -> Iterator[str]:
-    """Every rank's model, optimizer and extra state, each a whole archive."""
+    """Every rank's model, optimizer and extra state, each a whole archive, and its position in the
+    data: of GRPO one for all, of CoT-SFT one for each rank."""
     ranks: dict[tuple[str, int], set[int]] = {}
     folders = {path.parent for _, path in _files(checkpoint) if _RANKED.fullmatch(path.name)}
     if not folders:
@@ -223,8 +225,14 @@ def _by_structure(checkpoint: Path) -> Iterator[str]:
         missing = sorted(set(range(size)) - ranks.get((kind, size), set()))
         if missing:
             yield f"{kind} of rank {missing[0]} is missing"
+    if not (checkpoint / "actor").is_dir():
+        for rank in range(size):
+            if not zipfile.is_zipfile(checkpoint / f"data_{rank}.pt"):
+                yield f"data_{rank}.pt (the position in the data) is missing or cut short"
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, flush: bool = False) -> str:
     with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

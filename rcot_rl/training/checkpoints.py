@@ -1,4 +1,4 @@
-"""verl's checkpoint callback: each checkpoint is sealed, found by `latest`, and old ones pruned."""
+"""Each checkpoint is sealed, found by `latest`, and old ones pruned: verl's callback, and SFT's."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ class SaveCallback(CheckpointCallback):
     ) -> None:
         if async_save:
             return
-        checkpoint = Path(checkpoint_dir)
         ours = trainer.config.trainer.rcot
-        made_of, keep = OmegaConf.to_container(ours.provenance), ours.get(KEEP)
-        write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
-        seal(checkpoint, provenance=made_of)
-        point_latest(checkpoint)
-        if keep is not None:
-            # only now that the new one is whole; verl would delete before it saves
-            prune(checkpoint.parent, keep)
+        finish(Path(checkpoint_dir), OmegaConf.to_container(ours.provenance), ours.get(KEEP))
+
+
+def finish(checkpoint: Path, made_of: Any, keep: int | None) -> None:
+    """Make a checkpoint count whose files are all written; then, and not before, delete old ones.
+
+    made_of: what the stage was made of, as JSON. keep: whole checkpoints to keep; None: all.
+    """
+    write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
+    seal(checkpoint, provenance=made_of)
+    point_latest(checkpoint)
+    if keep is not None:
+        prune(checkpoint.parent, keep)

@@ -4,7 +4,8 @@ verl's FSDP2 checkpoints are one file a rank, each with that rank's piece of eve
 only on as many ranks as wrote them. Here the pieces are put together and cut anew, as FSDP2 cuts
 them (by the first dimension, in equal pieces but for the last): weights, both moments of AdamW,
 whatever else is sharded. Step counts and the scheduler are the same on all ranks; random states are
-kept for the ranks that had one, and taken in turn for further ones.
+kept for the ranks that had one, and taken in turn for further ones. CoT-SFT has a
+position in the data for each rank, in rows of that rank; GRPO has one for all.
 
 Left out: meshes of two dimensions (HSDP, tensor parallelism), which are refused. The whole state is
 in memory once.
@@ -30,6 +31,8 @@ from rcot_rl.errors import InputError
 from rcot_rl.training.checkpoint_store import MANIFEST, inspect, seal
 
 KINDS = ("model", "optim", "extra_state")
+_YIELDED = "samples_yielded"
+"""torchdata's count of rows in a loader's state (torchdata/stateful_dataloader/sampler.py)."""
 
 
 def reshard(checkpoint: Path, ranks: int) -> None:
@@ -47,11 +50,14 @@ def reshard(checkpoint: Path, ranks: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(
         checkpoint, partial, copy_function=os.link,
-        ignore=shutil.ignore_patterns("*_world_size_*_rank_*.pt", MANIFEST, "fsdp_config.json"),
+        ignore=shutil.ignore_patterns(
+            "*_world_size_*_rank_*.pt", "data_*.pt", MANIFEST, "fsdp_config.json"
+        ),
     )  # fmt: skip
     target = partial / folder.relative_to(checkpoint)
     for kind in KINDS:
         _convert(folder, target, kind, found.world_size, ranks)
+    _positions(folder, target, found.world_size, ranks)
     config = json.loads((folder / "fsdp_config.json").read_text(encoding="utf-8"))
     text = json.dumps({**config, "world_size": ranks}, indent=4)
     (target / "fsdp_config.json").write_text(text, encoding="utf-8")
@@ -74,6 +80,27 @@ def _convert(source: Path, target: Path, kind: str, before: int, after: int) -> 
             else:
                 state = _cut(states, mesh, rank, after, source)
             torch.save(state, target / f"{kind}_world_size_{after}_rank_{rank}.pt")
+
+
+def _positions(source: Path, target: Path, before: int, after: int) -> None:
+    """Every rank's position in CoT-SFT's rows: equal parts of the same global batches. A rank
+    without one would begin the epoch again, with no more than a line in the log (verl)."""
+    first = source / "data_0.pt"
+    if not first.is_file():
+        return
+    state = rescaled(torch.load(first, weights_only=False), before, after)
+    for rank in range(after):
+        torch.save(state, target / f"data_{rank}.pt")
+
+
+def rescaled(state: Any, before: int, after: int) -> Any:
+    """A data loader's state on one of `after` ranks, from the state on one of `before`."""
+    if not isinstance(state, dict):
+        return state
+    return {
+        key: value * before // after if key == _YIELDED else rescaled(value, before, after)
+        for key, value in state.items()
+    }
 
 
 @contextmanager

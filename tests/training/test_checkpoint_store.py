@@ -76,6 +76,20 @@ def test_without_a_manifest_the_structure_tells(tmp_path, name):
     assert not store.inspect(path).whole
 
 
+@pytest.mark.parametrize("damage", ["", "data_1.pt", "optim_world_size_2_rank_0.pt"])
+def test_without_a_manifest_the_structure_of_sft_tells_too(tmp_path, damage):
+    path = tmp_path / "global_step_3"
+    path.mkdir()
+    for rank in range(2):
+        _archive(path / f"data_{rank}.pt", "data")
+        for kind in ("model", "optim", "extra_state"):
+            _archive(path / f"{kind}_world_size_2_rank_{rank}.pt", kind)
+    if damage:
+        (path / damage).unlink()
+    faults = store.inspect(path).faults
+    assert (not faults) if not damage else ("data_1" in faults[0] or "optim of rank 0" in faults[0])
+
+
 def test_changed_bytes_are_found_by_checksums_alone(folder):
     path = folder / "global_step_4" / "data.pt"
     data = bytearray(path.read_bytes())
