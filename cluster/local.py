@@ -33,6 +33,8 @@ from rcot_rl.stacks import FOLDER, SIGNAL, path_of
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_ELSEWHERE_S = 60.0
+"""How long other hosts may take to ask their processes for stacks."""
 
 
 class StageFailed(Exception):
@@ -160,13 +162,16 @@ class Host:
         watch: Callable[[], None] = lambda: None,
         stall_timeout_s: float = 1800.0,
         limits: Limits | None = None,
+        elsewhere: Sequence[str] = (),
     ) -> float:
         """Run one child to its end; its output goes to `log`. Returns the seconds it took.
 
-        watch: called about four times a second. Raises StageFailed when the child fails, when it
-        writes nothing for `stall_timeout_s` (verl has states in which it waits for ever), and when
-        it passes one of `limits`. The stacks of a hung child's processes are written first, to
-        `stacks` beside the log.
+        watch: called about four times a second. elsewhere: arguments of a process that asks for the
+        stacks of a hung child's workers that are not this process' descendants.
+
+        Raises StageFailed when the child fails, when it writes nothing for `stall_timeout_s` (verl
+        has states in which it waits for ever), and when it passes one of `limits`. The stacks of a
+        hung child's processes are written first, to `stacks` beside the log.
         """
         self._await_zygote()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +192,7 @@ class Host:
             code = self._wait(child, log, watch, stall_timeout_s, limits or Limits())
         except Hung:
             self._dump_stacks(stacks)
+            self._ask_elsewhere(elsewhere, stacks)
             raise
         finally:
             keep = frozenset({self._zygote.pid} if self._zygote else ())
@@ -235,6 +241,24 @@ class Host:
                     silent.append(f"{process.pid} {lines[0]}")
         time.sleep(1.0)
         (folder / "silent.txt").write_text("\n".join(silent) + "\n", encoding="utf-8")
+
+    def _ask_elsewhere(self, arguments: Sequence[str], folder: Path) -> None:
+        """Whatever comes of it is in `elsewhere.txt`: the hang must be told of in any case."""
+        if not arguments:
+            return
+        with (folder / "elsewhere.txt").open("wb") as output, contextlib.suppress(OSError):
+            asker = subprocess.Popen(
+                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, env=self.environment, start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )  # fmt: skip
+            self._own.add(asker.pid)
+            try:
+                asker.wait(timeout=_ELSEWHERE_S)
+            except subprocess.TimeoutExpired:
+                asker.kill()
+                asker.wait()
+        time.sleep(1.0)
 
     def end_children(self, patience: float, keep: frozenset[int] = frozenset()) -> None:
         """End every descendant started since `__enter__`, but for `keep`; TERM first, then KILL."""

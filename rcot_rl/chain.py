@@ -134,13 +134,14 @@ def _sft(state: _Run) -> dict[str, Any]:
 
 def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any]]:
     """The stage `name`. Its reference is CoT-SFT's model (eq. 15); its policy starts there too, or
-    where the stage `after` ended, when the recipe has that one."""
+    where the stage `after` ended (see `follows`)."""
 
     def stage_of(state: _Run) -> dict[str, Any]:
         recipe, stage = state.recipe, state.folder.stage(name)
         section, alone = recipe.grpo(name), recipe.cluster.ray_address == "local"
         attempt = state.folder.new_attempt(name)
-        if after in recipe.stages and not jobs.is_started(stage / "checkpoints"):
+        started = jobs.is_started(stage / "checkpoints")
+        if after is not None and follows(after, recipe, state.folder) and not started:
             previous = jobs.newest_checkpoint(state.folder.stage(after) / "checkpoints")
             state.host.run(jobs.start_job(recipe, name, previous, stage), attempt / "start.log")
         _fit_ranks(state, name, attempt)
@@ -170,6 +171,12 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
     return stage_of
 
 
+def follows(before: str, recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether a GRPO stage goes on from the stage `before`: the recipe has it, or it was done in
+    this folder by another command, whose recipe named other stages."""
+    return before in recipe.stages or folder.is_done(before)
+
+
 def _fit_ranks(state: _Run, stage: str, attempt: Path) -> None:
     """Cut the checkpoint that is resumed from for the number of ranks there is now."""
     checkpoints = state.folder.stage(stage) / "checkpoints"
@@ -197,8 +204,10 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         state.console.line(f"{stage}: resuming from step {job.resumes_from}")
     state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
 
-    on_cluster = state.recipe.cluster.ray_address != "local"
+    address = state.recipe.cluster.ray_address
+    on_cluster = address != "local"
     lost = LossWatch(attempt / "log.txt") if on_cluster else None
+    elsewhere = ["-m", "cluster.launch.ask_stacks", address, str((attempt / "stacks").resolve())]
     supervise = state.recipe.supervise
     hours = supervise.deadline_hours
     limits = Limits(
@@ -221,6 +230,7 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         watch=watch,
         stall_timeout_s=state.recipe.cluster.stall_timeout_s,
         limits=limits,
+        elsewhere=elsewhere if on_cluster and stage != "sft" else (),
     )
 
 

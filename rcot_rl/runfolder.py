@@ -100,24 +100,27 @@ class RunFolder:
         path.mkdir()
         return path
 
-    def pin(self, key: str, value: Any) -> None:
-        """Note a fact that the whole run rests on in recipe.yaml.
+    def pin(self, key: str, facts: dict[str, Any]) -> None:
+        """Note facts that the whole run rests on in recipe.yaml, beside those of stages which
+        another command ran.
 
-        Raises InputError when it was noted before, and was another.
+        Raises InputError when one was noted before, and was another.
         """
         path = self.root / "recipe.yaml"
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        known = record.get(key)
-        if known == value:
+        known = record.get(key) or {}
+        both = known | facts
+        if both == known:
             return
-        if known is not None:
-            changed = ", ".join(changed_keys(known, value, "")[:5])
+        shared = {name: both[name] for name in known}
+        if shared != known:
+            changed = ", ".join(changed_keys(known, shared, "")[:5])
             raise InputError(
                 f"has changed since this run began ({changed}); choose another folder with --out",
                 file=path,
                 key=key,
             )
-        record[key] = value
+        record[key] = both
         write_text(path, yaml.safe_dump(record, sort_keys=False))
 
     @contextlib.contextmanager

@@ -162,6 +162,17 @@ def test_a_pinned_fact_is_noted_once_and_held(tmp_path: Path, recipe: Recipe) ->
     assert RunFolder.claim(tmp_path, recipe).root == tmp_path
 
 
+def test_facts_of_another_commands_stages_are_noted_beside(tmp_path: Path, recipe: Recipe) -> None:
+    """`rcot run sft`, then `rcot run grpo_aks`, then `rcot run grpo_ktg`, in one folder."""
+    folder = RunFolder.claim(tmp_path, recipe)
+    for facts in ({}, {"grpo-aks": {"sha256": "1"}}, {"grpo-ktg": {"sha256": "2"}}):
+        folder.pin("rewards", facts)
+    noted = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["rewards"]
+    assert noted == {"grpo-aks": {"sha256": "1"}, "grpo-ktg": {"sha256": "2"}}
+    with pytest.raises(InputError, match=r"grpo-aks\.sha256"):
+        folder.pin("rewards", {"grpo-aks": {"sha256": "3"}, "grpo-ktg": {"sha256": "2"}})
+
+
 WIDER = ["cluster.gpus_per_node=2", "sft.micro_batch_size=16"]
 
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_pipelines.tokens import pixel_limits
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.stacks import FOLDER
 from rcot_rl.training.checkpoint_store import all_of, settle
 from rcot_rl.training.handoff_check import CARD, card_of
 from rcot_rl.training.provenance import provenance
@@ -110,7 +111,10 @@ def grpo_job(
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
     _note_provenance(config, provenance(recipe, stage, shards))
     environment = training_environment(recipe, attempt)
-    runtime = {"env_vars": environment}
+    # a running Ray's workers do not inherit what the supervisor sets for its own child
+    alone = recipe.cluster.ray_address == "local"
+    stacks = {} if alone else {FOLDER: str((attempt / "stacks").resolve())}
+    runtime = {"env_vars": environment | stacks}
     if py_executable is not None:
         runtime["py_executable"] = py_executable
     OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env", runtime, force_add=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local import Host, Hung, Limits, StageFailed
+from rcot_rl.stacks import path_of
 
 # a child that leaves a grandchild in a session of its own behind, as a daemon would
 LEAVES_A_DAEMON = """
@@ -121,10 +122,20 @@ def test_a_hung_child_says_where_it_was(tmp_path):
     with Host({}) as host, pytest.raises(Hung, match="wrote nothing"):
         host.run(["-c", HANGS], log, stall_timeout_s=3.0)
     pid = int(log.read_text())
-    text = (log.parent / "stacks" / f"{pid}.stack").read_text()
+    text = path_of(log.parent / "stacks", pid).read_text()
     assert "waits_for_what_never_comes" in text
     assert "status" in (log.parent / "stacks" / f"{pid}.proc").read_text()
     assert gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("asker", "says"),
+    [("print('asked')", "asked"), ("raise SystemExit('no Ray')", "no Ray")],
+)
+def test_what_runs_elsewhere_is_asked_too_and_cannot_hide_the_hang(tmp_path, asker, says):
+    with Host({}) as host, pytest.raises(Hung, match="wrote nothing"):
+        host.run(["-c", HANGS], tmp_path / "log.txt", stall_timeout_s=3.0, elsewhere=["-c", asker])
+    assert says in (tmp_path / "stacks" / "elsewhere.txt").read_text()
 
 
 def test_a_talking_child_without_progress_is_hung_too(tmp_path):

@@ -129,6 +129,19 @@ def test_a_grpo_job_resumes_and_tells_its_workers_the_environment(
     assert [Path(p).name for p in config.data.val_files] == ["val-00000-of-00001.parquet"]
 
 
+def test_workers_of_a_running_ray_write_their_stacks_into_the_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("laptop", ["cluster.ray_address=auto"])
+    out = Path("grpo-ktg")
+    jobs.grpo_job(recipe, "grpo-ktg", TINY, shards, out, out / "attempt-1")
+    runtime = OmegaConf.load(out / "attempt-1" / "verl.yaml").ray_kwargs.ray_init.runtime_env
+    assert runtime.env_vars["RCOT_STACKS"] == str(tmp_path / "grpo-ktg/attempt-1/stacks")
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
