@@ -20,10 +20,11 @@ its reasons must not make thousands of them: the rarer ones are counted together
 def reward_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means, spreads and group health of one step's responses.
 
-    rows: `uid` names the group; `reward`, `components`, `reasons` as scored, and `seconds` if
-    known. A component that a row lacks is 0 there: a user's function failed before it had named
-    any. A group has no variance when all its rewards are equal: its advantages (eq. 14) are then
-    all zero. `reason/<code>` is a share of the responses, `reason_count/<code>` their number.
+    rows: `uid` names the group; `reward`, `components`, `reasons` as scored; if known, `seconds` of
+    scoring and `generate_s` of generating. A component that a row lacks is 0 there: a user's
+    function failed before it had named any. A group has no variance when all its rewards are equal:
+    its advantages (eq. 14) are then all zero. `reason/<code>` is a share of the responses,
+    `reason_count/<code>` their number.
     """
     groups: dict[str, list[float]] = defaultdict(list)
     names = dict.fromkeys(name for row in rows for name in row["components"])
@@ -43,10 +44,11 @@ def reward_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
         values = [row["components"].get(name, 0.0) for row in rows]
         metrics[f"reward/{name}/mean"] = float(np.mean(values))
         metrics[f"reward/{name}/std"] = float(np.std(values))
-    seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
-    if seconds:
-        metrics["reward/seconds_mean"] = float(np.mean(seconds))
-        metrics["reward/seconds_max"] = float(np.max(seconds))
+    for key, name in (("seconds", "reward/seconds"), ("generate_s", "response/seconds")):
+        seconds = [row[key] for row in rows if row.get(key) is not None]
+        if seconds:
+            metrics[f"{name}_mean"] = float(np.mean(seconds))
+            metrics[f"{name}_max"] = float(np.max(seconds))
     for code, count in _few(reasons).items():
         metrics[f"reason/{code}"] = count / len(rows)
         metrics[f"reason_count/{code}"] = float(count)

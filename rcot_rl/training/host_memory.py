@@ -1,8 +1,9 @@
 """Host memory of a run's actors at every step: what grows until a node's kernel kills something.
 
-The actors are those that Ray knows of this job. On the driver's node their memory is read here; on
-every other node, by a small actor of our own. Figures are proportional set sizes: what processes
-share is counted once.
+The actors are those that Ray knows of this job, each with the processes that it started (vLLM's
+engine on a GPU, a user's reward). On the driver's node their memory is read here; on every other
+node, by a small actor of our own. Figures are proportional set sizes: what processes share is
+counted once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,29 @@ def node_memory() -> tuple[int, int]:
 
 
 def read(pids: list[int]) -> dict[str, Any]:
-    """This node's figures: bytes by pid, and the node's own."""
+    """This node's figures: bytes by pid, its descendants' with them, and the node's own. A process
+    that is asked for itself is not counted with the one that started it."""
     used, total = node_memory()
-    return {"pids": {pid: pss_bytes(pid) for pid in pids}, "used": used, "total": total}
+    children = _children()
+    sizes = {pid: sum(map(pss_bytes, _tree(pid, children, set(pids)))) for pid in pids}
+    return {"pids": sizes, "used": used, "total": total}
+
+
+def _children() -> dict[int, list[int]]:
+    """Every process' children, as they are now."""
+    import psutil
+
+    found: dict[int, list[int]] = defaultdict(list)
+    for process in psutil.process_iter(["pid", "ppid"]):
+        found[process.info["ppid"]].append(process.info["pid"])
+    return found
+
+
+def _tree(pid: int, children: dict[int, list[int]], others: set[int]) -> Iterator[int]:
+    yield pid
+    for child in children.get(pid, []):
+        if child not in others:
+            yield from _tree(child, children, others)
 
 
 class HostMemory:

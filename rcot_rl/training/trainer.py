@@ -189,7 +189,7 @@ class _Observed(PPOTrainer):
         data = tq.kv_batch_get(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            select_fields=["rm_scores", "extra_fields"],
+            select_fields=["rm_scores", "extra_fields", "metrics"],
         )
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
         rows = []
@@ -215,6 +215,7 @@ class _Observed(PPOTrainer):
                     },
                     "reasons": [r for r in str(info.get("reasons", "")).split(";") if r],
                     "seconds": info.get("reward_seconds"),
+                    "generate_s": dict(data["metrics"][at]).get("generate_sequences"),
                 }
             )
         return rows

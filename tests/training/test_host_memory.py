@@ -25,6 +25,24 @@ def test_what_a_process_allocates_is_counted() -> None:
     assert pss_bytes(child.pid) == 0, "it is gone"
 
 
+PARENT = (
+    "import subprocess, sys; "
+    f"child = subprocess.Popen([sys.executable, '-c', {HOLDS!r}], stdin=sys.stdin, "
+    "stdout=subprocess.PIPE); child.stdout.readline(); print(child.pid, flush=True); child.wait()"
+)
+
+
+def test_what_a_process_started_is_counted_with_it_unless_asked_for_itself() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        child = int(parent.stdout.readline())
+        assert read([parent.pid])["pids"][parent.pid] >= 64 << 20
+        apart = read([parent.pid, child])["pids"]
+        assert apart[child] >= 64 << 20 > apart[parent.pid]
+        parent.stdin.close()
+
+
 def test_a_node_uses_less_than_it_has() -> None:
     used, total = node_memory()
     assert 0 < used < total
