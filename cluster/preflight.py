@@ -94,7 +94,11 @@ def check_reward(recipe: Recipe, stage: str) -> None:
     from reward_fns.score import UserReward, load_reward
 
     section = recipe.grpo(stage)
-    reward = load_reward(section.reward, canvas=recipe.canvas.image)
+    key = f"{stage.replace('-', '_')}.reward"
+    try:
+        reward = load_reward(section.reward, canvas=recipe.canvas.image)
+    except InputError as error:
+        raise InputError(str(error), key=key) from error
     if not isinstance(reward, UserReward):
         return
     reward.close()
@@ -107,7 +111,7 @@ def check_reward(recipe: Recipe, stage: str) -> None:
             raise InputError(
                 f"breaks its contract ({finding.check}: {finding.says}); "
                 f"see rcot score --check {section.reward}",
-                key=f"{stage.replace('-', '_')}.reward",
+                key=key,
             )
 
 

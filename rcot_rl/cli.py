@@ -17,6 +17,7 @@ import typer
 from rcot_rl import __version__
 from rcot_rl.cli_checkpoints import checkpoints_app
 from rcot_rl.cli_data import data_app
+from rcot_rl.cli_faults import exit_with
 from rcot_rl.cli_launch import launch_app
 from rcot_rl.cli_score import score_app
 from rcot_rl.errors import InputError
@@ -98,7 +99,7 @@ def preflight_command(
     found = examine_file(recipe, overrides or [], out, gpu_gib=gpu_gib, strict=not as_json)
     typer.echo(json.dumps(found.as_dict()) if as_json else found.text())
     if not found.ok:
-        raise typer.Exit(2)
+        exit_with(found.errors)
 
 
 @app.command()
@@ -134,7 +135,7 @@ def evaluate(
 ) -> None:
     """J, F and J&F of predictions on a benchmark."""
     from rcot_rl.evaluation.benchmarks import evaluate as evaluate_predictions
-    from rcot_rl.monitoring.summary import score_text
+    from rcot_rl.monitoring.summary import fault_lines, score_text
 
     result = evaluate_predictions(dataset, corpus, split, predictions)
     if as_json:
@@ -143,8 +144,8 @@ def evaluate(
     segmenter = result.get("segmenter") or "unknown"
     typer.echo(f"{dataset} {split}: {result['n_expressions']} expressions, masks by {segmenter}")
     typer.echo(f"J&F {score_text(result)}")
-    if result["missing"]:
-        typer.echo(f"{len(result['missing'])} predictions are missing and count 0")
+    for line in fault_lines(result):
+        typer.echo(line)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rcot_rl.cli_faults import exit_with
+
 data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
 
 RecipeArgument = Annotated[
@@ -119,6 +121,9 @@ def data_check(
             typer.echo(str(fault), err=True)
         typer.echo("no faults" if found.ok else f"{len(found.faults)} faults")
     if not found.ok:
+        # without --json every fault is on standard error already
+        if as_json:
+            exit_with([str(fault) for fault in found.faults])
         raise typer.Exit(2)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from rcot_rl.cli_faults import exit_with
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 
@@ -47,7 +48,7 @@ def local(
     else:
         typer.echo(found.text(), err=True)
     if not found.ok:
-        raise typer.Exit(2)
+        exit_with(found.errors)
     if dry_run:
         return
     try:

@@ -16,6 +16,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from rcot_rl.cli_faults import exit_with
 from rcot_rl.errors import InputError
 
 SCORE = "responses"
@@ -69,7 +70,7 @@ def responses(
         report = check_reward(reward)
         typer.echo(report.text())
         if not report.ok:
-            raise typer.Exit(2)
+            exit_with([f"{reward}: {f.check}: {f.says}" for f in report.errors])
         return
     from reward_fns.cli_score import score_file
 

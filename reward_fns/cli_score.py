@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NEEDED = ("response", "ground_truth")
 OURS = ("reward", "components", "reasons")
 STDIN = "<stdin>"
+STANDARD = "-"
+"""As a path: standard input or standard output, as elsewhere on a command line."""
 
 
 def score_file(
@@ -36,12 +38,13 @@ def score_file(
     overrides: Mapping[str, Any] | None = None,
     segmenter: Segmenter | None = None,
 ) -> int:
-    """Score every line of a file, or of standard input when None; write to a file, or to standard
-    output when None. Returns the number of lines. Raises InputError.
+    """Score every line of a file, or of standard input when None or `-`; write to a file, or to
+    standard output when None or `-`. Returns the number of lines. Raises InputError.
 
     An output file appears whole or not at all; standard output has what was scored so far.
     """
     reward = load_reward(reward_name, overrides=overrides, segmenter=segmenter)
+    in_path, out_path = _stream(in_path), _stream(out_path)
     count = 0
     with _reading(in_path) as lines, _writing(out_path) as out:
         for count, line in enumerate(lines, start=1):
@@ -55,6 +58,7 @@ def score_file(
 
 def read_line(in_path: str | os.PathLike[str] | None, number: int) -> dict[str, Any]:
     """One line's keys (from 1) as `Reward.score` takes them by name. Raises InputError."""
+    in_path = _stream(in_path)
     file = in_path if in_path is not None else STDIN
     with _reading(in_path) as lines:
         line = next(itertools.islice(lines, number - 1, None), None)
@@ -107,6 +111,11 @@ def _render(score: Score, others: dict[str, Any]) -> bytes:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair, valid JSON only when escaped
         return json.dumps(row).encode() + b"\n"
+
+
+def _stream(path: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
+    """None for standard input or output, however it was asked for."""
+    return None if path is None or os.fspath(path) == STANDARD else path
 
 
 @contextmanager

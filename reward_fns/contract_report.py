@@ -38,15 +38,19 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         """No finding is an error."""
-        return not any(f.level == "error" for f in self.findings)
+        return not self.errors
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What breaks the contract."""
+        return [f for f in self.findings if f.level == "error"]
 
     def text(self) -> str:
         """For people: a headline, a line a finding, a verdict."""
-        errors = sum(f.level == "error" for f in self.findings)
         warnings = sum(f.level == "warning" for f in self.findings)
         verdict = "keeps its contract" if self.ok else "breaks its contract"
         head = f"{self.reward} (sha256 {self.hash[:12]})"
-        tail = f"{self.reward} {verdict}: {errors} errors, {warnings} warnings"
+        tail = f"{self.reward} {verdict}: {len(self.errors)} errors, {warnings} warnings"
         return "\n".join([head, *(f"  {f.line()}" for f in self.findings), tail])
 
     def add(self, level: Any, check: str, says: str, costs: str = "", fix: str = "") -> None:

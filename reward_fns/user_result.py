@@ -1,7 +1,8 @@
 """What a user's reward function returned, read: reward, components and reasons.
 
 A result is a number, or a dict with `reward` (verl's `score` and EasyR1's `overall` are taken too),
-numeric components and, if it likes, `reasons`, a list of short texts. Runs in the guard's child.
+numeric components and, if it likes, `reasons`, a list of short texts. The components stand beside
+the reward or, as in a line of `rcot score`, in a dict of their own. Runs in the guard's child.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ def read_result(result: Any) -> tuple[float, dict[str, float], list[str]]:
     """Reward, components and reasons of what a function returned. Raises BadResult."""
     parts = dict(result) if isinstance(result, dict) else {"reward": result}
     reasons = parts.pop("reasons", [])
-    parts = {key: _plain(value) for key, value in parts.items()}
     total = next((key for key in ("reward", "score", "overall") if key in parts), None)
     if total is None:
         raise BadResult(f"a dict without the key 'reward'; it has {_names(parts)}")
+    if isinstance(parts.get("components"), dict):
+        parts = _beside(parts.pop("components"), parts)
+    parts = {key: _plain(value) for key, value in parts.items()}
     for key, value in parts.items():
         if not isinstance(key, str) or not 0 < len(key) <= MAX_NAME:
             raise BadResult("a component's name is no short text")
@@ -66,6 +69,13 @@ def where(error: BaseException) -> str:
 
 def _ours(filename: str) -> bool:
     return Path(filename).parent == Path(__file__).parent
+
+
+def _beside(components: dict[Any, Any], parts: dict[Any, Any]) -> dict[Any, Any]:
+    twice = [key for key in components if key in parts]
+    if twice:
+        raise BadResult(f"{twice[0]!r} is there twice, in 'components' and beside it")
+    return {**parts, **components}
 
 
 def _plain(value: Any) -> Any:

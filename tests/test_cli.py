@@ -178,6 +178,15 @@ def test_score_from_file_to_file(rcot: Rcot, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl").read_text())["reward"] == 3.0
 
 
+def test_a_dash_is_standard_input_and_output(rcot: Rcot, tmp_path: Path) -> None:
+    line = lines({"response": RIGHT, "ground_truth": "A"})
+    result = rcot("score", "aks", "--in", "-", "--out", "-", stdin=line)
+    assert (result.status, json.loads(result.out)["reward"]) == (0, 3.0)
+    assert "<stdin>:1: not valid JSON" in rcot("score", "aks", "--in", "-", stdin="{").one_line()
+    assert rcot("score", "explain", "aks", "--in", "-", stdin=line).status == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("bad", "where"),
     [("{", "<stdin>:2: not valid JSON"), ('{"response": ""}', "<stdin>:2: ground_truth: missing")],
@@ -213,6 +222,7 @@ def test_toy_build_check(rcot: Rcot, tmp_path: Path) -> None:
     assert result.status == 2
     faults = json.loads(result.out)["faults"]
     assert any(image.name in fault["file"] for fault in faults)
+    assert result.err.startswith(f"rcot: {faults[0]['file']}") and result.err.count("\n") == 1
     plain = rcot("data", "check", shards)
     assert (plain.status, len(plain.err.splitlines())) == (2, len(faults))
 

@@ -68,7 +68,9 @@ def test_check_holds_a_reward_to_its_contract(tmp_path: Path) -> None:
     assert good.exit_code == 0 and "0 errors" in good.stdout
     bad = tmp_path / "bad.py"
     bad.write_text("def score(response, ground_truth):\n    return 'much'\n")
-    assert rcot("score", f"{bad}:score", "--check").exit_code == 2
+    held = rcot("score", f"{bad}:score", "--check")
+    assert held.exit_code == 2 and held.stderr.startswith(f"rcot: {bad}:score: result: ")
+    assert held.stderr.count("\n") == 1
 
 
 def test_replay_wants_two_rewards_and_a_run(tmp_path: Path) -> None:

@@ -47,7 +47,12 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether nothing stops the run."""
-        return not any(f.severity == "error" for f in self.findings)
+        return not self.errors
+
+    @property
+    def errors(self) -> list[str]:
+        """What stops the run, each on one line that names its key or file."""
+        return [f.message for f in self.findings if f.severity == "error"]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: `ok`, `recipe`, `plan`, `findings`."""

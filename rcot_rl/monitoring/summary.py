@@ -65,6 +65,27 @@ def score_text(result: dict[str, Any]) -> str:
     return f"{result['J&F']:5.1f}   (J {result['J']:.1f}, F {result['F']:.1f})"
 
 
+LISTED = 5
+"""Most places that are named of each kind of fault; `rcot eval --json` has them all."""
+
+
+def fault_lines(result: dict[str, Any]) -> list[str]:
+    """What an evaluation could not use: a line for each kind, with the first places and reasons."""
+    faults = [f"{f['place']} {f['reason']}" for f in result["faults"]]
+    unscorable = [f"{f['place']} {f['reason']}" for f in result["unscorable"]]
+    kinds = (
+        ("predictions are missing and count 0", result["missing"]),
+        ("predictions or traces cannot be used, and such masks count 0", faults),
+        ("expressions have no usable ground truth and are left out", unscorable),
+    )
+    lines = []
+    for says, places in kinds:
+        if places:
+            more = ["…"] if len(places) > LISTED else []
+            lines.append(f"{len(places)} {says}: " + "; ".join([*places[:LISTED], *more]))
+    return lines
+
+
 def _time_lines(root: Path) -> list[str]:
     stages = {}
     peak = 0.0

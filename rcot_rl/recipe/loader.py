@@ -135,7 +135,8 @@ def _validate(source: Source, model: type[_Model]) -> _Model:
         first = error.errors()[0]
         key = tuple(first["loc"])
         file, line = source.place(key)
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         if first["type"] != "missing" and not isinstance(first["input"], dict):
             message += f" (is {first['input']!r})"
         more = len(error.errors()) - 1

@@ -154,7 +154,21 @@ def test_json_is_one_document_and_the_status_says_whether_it_can_start(
     assert bad.exit_code == 2 and first.keys() == {"code", "severity", "message", "cost", "fix"}
 
 
-def test_a_recipe_at_fault_is_json_with_json_and_one_line_without() -> None:
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_what_stops_the_run_is_one_line_on_standard_error_too(
+    calm: None, tmp_path: Path, options: list[str]
+) -> None:
+    out = ["--out", str(tmp_path / "r"), *options]
+    one = CliRunner().invoke(app, ["preflight", "laptop", "grpo_aks.reward=ktg", *out])
+    assert one.exit_code == 2 and one.stderr.startswith("rcot: grpo_aks.reward: ktg is a reward of")
+    assert one.stderr.count("\n") == 1 and one.stdout
+    both = ["grpo_aks.reward=ktg", "models.policy=/nowhere"]
+    two = CliRunner().invoke(app, ["preflight", "laptop", *both, *out])
+    assert two.exit_code == 2 and two.stderr == "rcot: /nowhere: no such model folder; and 1 more\n"
+    assert CliRunner().invoke(app, ["preflight", "laptop", *out]).stderr == ""
+
+
+def test_a_recipe_at_fault_is_json_with_json_and_one_line_either_way() -> None:
     def rcot(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "rcot_rl.cli", "preflight", "laptop", "sead=1", *options]
         return subprocess.run(command, capture_output=True, text=True)
@@ -163,7 +177,7 @@ def test_a_recipe_at_fault_is_json_with_json_and_one_line_without() -> None:
     expected = "rcot: command line: sead: unknown key; the nearest known one is seed\n"
     assert (plain.returncode, plain.stdout, plain.stderr) == (2, "", expected)
     report = json.loads(as_json.stdout)
-    assert as_json.returncode == 2 and as_json.stderr == ""
+    assert (as_json.returncode, as_json.stderr) == (2, expected)
     assert [f["code"] for f in report["findings"]] == ["recipe.unknown_key"]
     assert report["ok"] is False
 

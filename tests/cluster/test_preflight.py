@@ -73,7 +73,8 @@ def test_a_model_folder_without_a_processor(tmp_path):
 
 
 def test_an_unknown_reward(tmp_path):
-    assert "nonsense" in fault(tmp_path, "grpo_ktg.reward=nonsense")
+    message = fault(tmp_path, "grpo_ktg.reward=nonsense")
+    assert message.startswith("grpo_ktg.reward: nonsense: no such reward")
 
 
 def test_an_unknown_prompt_set(tmp_path):

@@ -137,6 +137,11 @@ def test_override_values_are_yaml(write: Write) -> None:
     assert "'a=b'" in fault(path, texts[3]).message  # only the first = divides
 
 
+def test_keys_that_do_not_go_together_are_said_plainly() -> None:
+    error = fault(Path("laptop"), "cluster.nodes=99")
+    assert error.message.startswith("grpo_aks.prompts_per_step x n = 128 is no multiple of")
+
+
 @pytest.mark.parametrize("text", ["seed", "=3", "seed=[1"])
 def test_malformed_overrides_are_refused(write: Write, text: str) -> None:
     assert fault(write("base.yaml", BASE), text).file == "command line"

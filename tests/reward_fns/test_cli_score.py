@@ -144,6 +144,12 @@ def leaves(response, ground_truth):
 def bad(response, ground_truth):
     return eval(response)
 
+def nested(response, ground_truth):
+    return {"reward": 2, "components": {"a": 1, "b": 0.5}, "c": 3, "reasons": ["short"]}
+
+def scored(response, ground_truth):
+    return {"score": 2, "components": {"reward": 1}}
+
 def lonely(response):
     return 1.0
 """
@@ -166,6 +172,14 @@ def test_user_function_returning_a_number_or_a_dict(tmp_path, user):
     assert load_reward(f"{user}:named", canvas=112).score("", "", id=1).reward == 113.0
 
 
+def test_a_user_function_may_return_what_a_line_of_output_holds(user):
+    score = load_reward(f"{user}:nested").score("", None)
+    assert (score.reward, score.reasons) == (2.0, ["short"])
+    assert score.components == {"c": 3.0, "a": 1.0, "b": 0.5}
+    named = load_reward(f"{user}:scored").score("", None)
+    assert (named.reward, named.components) == (2.0, {"reward": 1.0})
+
+
 def test_a_user_function_that_fails_costs_one_sample(tmp_path, user):
     rows = [{"response": r, "ground_truth": None} for r in ("x", "!", "y")]
     out = run(tmp_path, f"{user}:fails", rows)
@@ -178,7 +192,8 @@ def test_a_user_function_that_fails_costs_one_sample(tmp_path, user):
 @pytest.mark.parametrize(
     "result",
     ["None", "'1'", "float('nan')", "{}", "{'a': 1}", "{'reward': float('inf')}",
-     "{'reward': 1, 'a': 'b'}", "{'reward': 1, 'reasons': 'x'}", "[1]", "1j"],
+     "{'reward': 1, 'a': 'b'}", "{'reward': 1, 'a': 1, 'components': {'a': 2}}",
+     "{'reward': 1, 'reasons': 'x'}", "[1]", "1j"],
 )  # fmt: skip
 def test_a_result_that_is_no_reward(user, result):
     score = load_reward(f"{user}:bad").score(result, None)
