@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rcot_rl.cli_faults import exit_with
+from rcot_rl.errors import InputError
 
 data_app = typer.Typer(no_args_is_help=True, help="Corpora, shards, toy corpora.")
 
@@ -62,6 +63,13 @@ def data_build(
     from rcot_rl.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    for key, texts in (("describe", "descriptions.jsonl"), ("trace", "traces.jsonl")):
+        if getattr(loaded.data, key) == "model":
+            raise InputError(
+                f"a model is asked by `rcot run` alone; here, run `rcot data {key}` first and set "
+                f"data.{key}=texts/{texts}, or data.{key}=template for a toy corpus",
+                key=f"data.{key}",
+            )
     typer.echo(build_shards(loaded, out or Path("shards")))
 
 
@@ -136,7 +144,6 @@ def data_show(
 ) -> None:
     """Draw rows with their boxes, points and options: a contact sheet, or a page with the texts."""
     from data_pipelines.show import contact_sheet, page, read_shown
-    from rcot_rl.errors import InputError
     from rcot_rl.files import write_bytes
 
     if out.suffix not in (".png", ".html"):
@@ -162,7 +169,6 @@ def data_push(
 ) -> None:
     """Check a shard set, then push it to the hub with `datasets`' own call."""
     from data_pipelines.check import check
-    from rcot_rl.errors import InputError
 
     found = check(folder)
     if not found.ok:

@@ -51,6 +51,17 @@ def test_the_plan_comes_first_and_the_sets_last(recipe, tmp_path):
     assert "sft-1536: 24 train, 0 val\n" in done.stdout
 
 
+@pytest.mark.parametrize("what", ["describe", "trace"])
+def test_a_build_that_would_ask_a_model_says_what_to_do_first(recipe, tmp_path, what):
+    with pytest.raises(InputError, match=f"data.{what}: .*`rcot data {what}` first"):
+        RUN.invoke(
+            app,
+            ["data", "build", str(recipe), f"data.{what}=model", "--out", str(tmp_path / "no")],
+            catch_exceptions=False,
+        )
+    assert not (tmp_path / "no").exists()
+
+
 def test_check_with_the_policys_own_processor(shards):
     done = RUN.invoke(app, ["data", "check", str(shards), "--json", "--model", "tiny"])
     assert done.exit_code == 0, done.output
