@@ -8,6 +8,7 @@ half up.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -51,13 +52,31 @@ def inscribed_pixel(mask: np.ndarray) -> tuple[int, int]:
     x1, y1, x2, y2 = tight_box(mask)
     # Beyond the tight box all is background, so one pixel of margin decides every distance.
     padded = np.pad(mask[y1:y2, x1:x2], 1)
-    squared = _squared_distances(padded)
-    y, x = np.unravel_index(int(np.argmax(squared)), squared.shape)
-    return int(x) - 1 + x1, int(y) - 1 + y1
+    y, x = _farthest(padded)
+    return x - 1 + x1, y - 1 + y1
 
 
 _EXACT_SIDE = 1400
 """Up to here OpenCV's float32 distances, squared and rounded, are the exact integers."""
+
+
+def _farthest(mask: np.ndarray) -> tuple[int, int]:
+    """(y, x) of the pixel farthest from the background, the first on a tie.
+
+    mask: bool [H, W] with background on every side.
+    """
+    if max(mask.shape) > _EXACT_SIDE:
+        y, x = np.unravel_index(int(np.argmax(_squared_distances(mask))), mask.shape)
+        return int(y), int(x)
+    image = np.ascontiguousarray(mask).view(np.uint8)
+    distance = cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    largest = float(distance.max())
+    square = round(largest**2)
+    # Only these can round to the largest square: squares are integers.
+    ys, xs = np.nonzero(distance > math.sqrt(max(square - 1, 0)))
+    near = np.rint(distance[ys, xs].astype(np.float64) ** 2)
+    first = int(np.flatnonzero(near == square)[0])
+    return int(ys[first]), int(xs[first])
 
 
 def _squared_distances(mask: np.ndarray) -> np.ndarray:
@@ -65,10 +84,6 @@ def _squared_distances(mask: np.ndarray) -> np.ndarray:
 
     mask: bool [H, W] with background on every side.
     """
-    if max(mask.shape) <= _EXACT_SIDE:
-        image = np.ascontiguousarray(mask).view(np.uint8)
-        distance = cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        return np.rint(distance.astype(np.float64) ** 2).astype(np.int64)
     nearest_y, nearest_x = distance_transform_edt(mask, return_distances=False, return_indices=True)
     rows = np.arange(mask.shape[0], dtype=np.int64)[:, None]
     columns = np.arange(mask.shape[1], dtype=np.int64)[None, :]
@@ -118,16 +133,33 @@ def ground(mask: np.ndarray, canvas: int) -> Grounding:
     return Grounding(box_on_canvas(mask, canvas), point)
 
 
+PIXELS = 2
+"""Goes up whenever `to_canvas` gives other pixels, so that shards of before are made again."""
+
+
 def to_canvas(frame: np.ndarray, canvas: int) -> np.ndarray:
     """The frame as the policy sees it: uint8 [H, W, 3] to uint8 [canvas, canvas, 3].
 
-    A side that shrinks is averaged over areas, one that grows is interpolated linearly. Shards and
-    inference must use this one function: other kernels shift edges.
+    Linear interpolation; a side that shrinks by much is smoothed before, by a Gaussian of
+    (ratio - 1) / 2 pixels. At 840 that is as close to an antialiased bicubic as averaging over
+    areas (within a decibel), at a quarter of the time. Shards and inference must use this one
+    function: other kernels shift edges.
     """
     height, width = frame.shape[:2]
-    shrunk = (min(width, canvas), min(height, canvas))
-    if shrunk != (width, height):
-        frame = cv2.resize(frame, shrunk, interpolation=cv2.INTER_AREA)
-    if shrunk != (canvas, canvas):
+    (kernel_x, sigma_x), (kernel_y, sigma_y) = _smoothing(width, canvas), _smoothing(height, canvas)
+    if kernel_x > 1 or kernel_y > 1:
+        frame = cv2.GaussianBlur(
+            frame, (kernel_x, kernel_y), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
+        )
+    if (height, width) != (canvas, canvas):
         frame = cv2.resize(frame, (canvas, canvas), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(frame)
+
+
+def _smoothing(size: int, canvas: int) -> tuple[int, float]:
+    """(width of the Gaussian in pixels, its sigma) for a side that becomes `canvas`; width 1: none.
+
+    Up to a ratio of 1.6 linear interpolation itself looks at every pixel closely enough.
+    """
+    sigma = (size / canvas - 1) / 2
+    return (2 * math.ceil(3 * sigma) + 1, sigma) if sigma > 0.3 else (1, 1.0)

@@ -135,14 +135,13 @@ class _Scan:
         sizes = {anno: np.zeros(n_frames, dtype=np.int64) for anno in annos}
         for index in range(n_frames):
             areas = self._areas(annos, index)
-            masks = _Masks(self, index)
             for anno, area in areas.items():
                 sizes[anno][index] = area
                 visible[anno][index] = area > 0
-                thin[anno][index] = self._is_thin(area, anno, masks)
+                thin[anno][index] = self._is_thin(area, anno, index)
             for group in objects:
                 there = [a for a in group if areas.get(a)]
-                union[group][index] = self._union(there, areas, masks)
+                union[group][index] = self._union(there, areas, index)
         self._look_for_strangers(sizes)
         return self._collect(union, visible, thin)
 
@@ -165,26 +164,22 @@ class _Scan:
             place = f"{self.corpus.root} {self.video.id} object {suspect.anno_id}"
             self.broken[suspect.anno_id] = CorpusFault(suspect.code, place, suspect.detail)
 
-    def _union(self, annos: list[str], areas: dict[str, int], masks: _Masks) -> int:
-        """Pixels of the union of those objects; masks are decoded only where they may overlap."""
+    def _union(self, annos: list[str], areas: dict[str, int], index: int) -> int:
+        """Pixels of the union of those objects, looked for only where they may overlap."""
         if len(annos) < 2 or self.corpus.disjoint:
             return sum(areas[a] for a in annos)
-        return int(np.count_nonzero(np.logical_or.reduce([masks[a] for a in annos])))
+        return self.corpus.union_area(self.video, annos, index)
 
-    def _is_thin(self, area: int, anno: str, masks: _Masks) -> bool:
-        longest = masks.longest
-        # A box less than one canvas pixel wide or high cannot hold more than this.
-        bound = longest * -(-longest // self.canvas)
-        if not 0 < area <= bound:
+    def _is_thin(self, area: int, anno: str, index: int) -> bool:
+        """Whether the object's box has no area on the canvas; its mask is decoded only where its
+        few pixels may mean so."""
+        size = self.sizes[index]
+        if size is None or not 0 < area <= _most_of_thin(size, self.canvas):
             return False
-        x1, y1, x2, y2 = box_on_canvas(masks[anno], self.canvas)
-        return x1 == x2 or y1 == y2
-
-    def mask(self, anno: str, index: int) -> np.ndarray:
-        """bool [H, W] of an object that is there and was found without fault."""
         mask = self.corpus.object_mask(self.video.id, anno, index)
-        assert mask is not None
-        return mask
+        assert mask is not None  # it has pixels
+        x1, y1, x2, y2 = box_on_canvas(mask, self.canvas)
+        return x1 == x2 or y1 == y2
 
     def _collect(
         self,
@@ -234,17 +229,8 @@ class _Scan:
         self.defects.append(_defect(self.corpus, self.video.id, fault, expression_id))
 
 
-class _Masks:
-    """The masks of one frame, each decoded when it is first asked for."""
-
-    def __init__(self, scan: _Scan, index: int) -> None:
-        self._scan, self._index = scan, index
-        self._found: dict[str, np.ndarray] = {}
-        size = scan.sizes[index]
-        # without its JPEG a frame is of unknown size, and is not used
-        self.longest = max(size) if size is not None else 0
-
-    def __getitem__(self, anno: str) -> np.ndarray:
-        if anno not in self._found:
-            self._found[anno] = self._scan.mask(anno, self._index)
-        return self._found[anno]
+def _most_of_thin(size: tuple[int, int], canvas: int) -> int:
+    """The most pixels of an object whose box has no area on the canvas, in a frame of (H, W): such
+    a box is less than one canvas pixel wide, or high. 0 where every pixel has an area."""
+    height, width = size
+    return max((-(-width // canvas) - 1) * height, (-(-height // canvas) - 1) * width)

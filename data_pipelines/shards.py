@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from data_pipelines.card import write_card
 from data_pipelines.corpora import CorpusFault
 from data_pipelines.drawing import SPLITS, Instance, Split
+from data_pipelines.geometry import PIXELS
 from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
 from data_pipelines.parallel import ordered_map
 from data_pipelines.rows import RowMaker
@@ -118,13 +119,14 @@ class SetSpec:
         """Everything that the set's bytes depend on, short of the corpora's pixels."""
         parts = {
             "version": VERSION,
+            "pixels": PIXELS,
             "recipe": self.recipe,
             "recipe_hash": self.recipe_hash,
             "texts": self.texts_digest,
             "dropped": self.dropped,
             "limits": dict(self.limits),
             "plan": list(self.plan),
-            "rows": {split: [asdict(i) for i in rows] for split, rows in self.rows.items()},
+            "rows": {split: [vars(i) for i in rows] for split, rows in self.rows.items()},
         }
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

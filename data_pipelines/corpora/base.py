@@ -9,9 +9,10 @@ an expression, where the corpus is opened `strict`. Where it is not, `Corpus.fau
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -219,34 +220,41 @@ class Corpus(abc.ABC):
 
     def frame_path(self, video_id: str, frame: str) -> Path:
         """The JPEG of a frame (by stem)."""
-        return self.frames_root / video_id / f"{frame}.jpg"
+        return Path(self._frame_file(video_id, frame))
+
+    def _frame_file(self, video_id: str, frame: str) -> str:
+        return f"{self._frames_folder}/{video_id}/{frame}.jpg"
+
+    @cached_property
+    def _frames_folder(self) -> str:
+        return str(self.frames_root)
 
     def frame_size(self, video_id: str, frame: str) -> tuple[int, int]:
         """(H, W) from the JPEG's header. Raises CorpusFault, also for a file that is cut off."""
-        path = self.frame_path(video_id, frame)
+        path = self._frame_file(video_id, frame)
         try:
             return size_of(path)
         except FileNotFoundError as error:
-            raise CorpusFault("missing_frame", str(path)) from error
+            raise CorpusFault("missing_frame", path) from error
         except JpegFault as error:
-            raise CorpusFault(error.reason, str(path), str(error)) from error
+            raise CorpusFault(error.reason, path, str(error)) from error
         except OSError as error:
-            raise CorpusFault("unreadable_frame", str(path), str(error)) from error
+            raise CorpusFault("unreadable_frame", path, str(error)) from error
 
     def frame(self, video_id: str, frame: str) -> np.ndarray:
         """uint8 [H, W, 3] RGB. Raises CorpusFault."""
-        path = self.frame_path(video_id, frame)
-        if not path.is_file():
-            raise CorpusFault("missing_frame", str(path))
+        path = self._frame_file(video_id, frame)
+        if not os.path.isfile(path):
+            raise CorpusFault("missing_frame", path)
         # Masks are drawn on the stored pixels, so an EXIF rotation must not be applied.
         try:
-            bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            rgb = cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error as error:
             # a header that promises more pixels than OpenCV takes
-            raise CorpusFault("unreadable_frame", str(path), str(error).strip()) from error
-        if bgr is None:
-            raise CorpusFault("unreadable_frame", str(path))
-        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            raise CorpusFault("unreadable_frame", path, str(error).strip()) from error
+        if rgb is None:
+            raise CorpusFault("unreadable_frame", path)
+        return rgb
 
     def masks(
         self, video: Video, expression: Expression, frame_index: int
@@ -278,6 +286,13 @@ class Corpus(abc.ABC):
             return int(np.count_nonzero(self.sized_mask(video, anno_id, frame_index, size)))
         mask = self.object_mask(video.id, anno_id, frame_index)
         return 0 if mask is None else int(np.count_nonzero(mask))
+
+    def union_area(self, video: Video, anno_ids: Sequence[str], frame_index: int) -> int:
+        """Pixels of the union of objects that are in a frame, and whose `object_area` was found
+        without fault."""
+        masks = [self.object_mask(video.id, a, frame_index) for a in anno_ids]
+        there = [m for m in masks if m is not None]
+        return int(np.count_nonzero(np.logical_or.reduce(there))) if there else 0
 
     def _check_size(
         self, found: tuple[int, ...], size: tuple[int, int], video: Video, anno: str, index: int

@@ -7,6 +7,7 @@ annotation and not the build. Areas are taken from the runs, without a pixel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -35,6 +36,11 @@ def area(rle: Any) -> tuple[int, tuple[int, int]]:
     checked = _checked(rle)
     height, width = checked["size"]
     return int(coco.area(checked)), (height, width)
+
+
+def union_area(rles: Sequence[Any]) -> int:
+    """Pixels of the union of masks of one size. Raises as `decode`."""
+    return int(coco.area(coco.merge([_checked(rle) for rle in rles])))
 
 
 def _checked(rle: Any) -> dict[str, Any]:

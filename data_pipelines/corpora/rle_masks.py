@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,10 @@ class RleMasks(Corpus):
         expected = size or self._usual_size(video) or shape
         self._check_size(shape, expected, video, anno_id, frame_index)
         return area
+
+    def union_area(self, video: Video, anno_ids: Sequence[str], frame_index: int) -> int:
+        found = [self._rle(video, anno_id, frame_index) for anno_id in anno_ids]
+        return rle.union_area([f for f in found if f is not None])
 
     def _usual_size(self, video: Video) -> tuple[int, int] | None:
         """(H, W) of a clip: its first frame's that can be read, or else its first mask's."""

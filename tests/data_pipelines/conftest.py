@@ -11,7 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from hotcoco import mask as coco
+from hypothesis import settings
 from PIL import Image
+
+# A busy machine is no fault of an example's.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 HEIGHT, WIDTH, FRAMES, OBJECTS = 36, 52, 6, 3
 NAMES = ("red circle", "blue square", "green star")

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hotcoco import mask as coco
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -152,3 +153,16 @@ def test_counts_of_other_kinds_are_refused(counts):
 @pytest.mark.parametrize("text", [b"o" * 2_000_000, b"0" * 2_000_000, b"o" * 2_000_000 + b"1"])
 def test_long_rubbish_is_refused_at_once(text):
     agree([1000, 1000], text, None)
+
+
+@given(sides, sides, st.integers(0, 2**32), st.integers(1, 4))
+def test_unions_are_those_of_the_pixels(height, width, seed, n):
+    masks = np.random.default_rng(seed).random((n, height, width)) < 0.3
+    encoded = [coco.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks]
+    listed = [{"size": [height, width], "counts": e["counts"]} for e in encoded]
+    assert rle.union_area(listed) == np.count_nonzero(masks.any(axis=0))
+
+
+def test_a_union_refuses_what_decoding_refuses():
+    with pytest.raises(ValueError):
+        rle.union_area([{"size": [2, 2], "counts": [1, 3]}, {"size": [2, 2], "counts": [1, 2]}])
