@@ -58,11 +58,15 @@ def compare(runs: Sequence[Path]) -> list[Change]:
     """Rewards of each task after each GRPO stage, and J&F of each benchmark, against CoT-SFT; and
     the last stage's J&F against the baselines.
 
-    Raises InputError for a missing file, and for runs that were asked different questions.
+    Raises InputError for a missing or malformed file, for runs that share no finished stage, and
+    for runs that were asked different questions.
     """
     if not runs:
         raise InputError("no run to compare")
-    return [*_reward_changes(runs), *_score_changes(runs)]
+    changes = [*_reward_changes(runs), *_score_changes(runs)]
+    if not changes:
+        raise InputError("no GRPO stage that all runs have finished", file=runs[0])
+    return changes
 
 
 def comparison_table(runs: Sequence[Path]) -> str:
@@ -127,8 +131,9 @@ def _reward_changes(runs: Sequence[Path]) -> list[Change]:
                 def units(
                     run: int, name: str, task: str = task, way: str = way
                 ) -> dict[str, float]:
-                    result = _get(found[run], runs[run] / "predict" / "rewards.json", task, name)
-                    return dict(zip(result["prompts"], result[way]["per_prompt"], strict=True))
+                    prompts = _get(found[run], files[run], task, name, "prompts")
+                    values = _get(found[run], files[run], task, name, way, "per_prompt")
+                    return dict(zip(prompts, values, strict=True))
 
                 changes.append(_change(f"{task} {way}, {stage}", runs, units, BEFORE, stage))
     return changes
@@ -138,8 +143,12 @@ def _score_changes(runs: Sequence[Path]) -> list[Change]:
     names = sorted(p.stem for p in (runs[0] / "eval").glob("*.json") if p.stem != "done")
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
-        results = [_read(run / "eval" / f"{name}.json") for run in runs]
-        found[name] = [r["checkpoints"] | r.get("baselines", {}) for r in results]
+        files = [run / "eval" / f"{name}.json" for run in runs]
+        results = [_read(file) for file in files]
+        found[name] = [
+            _get(result, file, "checkpoints") | result.get("baselines", {})
+            for result, file in zip(results, files, strict=True)
+        ]
     pairs = [(BEFORE, stage) for stage in STAGES.values()]
     pairs += [(baseline, LAST) for baseline in BASELINES]
     changes = []
@@ -185,11 +194,14 @@ def _change(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     except ValueError as error:
         raise InputError(f"not valid JSON: {error}", file=path) from error
+    if not isinstance(value, dict):
+        raise InputError("must be a JSON object", file=path)
+    return value
 
 
 def _get(value: dict[str, Any], file: Path, *keys: str) -> Any:

@@ -116,3 +116,34 @@ def test_the_page_has_a_curve_a_run_and_refuses_a_run_without_any(runs: list[Pat
     (runs[1] / "grpo-ktg" / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no metrics"):
         comparison_page(runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "must be a JSON object"),
+        ('{"aks": {"sft": {}, "grpo-aks": {}}}', "aks.sft.prompts: missing"),
+        ('{"aks": {"sft": {"prompts": []}, "grpo-aks": {}}}', "aks.sft.sampled: missing"),
+    ],
+)
+def test_a_malformed_file_is_named(runs: list[Path], text: str, says: str) -> None:
+    path = runs[1] / "predict" / "rewards.json"
+    for run in runs:
+        (run / "predict" / "rewards.json").write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        compare(runs[1:])
+    assert caught.value.file == str(path)
+
+
+def test_evaluations_without_checkpoints_are_named(runs: list[Path]) -> None:
+    (runs[2] / "eval" / "mevis.json").write_text("{}")
+    with pytest.raises(InputError, match="checkpoints: missing") as caught:
+        compare(runs)
+    assert caught.value.file == str(runs[2] / "eval" / "mevis.json")
+
+
+def test_runs_without_a_finished_stage_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "predict").mkdir()
+    (tmp_path / "predict" / "rewards.json").write_text('{"aks": {"sft": {}}}')
+    with pytest.raises(InputError, match="no GRPO stage"):
+        compare([tmp_path])
