@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.recipe.loader import RECIPES, load_recipe
 from rcot_rl.recipe.schema import Recipe
 from reward_fns.score import load_reward
 
@@ -39,6 +40,10 @@ TABLE_7_SFT = {
 }
 
 
+SILENT = {"lora_alpha": 16, "clip_ratio": 0.2, "loss_agg_mode": "token-mean", "advantage": "group"}
+"""Where the paper says nothing, the recipe does, with the reason beside it."""
+
+
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return load_recipe("rcot_seg_3b")
@@ -52,6 +57,26 @@ def test_grpo_columns_of_table_7(recipe: Recipe, key: str, values: tuple[Any, An
 @pytest.mark.parametrize(("key", "value"), TABLE_7_SFT.items(), ids=list(TABLE_7_SFT))
 def test_sft_column_of_table_7(recipe: Recipe, key: str, value: Any) -> None:
     assert getattr(recipe.sft, key) == value
+
+
+def test_what_sft_samples_with_is_of_traces_and_descriptions(recipe: Recipe) -> None:
+    for asked in (recipe.data.tracer, recipe.data.describer):
+        assert (asked.temperature, asked.top_k, asked.top_p) == (0.95, 50, 0.7)
+
+
+def test_every_value_of_table_7_is_written_down_with_its_place() -> None:
+    """Not left to defaults, and each with a comment."""
+    text = (RECIPES / "rcot_seg_3b.yaml").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^  (\w+): [^#\n]+(#.*)$", text, re.MULTILINE))
+    keys = {*TABLE_7, *TABLE_7_SFT, *SILENT} - {"steps", "shard_set"}
+    assert keys <= rows.keys(), keys - rows.keys()
+    for key, value in SILENT.items():
+        assert re.search(rf"^  {key}: {value} ", text, re.MULTILINE), key
+    for key in SILENT:
+        assert re.search("silent|eq. 1[45]", rows[key]), key
+    assert "unbiased (torch.std), + 1e-6" in rows["advantage"]
+    for stage in ("grpo_aks", "grpo_ktg"):
+        assert re.search(rf"^{stage}: .*shard_set: .*steps: ", text, re.MULTILINE)
 
 
 def test_section_4_2(recipe: Recipe) -> None:
