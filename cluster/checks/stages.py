@@ -6,7 +6,7 @@ import difflib
 
 from cluster.checks.case import GRPO, TRAINING, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
+from cluster.checks.rewards import section_key, tasks_of
 
 _LATER = "a stage that fails when its turn comes, days later"
 
@@ -25,11 +25,24 @@ def order(case: Case, notes: Notes) -> None:
                     f"neither among them nor done in {case.root}", cost=_LATER,
                     fix=f"add {before} to stages, or give --out the folder in which it is done",
                 )  # fmt: skip
+    _start(case, notes)
     if len(set(recipe.stages)) < len(recipe.stages):
         twice = next(s for s in recipe.stages if recipe.stages.count(s) > 1)
         notes.warning(
             "stages.twice", f"stages: {twice} is named twice, and runs once", cost="a surprise",
             fix="name it once",
+        )  # fmt: skip
+
+
+def _start(case: Case, notes: Notes) -> None:
+    """KTG alone starts where AKS ended only if that is in the folder; one stage of both has no AKS
+    before it."""
+    alone = "grpo-ktg" in case.todo and "grpo-aks" not in case.recipe.stages
+    if alone and not case.is_done("grpo-aks") and "aks" not in tasks_of(case, "grpo-ktg"):
+        notes.warning(
+            "stages.start", f"stages: grpo-ktg without grpo-aks, which is not done in {case.root} "
+            "either: its policy starts at CoT-SFT's model", cost="another experiment than the "
+            "paper's, without an error", fix="add grpo-aks to stages, or give --out its folder",
         )  # fmt: skip
 
 
