@@ -17,7 +17,7 @@ class SuperviseSection(Section):
     """Failures longer ago than this are forgotten."""
 
     backoff_s: float = Field(default=5.0, ge=0)
-    """Wait before the next start; doubled, up to five minutes, for each failure in a row at the same
+    """Wait before the next start; doubled, up to five minutes, for each failure in a row at one
     step."""
 
     disk_wait_minutes: float = Field(default=60.0, ge=0)
