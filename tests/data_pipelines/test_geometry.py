@@ -116,6 +116,37 @@ def test_to_canvas_keeps_flat_colour_and_place(size):
         np.testing.assert_array_equal(out, frame)
 
 
+def smoothed_lines(size: int, canvas: int) -> np.ndarray:
+    """float64 [canvas, size]: lines between centres, of pixels smoothed where more than 1.6 come to
+    one of the canvas."""
+    lines, smooth = np.zeros((canvas, size)), np.eye(size)
+    for i in range(canvas):
+        at = min(max((i + 0.5) * size / canvas - 0.5, 0.0), size - 1.0)
+        j = min(int(at), size - 2)
+        lines[i, j] += 1 - (at - j)
+        lines[i, j + 1] += at - j
+    sigma = (size / canvas - 1) / 2
+    if sigma > 0.3:
+        smooth[:], reach = 0, int(np.ceil(3 * sigma))
+        for j in range(size):
+            for k in range(-reach, reach + 1):
+                weight = np.exp(-((k / sigma) ** 2) / 2)
+                smooth[j, min(max(j + k, 0), size - 1)] += weight
+        smooth /= smooth.sum(axis=1, keepdims=True)
+    return lines @ smooth
+
+
+@pytest.mark.parametrize("size", [(480, 854), (540, 960), (400, 1100), (720, 500)])
+@pytest.mark.parametrize("canvas", [840, 448])
+def test_large_frames_are_smoothed_and_interpolated(size, canvas):
+    height, width = size
+    frame = np.random.default_rng(width).integers(0, 256, (*size, 3), dtype=np.uint8)
+    across = np.einsum("xw,hwc->hxc", smoothed_lines(width, canvas), frame)
+    expected = np.tensordot(smoothed_lines(height, canvas), across, axes=1)
+    # integer kernels round by a level or two
+    assert np.abs(geometry.to_canvas(frame, canvas) - expected).max() < 3
+
+
 @pytest.mark.parametrize("shape", [(1398, 1398), (1398, 40), (700, 1398)])
 def test_large_distances_are_exact_integers(shape, monkeypatch):
     """The largest masks that single precision is trusted with, against integers throughout."""

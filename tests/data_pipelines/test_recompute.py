@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil, exp, floor
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rcot_rl.protocol.prompts import load_prompts
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 
 LAYOUTS = ("ref-youtube-vos", "mevis", "revos")
-SIZES = ((37, 53), (61, 29), (1, 40), (43, 1), (17, 131), (23, 290), (28, 28), (50, 75))
+SIZES = ((37, 53), (61, 29), (1, 40), (43, 1), (17, 131), (28, 28), (50, 75))
 """Of the sources (H, W); each video has one."""
 FRAMES = 7
 
@@ -327,22 +327,19 @@ def item_of(mask: np.ndarray, canvas: int) -> dict[str, list[int]]:
 
 
 def kernel(size: int, canvas: int) -> np.ndarray:
-    """float64 [canvas, size]: lines between centres, of pixels that are smoothed before where there
-    are more than 1.6 to one of the canvas."""
+    """float64 [canvas, size]: means over areas to shrink, lines between centres to grow."""
     out = np.zeros((canvas, size))
     for i in range(canvas):
-        at = min(max((i + 0.5) * size / canvas - 0.5, 0.0), size - 1.0)
-        j = min(int(at), max(size - 2, 0))
-        out[i, j] += 1 - (at - j)
-        out[i, min(j + 1, size - 1)] += at - j
-    sigma = (size / canvas - 1) / 2
-    if sigma <= 0.3:
-        return out
-    smooth, reach = np.zeros((size, size)), ceil(3 * sigma)
-    for j in range(size):
-        for k in range(-reach, reach + 1):
-            smooth[j, min(max(j + k, 0), size - 1)] += exp(-((k / sigma) ** 2) / 2)
-    return out @ (smooth / smooth.sum(axis=1, keepdims=True))
+        if size > canvas:
+            low, high = i * size / canvas, (i + 1) * size / canvas
+            for j in range(size):
+                out[i, j] = max(0.0, min(high, j + 1) - max(low, j)) * canvas / size
+        else:
+            at = min(max((i + 0.5) * size / canvas - 0.5, 0.0), size - 1.0)
+            j = min(int(at), max(size - 2, 0))
+            out[i, j] += 1 - (at - j)
+            out[i, min(j + 1, size - 1)] += at - j
+    return out
 
 
 def resized(path: Path, canvas: int) -> np.ndarray:
