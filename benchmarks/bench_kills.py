@@ -226,7 +226,7 @@ def main() -> int:
 
 def matrix(folder: Path, faults: dict[str, Strike]) -> dict:
     """Run the stage under the faults, in order; prints the table and returns it."""
-    steps = 2 * len(faults) + 2
+    steps = 3 * len(faults) + 2
     stage = _start(folder, [*RECIPE, f"grpo_aks.steps={steps}"])
     table, started = [], 0.0
     try:

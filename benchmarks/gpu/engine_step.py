@@ -2,10 +2,11 @@
 
     python benchmarks/gpu/engine_step.py [--shape 3b] [--steps 3] [--json FILE] [KEY=VALUE …]
 
-For a host on which no rollout engine can be had. The batch is that of `bench_gpu_step.py`: 16 prompts
-with an image of 900 vision tokens, 8 responses of 300 tokens each, drawn at random; configuration,
-workers, engine and loss are those of the 3B recipe on one GPU. Prints seconds and tokens a second of
-the old log-probabilities, the reference's and the update, and the share of the device's peak.
+For a host on which no rollout engine can be had. The batch is that of `bench_gpu_step.py`: 16
+prompts with an image of 900 vision tokens, 8 responses of 300 tokens each, drawn at random;
+configuration, workers, engine and loss are those of the 3B recipe on one GPU. Prints seconds and
+tokens a second of the old log-probabilities, the reference's and the update, and the share of the
+device's peak.
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ from typing import Any
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
-from rcot_rl.training.engine_sdpa import LogProbsInPieces
+from rcot_rl.training.engine_sdpa import InFewCalls
 from rcot_rl.training.verl_patches import weight_sockets
 
 weight_sockets()  # here and in `vllm_worker`: where both ends of the sync are made
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])
-class CpuFSDPEngineWithLMHead(LogProbsInPieces, transformer_impl.FSDPEngineWithLMHead):
-    """The same engine; the reference is not pinned, log-probabilities come all at once."""
+class CpuFSDPEngineWithLMHead(InFewCalls, transformer_impl.FSDPEngineWithLMHead):
+    """The same engine; the reference is not pinned."""
 
     def _build_fsdp_module(self, module: Any) -> Any:
         # transformer_impl.py wraps a forward-only model in CPUOffloadPolicy(pin_memory=True);

@@ -9,11 +9,11 @@ from __future__ import annotations
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
-from rcot_rl.training.engine_sdpa import LogProbsInPieces
+from rcot_rl.training.engine_sdpa import InFewCalls
 
 
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda"], vendor=["nvidia"]
 )
-class SdpaFSDPEngineWithLMHead(LogProbsInPieces, transformer_impl.FSDPEngineWithLMHead):
-    """The same engine; log-probabilities come in pieces."""
+class SdpaFSDPEngineWithLMHead(InFewCalls, transformer_impl.FSDPEngineWithLMHead):
+    """The same engine, without thousands of small kernels."""

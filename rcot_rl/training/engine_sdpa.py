@@ -1,8 +1,10 @@
-"""Log-probabilities for verl's FSDP engine where flash attention's kernels are not installed.
+"""verl's FSDP engine where flash attention is not installed: what then is slow, done in few calls.
 
-verl 0.9.1 takes them by flash attention's Triton cross-entropy or, without it, token by token
-(verl/utils/torch_functional.py:163 `logprobs_from_logits_v2`): thousands of small kernels, and as
-many nodes of autograd, for every micro-batch. Here they come in a few large pieces.
+Log-probabilities: verl 0.9.1 takes them by flash attention's Triton cross-entropy or, without it,
+token by token (verl/utils/torch_functional.py:163 `logprobs_from_logits_v2`). The vision tower:
+transformers hands each of its windows to torch's attention by itself, 64 of them for an image of
+840 x 840 in each of 28 layers. Both are thousands of small kernels, and as many nodes of autograd,
+for every micro-batch.
 """
 
 from __future__ import annotations
@@ -12,14 +14,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
 from verl.workers.engine.fsdp import transformer_impl
 
 CHUNK_TOKENS = 1024
 """Rows of logits that are in fp32 at once: 0.6 GB with Qwen2.5-VL's vocabulary."""
+WINDOWS = "rcot_windows_as_flash"
+"""The vision tower's attention: one whose name has `flash` is given all windows at once."""
 
 
-class LogProbsInPieces:
-    """Mixed into verl's engine, before it: log-probabilities by `log_probs_of_labels`."""
+class InFewCalls:
+    """Mixed into verl's engine, before it."""
+
+    def _build_module(self) -> torch.nn.Module:
+        module = super()._build_module()  # type: ignore[misc]
+        windows_together(module)
+        return module
 
     def prepare_model_outputs(self, *args: Any, **kwargs: Any) -> Any:
         """verl's own, with one function of its module exchanged while it runs."""
@@ -53,3 +63,57 @@ def log_probs_of_labels(
 
 def _in_fp32(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def windows_together(model: torch.nn.Module) -> None:
+    """Have the vision tower of a Qwen2.5-VL attend in all windows of one length at once."""
+    for module in model.modules():
+        if type(module).__name__ == "Qwen2_5_VLVisionAttention":
+            module.config._attn_implementation = WINDOWS  # all its layers share the configuration
+
+
+def attend_in_windows(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each of the windows that `cu_seq_lens_q` [windows + 1] bounds, not causal.
+
+    query, key, value: [1, heads, patches, size of a head]. Returns [1, patches, heads, size].
+    """
+    order, back, groups = _windows(cu_seq_lens_q)
+    sorted_ = [x[0].index_select(1, order) for x in (query, key, value)]
+    parts, start = [], 0
+    for count, length in groups:
+        end = start + count * length
+        q, k, v = (x[:, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in sorted_)
+        out = F.scaled_dot_product_attention(q, k, v, scale=scaling)  # [count, heads, length, size]
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+        start = end
+    return torch.cat(parts).index_select(0, back).unsqueeze(0), None
+
+
+AttentionInterface.register(WINDOWS, attend_in_windows)
+
+
+def _windows(bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+    """Of windows' bounds: the order of patches in which windows of one length lie together, the way
+    back, and (how many, how long) of each group; kept with the tensor, which all layers share."""
+    known = getattr(bounds, "_rcot_windows", None)
+    if known is None:
+        lengths = bounds.diff()
+        kinds, counts = lengths.unique(return_counts=True)
+        groups = list(zip(counts.tolist(), kinds.tolist(), strict=True))
+        orders = [
+            (bounds[:-1][lengths == length, None] + torch.arange(length, device=bounds.device))
+            for _, length in groups
+        ]
+        order = torch.cat([o.flatten() for o in orders])
+        known = bounds._rcot_windows = (order, order.argsort(), groups)
+    return known

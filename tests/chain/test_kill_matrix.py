@@ -32,6 +32,6 @@ def test_whatever_strikes_the_stage_ends_with_all_its_steps(tmp_path):
     result = json.loads(table.read_text())
     expected = [f for f in FAULTS if f != "full disk" or "is left out" not in done.stderr]
     assert [row["fault"] for row in result["faults"]] == expected
-    assert result["steps"] == list(range(1, 2 * len(expected) + 3))
+    assert result["steps"] == list(range(1, 3 * len(expected) + 3))
     for row in result["faults"]:
         assert bool(row["causes"]) == (row["fault"] != "hung reward"), row

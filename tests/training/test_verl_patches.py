@@ -93,6 +93,42 @@ def test_log_probs_and_gradients_of_our_engines_are_verls_own(dtype: str):
     assert gradients < {"float32": 1e-6, "bfloat16": 2**-9}[dtype]
 
 
+def test_windows_attended_together_are_windows_attended_one_by_one():
+    """Outputs and gradients of a tower, on images whose sides are no multiple of a window's."""
+    out = run(
+        """
+import torch, verl
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from rcot_rl.training.engine_sdpa import windows_together
+torch.manual_seed(0)
+config = Qwen2_5_VLVisionConfig(depth=3, hidden_size=32, intermediate_size=48, num_heads=2,
+    out_hidden_size=16, fullatt_block_indexes=[1], window_size=56, patch_size=14)
+config._attn_implementation = "sdpa"
+tower = qwen.Qwen2_5_VisionTransformerPretrainedModel(config)
+grid = torch.tensor([[1, 10, 6], [1, 4, 14], [2, 6, 6]])
+pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 14 * 14)
+found = []
+for together in (False, True):
+    if together:
+        windows_together(tower)
+    tower.zero_grad()
+    made = tower(pixels, grid_thw=grid)
+    made = made.pooler_output if hasattr(made, "pooler_output") else made
+    (made * torch.linspace(-1, 1, made.shape[-1])).sum().backward()
+    found.append((made.detach(), torch.cat([p.grad.flatten() for p in tower.parameters()])))
+(a, da), (b, db) = found
+print(len(a), float((a - b).abs().max()), float((da - db).abs().max() / da.abs().max()))
+""",
+        RCOT_RL_PLUGIN="required",
+        VERL_PLATFORM="cpu",
+    )
+    tokens, values, gradients = map(float, out.split()[-3:])
+    assert tokens == (60 + 56 + 72) / 4
+    assert values < 1e-5
+    assert gradients < 1e-5
+
+
 def test_the_gpu_engine_is_the_one_that_verl_takes_on_an_nvidia_gpu():
     out = run(
         """
