@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from rcot_rl.cli_faults import exit_with
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.source import NOT_YAML
 
 SCORE = "responses"
 """The command behind `rcot score REWARD`."""
@@ -154,7 +155,7 @@ def read_overrides(given: list[str] | None) -> dict[str, Any] | None:
             raise InputError(f"'{text}' is not key.path=value", file="command line")
         try:
             found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise InputError(
                 f"'{value}' is not a YAML value", file="command line", key=key
             ) from error

@@ -34,6 +34,7 @@ from pydantic import BaseModel, SerializeAsAny, ValidationError
 
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.base import Section
+from rcot_rl.recipe.source import NOT_YAML, yaml_fault
 from reward_fns.registry import NonNegative, RewardModule, Settings, modules
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "rewards"
@@ -116,11 +117,9 @@ def _read(path: Path) -> dict[str, Any]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}", file=path) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        line = mark.line + 1 if mark else None
-        raise InputError(f"not valid YAML: {problem}", file=path, line=line) from error
+    except NOT_YAML as error:
+        message, line = yaml_fault(error)
+        raise InputError(message, file=path, line=line) from error
     if not isinstance(raw, dict):
         raise InputError("must be a mapping", file=path)
     return raw
@@ -214,7 +213,7 @@ def _component(raw: Any, task: Any, path: Path, key: str) -> Component:
 
 def _module(name: Any, task: Any, path: Path, key: str) -> RewardModule:
     known = modules()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         hint = _hint(str(name), known)
         raise InputError(
             f"no such module {name!r}{hint}; known: {', '.join(known)}", file=path, key=key

@@ -44,6 +44,8 @@ def test_overrides_reach_the_recipe(rows: Path) -> None:
     with pytest.raises(InputError, match="did you mean") as caught:
         raise rcot("score", "aks", "components.format.wieght=1", "--in", rows).exception
     assert caught.value.key == "components.format.wieght"
+    with pytest.raises(InputError, match="is not a YAML value"):
+        raise rcot("score", "aks", "canvas=2020-13-45", "--in", rows).exception
 
 
 def test_explain_prints_the_loss_and_one_json_document(rows: Path) -> None:

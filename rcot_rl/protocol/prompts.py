@@ -121,7 +121,9 @@ def load_prompts(name_or_path: str) -> Prompts:
         raise InputError(f"no such prompt set (shipped: {known})", file=name_or_path)
     try:
         templates = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates, encoding
         raise InputError(f"not valid YAML: {error}".replace("\n", " "), file=path) from error
     _check(templates, path)
     return Prompts(name=path.stem, templates=templates)

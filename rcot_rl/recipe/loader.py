@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.recipe.source import Key, Source, read_yaml
+from rcot_rl.recipe.source import NOT_YAML, Key, Source, read_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _REPLACED: frozenset[Key] = frozenset({("data", "sets")})
@@ -96,7 +96,7 @@ def _override(text: str) -> Source:
         raise InputError(f"'{text}' is not key.path=value", file=where)
     try:
         value = yaml.safe_load(value_text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise InputError(f"'{value_text}' is not a YAML value", file=where, key=dotted) from error
     keys = dotted.split(".")
     tree: Any = value

@@ -12,6 +12,8 @@ import yaml
 from rcot_rl.errors import InputError
 
 Key = tuple[str | int, ...]
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises for a text at fault; for a date such as 2020-13-45, a bare ValueError."""
 MAX_KEYS = 100_000
 """Most keys of one file: aliases of aliases can stand for more than any memory holds."""
 
@@ -63,17 +65,24 @@ def read_yaml(path: Path) -> Source:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise InputError(f"not valid YAML: {problem}", file=path, line=line) from error
+    except NOT_YAML as error:
+        message, line = yaml_fault(error)
+        raise InputError(message, file=path, line=line) from error
     if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
         raise InputError("must be a mapping of keys to values", file=path, line=1)
     source = Source(tree)
     source.places[()] = (str(path), None)
     _note_places(node, (), str(path), source.places)
     return source
+
+
+def yaml_fault(error: Exception) -> tuple[str, int | None]:
+    """What is wrong with a text that raised one of `NOT_YAML`, on one line, and where if known."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    if isinstance(error, RecursionError):
+        problem = "nested too deep"
+    return f"not valid YAML: {problem}", mark.line + 1 if mark else None
 
 
 def _note_places(

@@ -134,7 +134,7 @@ def test_broken_sets_name_file_and_template(
     assert message in caught.value.message
 
 
-@pytest.mark.parametrize("content", ["- a\n", "a: [\n", ""])
+@pytest.mark.parametrize("content", ["- a\n", "a: [\n", "", "a: 2020-13-45"])
 def test_files_that_are_no_set(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)

@@ -318,6 +318,15 @@ def test_files_that_are_no_mapping(write: Write, content: str, message: str) -> 
     assert message in error.message
 
 
+@pytest.mark.parametrize("value", ["2020-13-45", "[" * 5000, "\x01", "2020-01-01T99:00:00"])
+def test_what_yaml_chokes_on_is_one_line(write: Write, value: str) -> None:
+    path = write("bad.yaml", f"name: a\nseed: {value}\n")
+    error = fault(path)
+    assert error.file == str(path) and error.message.startswith("not valid YAML: ")
+    error = fault(Path("laptop"), f"seed={value}")
+    assert (error.file, error.key) == ("command line", "seed")
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     assert fault(tmp_path / "none.yaml").file == str(tmp_path / "none.yaml")
     binary = tmp_path / "binary.yaml"

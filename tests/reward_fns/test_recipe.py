@@ -145,6 +145,10 @@ def test_routes_may_differ_in_components_and_be_written_in_place(tmp_path):
         ("task: ktg", "components", ""),
         ("- 1", "", "mapping"),
         ("a: [", "", "not valid YAML"),
+        ("a: 2020-13-45", "", "not valid YAML: month"),
+        ("a: " + "[" * 5000, "", "nested too deep"),
+        ("a: \x01", "", "not valid YAML: unacceptable character"),
+        ("extends: ktg\ncomponents: {format: {module: [a]}}", "module", "no such module ['a']"),
     ],
 )
 def test_refused_with_file_and_key(tmp_path, text, key, says):
