@@ -6,7 +6,8 @@ import errno
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,15 @@ from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.data import DataSection, has_traces
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_NO_ROOM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def build(
@@ -69,14 +78,18 @@ def build(
     seed = seed if data.seed is None else data.seed
     canvas = canvas if data.canvas is None else data.canvas
     prompts = load_prompts(prompts_name)
-    corpora = open_corpora(data)
     counter = None if policy is None else TokenCounter(policy)
+    if counter is not None:
+        counter.vision_tokens(canvas)  # the pixel contract, before hours of reading
+    out = Path(out).resolve()
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    corpora = open_corpora(data)
     maker = _row_maker(data, corpora, prompts, canvas, counter)
     found = survey(corpora, data, canvas, progress, propagator, seed)
     facts = _described(found, maker, data)
     recipe = _recipe_of(data, prompts, seed, canvas)
     texts = _Texts(recipe, recipe_hash, limits or {}, rewards or {}, maker)
-    out = Path(out).resolve()
     while True:
         refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
         plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
@@ -98,17 +111,23 @@ def _write(
     progress: Progress,
 ) -> dict[str, Any]:
     sets = {}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
         for name in data.sets:
             spec = texts.spec(name, plan, data, facts)
             sets[name] = write_set(spec, texts.maker, out, data.workers, progress)
+    return sets
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Says where there is no room, or no right, to write."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         where = error.filename or out
         raise InputError(f"cannot be written: {error.strerror}", file=where) from error
-    return sets
 
 
 def _without(

@@ -55,6 +55,8 @@ def read_shown(
     """
     try:
         file = pq.ParquetFile(shard)
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=shard) from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"not a readable parquet file: {error}", file=shard) from error
     with file:

@@ -82,16 +82,21 @@ class TokenCounter:
         prompt: the row's turns, `<image>` where the image goes; response: the assistant's turn of
         an SFT row. Raises InputError when the processor would resize the image.
         """
-        try:
-            vision = self.limits.vision_tokens(canvas, canvas)
-        except ValueError as error:
-            raise InputError(str(error), file=self.model, key="canvas") from error
+        vision = self.vision_tokens(canvas)
         turns = [{"role": t["role"], "content": _parts(t["content"])} for t in prompt]
         n_prompt = self._count(turns, True, vision)
         if response is None:
             return Lengths(vision, n_prompt, n_prompt)
         turns.append({"role": "assistant", "content": _parts(response)})
         return Lengths(vision, n_prompt, self._count(turns, False, vision))
+
+    def vision_tokens(self, canvas: int) -> int:
+        """Of an image of `canvas` x `canvas` pixels. Raises InputError when the processor would
+        resize it."""
+        try:
+            return self.limits.vision_tokens(canvas, canvas)
+        except ValueError as error:
+            raise InputError(str(error), file=self.model, key="canvas") from error
 
     def _count(self, turns: list[dict[str, Any]], generate: bool, vision: int) -> int:
         text = self._template.render(messages=turns, add_generation_prompt=generate)

@@ -127,12 +127,16 @@ def data_check(
     else:
         for fault in found.faults:
             typer.echo(str(fault), err=True)
-        typer.echo("no faults" if found.ok else f"{len(found.faults)} faults")
+        typer.echo("no faults" if found.ok else _counted(len(found.faults)))
     if not found.ok:
         # without --json every fault is on standard error already
         if as_json:
             exit_with([str(fault) for fault in found.faults])
         raise typer.Exit(2)
+
+
+def _counted(faults: int) -> str:
+    return f"{faults} fault{'' if faults == 1 else 's'}"
 
 
 @data_app.command("show")
@@ -172,7 +176,8 @@ def data_push(
 
     found = check(folder)
     if not found.ok:
-        raise InputError(f"{len(found.faults)} faults; the first: {found.faults[0]}", file=folder)
+        first = f"{_counted(len(found.faults))}; the first: {found.faults[0]}"
+        raise InputError(first, file=folder)
     from datasets import load_dataset
 
     rows = load_dataset(str(folder))

@@ -102,13 +102,13 @@ class _Tracer:
         self.prompts: Prompts = load_prompts(recipe.prompts)
         self.corpora = open_corpora(data)
         self.describer: Describer = open_descriptions(data.describe, self.corpora)
-        self.facts = survey(self.corpora, data, self.canvas, _scanned, seed=self.seed)
         identity = {
             "canvas": self.canvas,
             "prompts": prompts_digest(self.prompts.templates, TRACES),
         }
         ledger = out / "traces.ledger.jsonl"
         self.session = Session(recipe, self.section, "trace", ledger, identity)
+        self.facts = survey(self.corpora, data, self.canvas, _scanned, seed=self.seed)
         self.accept = Acceptance(self.section, self.canvas)
         # a greedy answer does not change
         self.tries = self.section.tries if self.section.temperature > 0 else 1

@@ -182,3 +182,11 @@ def test_frames_that_two_sets_show_are_made_once(data, tmp_path, monkeypatch):
     media = {n for m in built["sets"].values() for n in m["files"] if n.startswith("media/")}
     assert len(made) == len(media)
     assert sum(sum(m["rows"].values()) for m in built["sets"].values()) > len(media)
+
+
+def test_a_file_in_place_of_the_folder_is_named_before_anything_is_read(data, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    said = []
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        build(data, tmp_path / "out", "qwen", progress=lambda *step: said.append(step))
+    assert caught.value.file.endswith("out") and not said
