@@ -41,6 +41,8 @@ class Wanted:
     min_free_gib: float = 0.0
     min_tmp_gib: float = 0.0
     max_skew_s: float = 5.0
+    driver_gpus: int = 0
+    """GPUs that the driver's own node must have, for stages that run beside it."""
 
 
 @dataclass
@@ -72,6 +74,13 @@ def faults(wanted: Wanted, token: str, head: dict[str, Any], nodes: list[Facts])
             f"{wanted.gpu_nodes} nodes with {wanted.gpus} GPUs are needed, {len(rich)} are there "
             f"({have})"
         )
+    for node in nodes:
+        if node.ip == head.get("ip") and node.gpus < wanted.driver_gpus:
+            out.append(
+                f"{node.host} ({node.ip}): the driver is here, with {node.gpus} GPUs; CoT-SFT and "
+                f"predictions run beside it and need {wanted.driver_gpus}; place it with "
+                "launch.ray.entrypoint_resources"
+            )
     return out
 
 
@@ -127,8 +136,16 @@ def probe(nodes: int, wait_s: float, wanted: Wanted) -> tuple[list[str], list[Fa
     finally:
         for leftover in wanted.shared.glob(f"{name}*"):
             leftover.unlink(missing_ok=True)
-    head = {"versions": versions(), "python": _python()}
+    head = {"versions": versions(), "python": _python(), "ip": _own_address(alive)}
     return late + faults(wanted, token, head, found), found
+
+
+def _own_address(alive: list[dict[str, Any]]) -> str | None:
+    """Of the node that this process, and then the driver, runs on."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return next((n["NodeManagerAddress"] for n in alive if n["NodeID"] == here), None)
 
 
 def _await_nodes(nodes: int, wait_s: float) -> list[dict[str, Any]]:
@@ -327,6 +344,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=float, default=600.0, help="seconds for nodes to come")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of a node")
     parser.add_argument("--gpu-nodes", type=int, default=0, help="nodes that must have them")
+    parser.add_argument("--driver-gpus", type=int, default=0, help="GPUs of the driver's own node")
     parser.add_argument("--min-free-gib", type=float, default=0.0)
     parser.add_argument("--min-tmp-gib", type=float, default=0.0)
     parser.add_argument("--max-skew", type=float, default=5.0, help="seconds")
@@ -337,8 +355,9 @@ def check(args: argparse.Namespace) -> int:
     import ray
 
     wanted = Wanted(
-        args.shared, args.gpus, args.gpu_nodes, args.min_free_gib, args.min_tmp_gib, args.max_skew
-    )
+        args.shared, args.gpus, args.gpu_nodes, args.min_free_gib, args.min_tmp_gib, args.max_skew,
+        args.driver_gpus,
+    )  # fmt: skip
     try:
         ray.init(address="auto", logging_level="warning", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -35,6 +35,7 @@ _LOCKED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]{0,100}==[A-Za-z0-9.+!_-]{1,60
 _RECIPE = "launched-recipe.yaml"
 _RECIPE_MARK = "launched_recipe_mark"
 SECRET = "<from this environment>"
+_AGENT_S = 60.0
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -50,6 +51,7 @@ class Request:
 
     runtime_env: dict[str, Any]
     entrypoint_num_cpus: float
+    entrypoint_resources: dict[str, float]
     metadata: dict[str, str]
     files: int
     bytes: int
@@ -93,6 +95,7 @@ def request(recipe: Recipe, recipe_name: str, overrides: Sequence[str] = ()) -> 
         dump_recipe(recipe) if own else None,
         runtime,
         settings.entrypoint_cpus,
+        dict(settings.entrypoint_resources),
         {"recipe": recipe.name, "run": str(run)},
         len(files),
         weight,
@@ -103,7 +106,7 @@ def submit(recipe: Recipe, made: Request, show: Callable[[str], None]) -> int:
     """Submit, follow the log into `show`, and return 0 when the job succeeded, else 1.
 
     Ctrl-C stops the job too: a run that nobody follows would hold the cluster. Raises InputError
-    when no cluster answers.
+    when no cluster answers, or it refuses the job.
     """
     render.check_environment(recipe)
     secrets = {name: os.environ[name] for name in recipe.launch.secrets}
@@ -111,12 +114,7 @@ def submit(recipe: Recipe, made: Request, show: Callable[[str], None]) -> int:
     with staged(Path(made.working_dir), made.recipe) as folder:
         runtime = made.runtime_env | {"working_dir": str(folder)}
         runtime["env_vars"] = made.runtime_env["env_vars"] | secrets
-        job = client.submit_job(
-            entrypoint=made.entrypoint,
-            runtime_env=runtime,
-            metadata=made.metadata,
-            entrypoint_num_cpus=made.entrypoint_num_cpus,
-        )
+        job = _submitted(client, made, runtime)
     show(f"job {job} at {made.address}")
     try:
         status = _follow(client, job, show)
@@ -127,6 +125,27 @@ def submit(recipe: Recipe, made: Request, show: Callable[[str], None]) -> int:
     told = (client.get_job_info(job).message or "").partition("\n")[0]  # the log was shown
     show(f"job {job}: {status} {told}".rstrip())
     return 0 if status == "SUCCEEDED" else 1
+
+
+def _submitted(client: Any, made: Request, runtime: dict[str, Any]) -> str:
+    """The job's id. A cluster that has just started has no agent yet that would take a job."""
+    deadline = time.monotonic() + _AGENT_S
+    while True:
+        try:
+            return str(
+                client.submit_job(
+                    entrypoint=made.entrypoint,
+                    runtime_env=runtime,
+                    metadata=made.metadata,
+                    entrypoint_num_cpus=made.entrypoint_num_cpus,
+                    entrypoint_resources=made.entrypoint_resources or None,
+                )
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                last = str(error).strip().splitlines()[-1]
+                raise InputError(f"Ray refused the job: {last}", key="launch.ray") from error
+            time.sleep(2)
 
 
 def tracked_files(checkout: Path) -> list[Path]:

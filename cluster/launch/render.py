@@ -43,6 +43,8 @@ def health_options(recipe: Recipe, shared: Path, nodes: int, gpu_nodes: int) -> 
         "min-tmp-gib": health.min_tmp_gib,
         "max-skew": health.max_skew_s,
     }
+    if driver_needs_gpus(recipe):
+        values["driver-gpus"] = recipe.cluster.gpus_per_node
     return [f"--{name}={value}" for name, value in values.items()]
 
 

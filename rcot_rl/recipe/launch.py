@@ -77,6 +77,9 @@ class RayJobsSection(Section):
     """The most that the shipped code may weigh."""
 
     entrypoint_cpus: float = Field(default=1.0, ge=0)
+    entrypoint_resources: dict[str, float] = Field(default_factory=dict)
+    """Resources by which Ray places the driver, such as {"accelerator_type:H100": 0.001} where its
+    head has no GPUs: CoT-SFT and predictions run beside the driver."""
 
 
 class SlurmSection(Section):

@@ -52,6 +52,15 @@ def test_ray_dry_run_is_json_and_overrides_stay_literal(tmp_path):
     assert made["runtime_env"]["env_vars"]["RCOT_RL_PLUGIN"] == "required"
 
 
+def test_the_driver_can_be_placed_where_its_stages_have_gpus():
+    asked = "launch.ray.entrypoint_resources={accelerator_type:H100: 0.001}"
+    made = ray_jobs.request(load_recipe("rcot_seg_3b", [asked]), "rcot_seg_3b")
+    assert made.entrypoint_resources == {"accelerator_type:H100": 0.001}
+    assert "--driver-gpus=4" in shlex.split(made.entrypoint), "and it is asked before the run"
+    alone = ray_jobs.request(load_recipe("rcot_seg_3b", ["stages=[grpo-aks]"]), "rcot_seg_3b")
+    assert "driver-gpus" not in alone.entrypoint and alone.entrypoint_resources == {}
+
+
 def test_ones_own_recipe_is_shipped_resolved(tmp_path):
     path = tmp_path / "it's mine.yaml"
     path.write_text(
@@ -123,6 +132,25 @@ class FakeClient:
         if isinstance(got, Exception):
             raise got
         return got
+
+
+def test_a_cluster_without_an_agent_yet_is_asked_again_and_a_refusal_is_told(monkeypatch):
+    monkeypatch.setattr(ray_jobs.time, "sleep", lambda s: None)
+    made = ray_jobs.request(load_recipe("laptop"), "laptop")
+    answers = [RuntimeError("status code 500: No available agent to submit job"), "job-1"]
+
+    class Client:
+        def submit_job(self, **asked):
+            assert asked["entrypoint"] == made.entrypoint and asked["entrypoint_resources"] is None
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    assert ray_jobs._submitted(Client(), made, {}) == "job-1"
+    answers.append(RuntimeError("status code 400: bad runtime_env"))
+    with pytest.raises(InputError, match="refused the job: status code 400: bad runtime_env"):
+        ray_jobs._submitted(Client(), made, {})
 
 
 @pytest.mark.parametrize("end", ["SUCCEEDED", "FAILED", "STOPPED"])

@@ -193,6 +193,19 @@ def test_each_fault_is_one_line_with_its_node(tmp_path, changes, says):
     assert len(found) == 1 and says in found[0] and "n1" in found[0]
 
 
+def test_the_drivers_own_node_needs_gpus_where_stages_run_beside_it(tmp_path):
+    import dataclasses
+
+    beside = dataclasses.replace(wanted(tmp_path), driver_gpus=4)
+    nodes = [fact(), fact(gpus=0)]
+    nodes[1].host, nodes[1].ip = "n2", "10.0.0.3"
+    assert health.faults(beside, "t", HEAD | {"ip": "10.0.0.2"}, nodes) == []
+    (found,) = health.faults(beside, "t", HEAD | {"ip": "10.0.0.3"}, nodes)
+    assert found.startswith("n2 (10.0.0.3): the driver is here, with 0 GPUs")
+    assert "launch.ray.entrypoint_resources" in found
+    assert health.faults(wanted(tmp_path), "t", HEAD | {"ip": "10.0.0.3"}, nodes) == []
+
+
 def test_a_clock_is_judged_no_better_than_it_is_known(tmp_path):
     assert health.faults(wanted(tmp_path), "t", HEAD, [fact(skew_s=7.0, uncertain_s=3.0)]) == []
 

@@ -144,7 +144,7 @@ def test_a_node_that_the_run_cannot_use_ends_the_job_with_its_fault(host, tmp_pa
 
 def test_ray_jobs_runs_the_shipped_code_after_the_health_check(tmp_path, monkeypatch):
     """A cluster of one node, started as someone else would have started it."""
-    gcs, dashboard, client = rendezvous.free_ports("127.0.0.1", os.getpid(), 0, 3)
+    gcs, dashboard, client, agent = rendezvous.free_ports("127.0.0.1", os.getpid(), 0, 4)
     monkeypatch.setenv("MY_SECRET", "value")
     own = [
         f"launch.ray.address=http://127.0.0.1:{dashboard}", f"launch.ray.python={sys.executable}",
@@ -158,11 +158,14 @@ def test_ray_jobs_runs_the_shipped_code_after_the_health_check(tmp_path, monkeyp
     )
     checks = made.entrypoint.partition(" -- ")[0]
     good = replace(made, entrypoint=f"{checks} -- {shlex.join([sys.executable, '-c', code])}")
-    bad = replace(made, entrypoint=good.entrypoint.replace("--nodes=1", "--nodes=2 --wait=3", 1))
+    more = good.entrypoint.replace("--nodes=1", "--nodes=2", 1).replace("--wait=600", "--wait=3", 1)
+    assert "--wait=3 " in more
+    bad = replace(made, entrypoint=more)
     with Host({"RAY_AUTH_MODE": "disabled"}) as here:
         words = [
             "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={gcs}",
             f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--num-gpus=1",
+            f"--dashboard-agent-listen-port={agent}",
             "--num-cpus=8", "--disable-usage-stats", "--object-store-memory=100000000",
             f"--temp-dir={here.environment['RAY_TMPDIR']}",
         ]  # fmt: skip
