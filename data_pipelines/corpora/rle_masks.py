@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from data_pipelines.corpora import rle
 from data_pipelines.corpora.base import Corpus, CorpusFault, Video
-from data_pipelines.corpora.metadata import Node, read_json
+from data_pipelines.corpora.mask_file import MaskFile
 
 _T = TypeVar("_T")
 
@@ -34,7 +35,7 @@ class RleMasks(Corpus):
     def load(self) -> None:
         super().load()
         if self.has_masks:
-            self._mask_dict()
+            _ = self._masks
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         found = self._rle(self.video(video_id), anno_id, frame_index)
@@ -79,7 +80,7 @@ class RleMasks(Corpus):
         return None
 
     def _rle(self, video: Video, anno_id: str, frame_index: int) -> Any:
-        listed = self._mask_dict().get(anno_id)
+        listed = self._masks.get(anno_id)
         if not isinstance(listed, list):
             place, detail = f"{self.masks_file} {anno_id}", f"named by an expression of {video.id}"
             raise CorpusFault("absent_object", place, detail)
@@ -95,8 +96,6 @@ class RleMasks(Corpus):
             place = f"{self.masks_file} {anno_id}[{frame_index}]"
             raise CorpusFault("bad_rle", place, str(error)) from error
 
-    def _mask_dict(self) -> dict[str, list]:
-        if not hasattr(self, "_masks"):
-            node = Node(read_json(self.masks_file), self.masks_file)
-            self._masks: dict[str, list] = node.of(dict)
-        return self._masks
+    @cached_property
+    def _masks(self) -> MaskFile:
+        return MaskFile(self.masks_file)
