@@ -9,6 +9,7 @@ for every micro-batch.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -67,9 +68,15 @@ def _in_fp32(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def windows_together(model: torch.nn.Module) -> None:
     """Have the vision tower of a Qwen2.5-VL attend in all windows of one length at once."""
+    own = None
     for module in model.modules():
         if type(module).__name__ == "Qwen2_5_VLVisionAttention":
-            module.config._attn_implementation = WINDOWS  # all its layers share the configuration
+            if own is None:
+                # a copy, for the layers alone: of the model's own configuration verl makes another
+                # model when it saves, and transformers looks such a name up as a kernel
+                own = copy.copy(module.config)
+                own._attn_implementation = WINDOWS
+            module.config = own
 
 
 def attend_in_windows(

@@ -117,6 +117,7 @@ for together in (False, True):
     made = made.pooler_output if hasattr(made, "pooler_output") else made
     (made * torch.linspace(-1, 1, made.shape[-1])).sum().backward()
     found.append((made.detach(), torch.cat([p.grad.flatten() for p in tower.parameters()])))
+assert tower.config._attn_implementation == "sdpa", "another model can be made of it"
 (a, da), (b, db) = found
 print(len(a), float((a - b).abs().max()), float((da - db).abs().max() / da.abs().max()))
 """,
