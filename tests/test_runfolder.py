@@ -189,3 +189,21 @@ def test_a_run_goes_on_on_other_hosts(tmp_path: Path) -> None:
     other = load_recipe("laptop", [*WIDER, "seed=9"])
     with pytest.raises(InputError, match="seed"):
         RunFolder.claim(tmp_path / "run", other)
+
+
+def test_a_run_of_an_earlier_schema_goes_on(tmp_path: Path, recipe: Recipe) -> None:
+    """A key that did not exist then, at its default, is no other recipe; at another value it is."""
+    root = tmp_path / "run"
+    RunFolder.claim(root, recipe).new_attempt("sft")
+    file = root / "recipe.yaml"
+    record = yaml.safe_load(file.read_text())
+    del record["recipe"]["grpo_ktg"]["clip_ratio"]
+    file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}))
+    assert RunFolder.claim(root, recipe).root == root.resolve()
+    assert yaml.safe_load(file.read_text())["recipe_hash"] == recipe_hash(recipe)
+    other = recipe.model_copy(
+        update={"grpo_ktg": recipe.grpo_ktg.model_copy(update={"clip_ratio": 0.3})}
+    )
+    file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}))
+    with pytest.raises(InputError, match=r"grpo_ktg.clip_ratio"):
+        RunFolder.claim(root, other)

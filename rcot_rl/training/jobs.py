@@ -170,7 +170,7 @@ def newest_checkpoint(checkpoints: Path) -> Path:
     """The folder of the newest checkpoint. Raises InputError when there is none."""
     step = newest_step(checkpoints)
     if step == 0:
-        raise InputError("holds no checkpoint", file=checkpoints)
+        raise InputError("holds no checkpoint yet: its stage comes first", file=checkpoints)
     return checkpoints / f"global_step_{step}"
 
 

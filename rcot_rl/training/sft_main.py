@@ -26,6 +26,12 @@ from rcot_rl.training.checkpoints import finish
 class Trainer(SFTTrainer):
     """verl's SFT trainer, one on each rank."""
 
+    def _build_dataloader(self) -> None:
+        super()._build_dataloader()
+        self.train_sampler.seed = (
+            self.config.trainer.seed
+        )  # verl's order of rows is always seed 0's
+
     def _build_ckpt_handler(self) -> None:
         super()._build_ckpt_handler()
         handler, keep = self.ckpt_handler, self.config.trainer.max_ckpt_to_keep
