@@ -151,6 +151,9 @@ def main() -> None:
         folder = (options.out or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         recipe = recipe_for(folder, options.steps, options.settings)
+        if recipe.device == "cuda" and host()["gpu"] == "none":
+            print("no GPU on this host: nothing measured")
+            return
         rows = run(folder, recipe, options.shape)
     found = figures(rows, recipe)
     for key, value in found.items():
