@@ -51,6 +51,8 @@ class Hung(StageFailed):
 
 PATIENCE = 10
 LEAST_HEARTBEAT_S = 600.0
+AFTER_A_DEATH = 2
+LEAST_AFTER_A_DEATH_S = 60.0
 
 
 @dataclass
@@ -66,13 +68,20 @@ class Limits:
     last_beat: float | None = None
     longest_s: float | None = None
     """The longest pause between two beats."""
+    died: float | None = None
+    """When a worker of the child was said to have died, and no beat came since."""
 
     def beat(self) -> None:
         """The child has made progress."""
         now = time.monotonic()
         if self.last_beat is not None:
             self.longest_s = max(self.longest_s or 0.0, now - self.last_beat)
-        self.last_beat = now
+        self.last_beat, self.died = now, None
+
+    def death(self) -> None:
+        """A worker of the child has died. It may go on without, or wait for it for ever: the next
+        beat has to come within AFTER_A_DEATH times the longest pause so far, or a minute."""
+        self.died = self.died or time.monotonic()
 
     def check(self, started: float, now: float, log: Path) -> None:
         """Raises StageFailed when a limit has passed. Times are of the monotonic clock."""
@@ -85,6 +94,10 @@ class Limits:
         most = self._pause_s()
         if most is not None and now - self.last_beat > most:
             raise Hung(f"made no step for {most:.0f} s: hung", log)
+        if self.died is not None and self.longest_s is not None:
+            soon = max(LEAST_AFTER_A_DEATH_S, AFTER_A_DEATH * self.longest_s)
+            if now - self.died > soon:
+                raise Hung(f"lost a worker and made no step in the next {soon:.0f} s: hung", log)
 
     def _pause_s(self) -> float | None:
         """The longest that a beat may be waited for, after the first."""

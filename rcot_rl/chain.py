@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.launch.lost_hosts import LossWatch
+from cluster.launch.lost_hosts import DeathWatch, LossWatch
 from cluster.local import Host, Limits, StageFailed
 from cluster.verdict import History
 from rcot_rl import data_stage
@@ -207,6 +207,7 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
     address = state.recipe.cluster.ray_address
     on_cluster = address != "local"
     lost = LossWatch(attempt / "log.txt") if on_cluster else None
+    deaths = DeathWatch(attempt / "log.txt")
     elsewhere = ["-m", "cluster.launch.ask_stacks", address, str((attempt / "stacks").resolve())]
     supervise = state.recipe.supervise
     hours = supervise.deadline_hours
@@ -220,6 +221,8 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
         for line in follower.poll():
             limits.beat()
             state.console.step(stage, line, job.total_steps)
+        if deaths.poll():
+            limits.death()
         if lost is not None:
             lost.poll()
 

@@ -172,6 +172,28 @@ def test_without_a_heartbeat_the_stages_own_steps_say_what_is_long(tmp_path, mon
         once.check(1000.0, now + 701.0, log)
 
 
+def test_after_a_workers_death_a_step_is_awaited_less_long(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limits, log = Limits(heartbeat_s=3600.0, longest_s=90.0, last_beat=now), tmp_path / "log.txt"
+    limits.death()
+    now += 50
+    limits.death()  # said again: counted from the first
+    limits.check(0.0, 1000.0 + 180, log)
+    with pytest.raises(Hung, match="lost a worker and made no step in the next 180 s"):
+        limits.check(0.0, 1000.0 + 181, log)
+    limits.beat()  # it went on without
+    limits.check(0.0, now + 3000, log)
+    quick = Limits(longest_s=3.0, last_beat=now)
+    quick.death()
+    quick.check(0.0, now + 60, log)
+    with pytest.raises(Hung, match="in the next 60 s"):
+        quick.check(0.0, now + 61, log)
+    early = Limits(startup_s=3600.0)
+    early.death()  # models are loading: nobody knows how long a step takes
+    early.check(0.0, 3000.0, log)
+
+
 def test_a_child_that_ends_well_leaves_no_stacks(tmp_path):
     log = tmp_path / "log.txt"
     with Host({}) as host:

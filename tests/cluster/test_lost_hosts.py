@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.launch.lost_hosts import LossWatch
+from cluster.launch.lost_hosts import DeathWatch, LossWatch
 from cluster.local import StageFailed
 from cluster.verdict import History
 from rcot_rl.recipe.supervise import SuperviseSection
@@ -68,3 +68,19 @@ def test_hosts_lost_again_and_again_at_one_step_are_no_deterministic_failure(tmp
         verdicts.append(history.judge("grpo-aks", said, log, 7, "RuntimeError: x"))
     assert [v.cause for v in verdicts] == ["host"] * 4
     assert [v.retry for v in verdicts] == [True, True, True, False], "up to max_attempts"
+
+
+def test_the_death_of_a_worker_is_told_once(tmp_path):
+    log = tmp_path / "log.txt"
+    watch = DeathWatch(log)
+    assert not watch.poll()
+    log.write_text(WAITING)
+    assert not watch.poll()
+    said = "(raylet) A worker died or was killed while executing a task by an unexpected error.\n"
+    with log.open("a") as file:
+        file.write(said[:30])
+    assert not watch.poll()
+    with log.open("a") as file:
+        file.write(said[30:])
+    assert watch.poll()
+    assert not watch.poll()
