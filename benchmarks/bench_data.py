@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,12 @@ def cpu(work: Callable[[], object], repeats: int) -> float:
     return best
 
 
+def each(work: Callable[[Any], object], items: Sequence[Any]) -> None:
+    """Without keeping results: memory that is not used again must be had from the system first."""
+    for item in items:
+        work(item)
+
+
 def all_masks(corpus: Corpus) -> None:
     """Decodes every mask that a sentence names; a label image once, whatever it holds."""
     for video in corpus.videos():
@@ -170,7 +176,7 @@ def report(data: DataSection, out: Path, repeats: int) -> None:
     runs = cpu(lambda: [all_masks(c) for c in corpora.values() if not c.disjoint], repeats)
     in_rows = [m for m in found.masks if not m[0].disjoint]
     runs_in_rows = cpu(lambda: row_masks(in_rows), repeats)
-    frames = cpu(lambda: [c.frame(v, f) for c, v, f in found.frames], repeats)
+    frames = cpu(lambda: each(lambda f: f[0].frame(*f[1:]), found.frames), repeats)
     literal = frames + cpu(lambda: row_masks(found.masks), repeats)
     print(f"build                                    {seconds:8.2f} s")
     print(f"decoding {len(found.frames):6} frames that rows show   {frames:8.2f} s")
@@ -194,13 +200,13 @@ def _rest(
     share = len(found.frames) / len(some)
     images = [to_canvas(f, 840) for f in some]
     files = [encode(i, data.image_format) for i in images]
-    resizing = share * cpu(lambda: [to_canvas(f, 840) for f in some], repeats)
-    encoding = share * cpu(lambda: [encode(i, data.image_format) for i in images], repeats)
-    hashing = cpu(lambda: [hashlib.sha256(f).digest() for f in files], repeats) / len(files)
+    resizing = share * cpu(lambda: each(lambda f: to_canvas(f, 840), some), repeats)
+    encoding = share * cpu(lambda: each(lambda i: encode(i, data.image_format), images), repeats)
+    hashing = cpu(lambda: each(lambda f: hashlib.sha256(f).digest(), files), repeats) / len(files)
     hashing *= 2 * rows  # as the row's and inside its parquet file
     masks = [c.object_mask(v, a, t) for c, v, a, t in found.masks[:200]]
     masks = [m for m in masks if m is not None and m.any()]
-    circles = cpu(lambda: [ground(m, 840) for m in masks], repeats) / len(masks)
+    circles = cpu(lambda: each(lambda m: ground(m, 840), masks), repeats) / len(masks)
     circles *= len(found.masks)
     left = seconds - limit - resizing - encoding - hashing - circles
     print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,8 +83,7 @@ def build(
     if counter is not None:
         counter.vision_tokens(canvas)  # the pixel contract, before hours of reading
     out = Path(out).resolve()
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    _refuse_place(out)
     corpora = open_corpora(data)
     maker = _row_maker(data, corpora, prompts, canvas, counter)
     found = survey(corpora, data, canvas, progress, propagator, seed)
@@ -112,10 +112,18 @@ def _write(
 ) -> dict[str, Any]:
     sets = {}
     with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
         for name in data.sets:
             spec = texts.spec(name, plan, data, facts)
             sets[name] = write_set(spec, texts.maker, out, data.workers, progress)
     return sets
+
+
+def _refuse_place(out: Path) -> None:
+    """Raises InputError where no folder can be made, before hours of reading."""
+    there = next(p for p in (out, *out.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError("cannot be written: not a folder, or not ours", file=there)
 
 
 @contextmanager
