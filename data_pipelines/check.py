@@ -90,6 +90,11 @@ def check(folder: Path | str, model: Path | None = None) -> Report:
     if not chosen:
         raise InputError(f"holds no shard set (no {MANIFEST})", file=folder)
     report = Report()
+    if not single:
+        report.faults += [
+            Fault(str(p / MANIFEST), None, "", "missing: the shards beside it cannot be checked")
+            for p in _without_manifest(folder)
+        ]
     contents = [_SetCheck(path, report).run() for path in chosen]
     if single:
         silent = Report()
@@ -108,6 +113,15 @@ def check(folder: Path | str, model: Path | None = None) -> Report:
 def _sets_in(folder: Path) -> list[Path]:
     return sorted(
         p for p in folder.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file()
+    )
+
+
+def _without_manifest(folder: Path) -> list[Path]:
+    """Folders of shards that have lost what says what they should hold."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and not (p / MANIFEST).exists() and any(p.glob("*.parquet"))
     )
 
 

@@ -213,7 +213,8 @@ def _title(pid: int) -> str:
         return ""
 
 
-def test_a_stage_outlives_the_loss_of_a_host(hosts, settings, trained, tmp_path):
+@pytest.mark.parametrize("when", ["mid-step", "mid-save"])
+def test_a_stage_outlives_the_loss_of_a_host(hosts, settings, trained, tmp_path, when):
     steps, lost_after = 4, 2
     ours = [
         *settings, *_across(hosts), f"grpo_aks.steps={steps}", "supervise.backoff_s=1",
@@ -223,7 +224,12 @@ def test_a_stage_outlives_the_loss_of_a_host(hosts, settings, trained, tmp_path)
     process = hosts.popen(0, ["-m", "rcot_rl.cli", "run", "laptop", *ours, "--out", str(run)])
     try:
         _await(lambda: len(_metrics(run)) >= lost_after, process)
-        time.sleep(1.0)  # into the next step
+        if when == "mid-step":
+            time.sleep(1.0)  # into the next step
+        else:
+            saved = run / f"grpo-aks/checkpoints/global_step_{lost_after + 1}"
+            _await((saved / "actor").is_dir, process, pause_s=0.002)
+            assert not (saved / "checkpoint.json").exists(), "it was sealed before"
         lost = time.monotonic()
         before = len(_metrics(run))
         assert hosts.lose(1) > 3
@@ -239,7 +245,7 @@ def test_a_stage_outlives_the_loss_of_a_host(hosts, settings, trained, tmp_path)
         if process.poll() is None:
             process.terminate()
             process.wait(timeout=60)
-    print(f"noticed after {noticed:.1f} s, host back {back:.1f} s, next step {again:.1f} s")
+    print(f"{when}: noticed after {noticed:.1f} s, host back {back:.1f} s, next step {again:.1f} s")
     assert [m["step"] for m in _metrics(run)] == list(range(1, steps + 1)), "each step once"
     assert (run / "grpo-aks" / "done.json").is_file()
     rows = (run / "grpo-aks" / "attempts.jsonl").read_text().splitlines()
@@ -248,9 +254,9 @@ def test_a_stage_outlives_the_loss_of_a_host(hosts, settings, trained, tmp_path)
     assert two_hosts.ADDRESSES[1] in verdicts[0]["text"], "it says which host"
 
 
-def _await(condition, process, within_s: float = 900.0) -> None:
+def _await(condition, process, within_s: float = 900.0, pause_s: float = 0.2) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert process.poll() is None, "the run ended"
         assert time.monotonic() < end
-        time.sleep(0.2)
+        time.sleep(pause_s)

@@ -42,6 +42,15 @@ def rewrite(folder: Path, change: Callable[[list[dict]], None], split: str = "tr
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def test_a_set_whose_manifest_is_gone_is_not_passed_over(out):
+    (out / "grpo-aks-x" / "manifest.json").unlink()
+    report = check(out)
+    assert not report.ok
+    assert [f.file for f in report.faults] == [str(out / "grpo-aks-x" / "manifest.json")]
+    assert "missing" in report.faults[0].message
+    assert report.counts["sft-x"]["train"]["ktg"] == 8, "the other set is checked"
+
+
 def test_a_build_is_clean(out):
     report = check(out)
     assert report.faults == []
