@@ -3,8 +3,8 @@
 Every change is a paired one: the same held-out prompts and the same expressions, after a stage
 minus after CoT-SFT of the same run. Two intervals are given, for two questions:
 
-    over prompts   each prompt's change is first averaged over the runs; prompts are the sample.
-                   Would other prompts show it, with these runs?
+    over prompts   each prompt's change is first averaged over the runs; prompts are the sample,
+                   of J&F clips, each with its expressions. Would others show it, with these runs?
     over runs      each run's mean change is one value; runs are the sample. Would other seeds
                    show it? With three runs, Student's t makes it 2.5 times as wide as z would.
 
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.intervals import Interval, mean_interval
+from rcot_rl.intervals import Interval, clustered_interval, mean_interval
 from rcot_rl.monitoring import page
 from rcot_rl.monitoring.curves import Series, line_chart
 from rcot_rl.monitoring.metrics import read_metrics
@@ -63,7 +63,7 @@ def compare(runs: Sequence[Path]) -> list[Change]:
     """
     if not runs:
         raise InputError("no run to compare")
-    changes = [*_reward_changes(runs), *_score_changes(runs)]
+    changes = [*_reward_changes(runs), *score_changes(runs)]
     if not changes:
         raise InputError("no GRPO stage that all runs have finished", file=runs[0])
     return changes
@@ -139,7 +139,11 @@ def _reward_changes(runs: Sequence[Path]) -> list[Change]:
     return changes
 
 
-def _score_changes(runs: Sequence[Path]) -> list[Change]:
+def score_changes(runs: Sequence[Path]) -> list[Change]:
+    """J&F of every benchmark, and of all expressions, as `compare`; empty without a change.
+
+    Raises InputError as `compare`.
+    """
     names = sorted(p.stem for p in (runs[0] / "eval").glob("*.json") if p.stem != "done")
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
@@ -166,12 +170,22 @@ def _score_changes(runs: Sequence[Path]) -> list[Change]:
             if all({before, after} <= one.keys() for name in benchmarks for one in found[name]):
                 label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
                 label += f", {after}" + ("" if before == BEFORE else f" over {before}")
-                changes.append(_change(f"J&F {label}", runs, units, before, after))
+                changes.append(_change(f"J&F {label}", runs, units, before, after, _clip))
     return changes
 
 
+def _clip(expression: str) -> str:
+    """Of `benchmark/video/expression`."""
+    return expression.rpartition("/")[0]
+
+
 def _change(
-    name: str, runs: Sequence[Path], units: Callable[[int, str], Units], first: str, then: str
+    name: str,
+    runs: Sequence[Path],
+    units: Callable[[int, str], Units],
+    first: str,
+    then: str,
+    cluster: Callable[[str], str] = str,
 ) -> Change:
     before = [units(run, first) for run in range(len(runs))]
     after = [units(run, then) for run in range(len(runs))]
@@ -187,7 +201,7 @@ def _change(
         name,
         [float(np.mean(list(one.values()))) for one in before],
         [float(np.mean(list(one.values()))) for one in after],
-        mean_interval(table.mean(axis=0)),
+        clustered_interval(table.mean(axis=0), [cluster(key) for key in order]),
         mean_interval(table.mean(axis=1)),
     )
 

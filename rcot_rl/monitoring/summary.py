@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rcot_rl.intervals import paired_difference
+from rcot_rl.monitoring.compare import score_changes
 from rcot_rl.recipe.schema import STAGES
 
 _TASKS = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
@@ -14,7 +15,7 @@ _TASKS = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
 
 def summary_table(root: Path) -> str:
     """Plain text. What a run does not have is left out, never filled in."""
-    lines = [*_reward_lines(root), *_score_lines(root), *_time_lines(root)]
+    lines = [*_reward_lines(root), *_score_lines(root), *_change_lines(root), *_time_lines(root)]
     page = root / "report.html"
     if page.is_file():
         lines.append(f"report   {page}")
@@ -56,6 +57,26 @@ def _score_lines(root: Path) -> list[str]:
         for name, row in rows.items():
             lines.append(f"  {name:<12} " + score_text(row))
     return lines
+
+
+def _change_lines(root: Path) -> list[str]:
+    """J&F of all expressions, after training and over the baselines, as changes of this one run."""
+    if not (root / "eval").is_dir():
+        return []
+    changes = score_changes([root])
+    whole = [c for c in changes if c.name.startswith(_ALL)] or changes
+    if not whole:
+        return []
+    lines = ["J&F, change with its 95 % interval; clips are the sample"]
+    for change in whole:
+        mean, low, high, clips = change.over_prompts
+        reach = "" if low is None else f" [{low:+.1f}, {high:+.1f}]"
+        name = change.name.removeprefix(_ALL).removeprefix("J&F ")
+        lines.append(f"  {name:<26}{mean:+6.1f}{reach}   {clips} clips")
+    return lines
+
+
+_ALL = "J&F all expressions, "
 
 
 def score_text(result: dict[str, Any]) -> str:

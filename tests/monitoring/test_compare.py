@@ -72,7 +72,8 @@ def test_what_did_not_change_has_no_change(runs: list[Path]) -> None:
 
 def test_jf_is_paired_by_expression_and_leaves_out_what_has_no_score(runs: list[Path]) -> None:
     jf = next(c for c in compare(runs) if c.name == "J&F mevis, grpo-aks")
-    assert (jf.over_prompts.mean, jf.over_prompts.n) == (3.0, 2)
+    assert (jf.over_prompts.mean, jf.over_prompts.n) == (3.0, 1), "both are of one clip"
+    assert jf.over_prompts.low is None, "which has no spread"
 
 
 def test_the_table_is_markdown_with_a_column_a_run(runs: list[Path]) -> None:

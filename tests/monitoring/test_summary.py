@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from rcot_rl.monitoring.summary import LISTED, fault_lines
+import json
+from pathlib import Path
+
+from rcot_rl.monitoring.summary import LISTED, fault_lines, summary_table
 
 
 def test_faults_are_counted_and_the_first_are_named() -> None:
@@ -20,3 +23,23 @@ def test_faults_are_counted_and_the_first_are_named() -> None:
 
 def test_nothing_is_said_of_whole_predictions() -> None:
     assert fault_lines({"missing": [], "faults": [], "unscorable": []}) == []
+
+
+def test_the_table_says_how_sure_a_change_of_jf_is(tmp_path: Path) -> None:
+    def rows(*scores: float) -> dict[str, object]:
+        listed = [
+            {"video": f"clip{k // 2}", "expression_id": str(k), "J&F": score}
+            for k, score in enumerate(scores)
+        ]
+        mean = sum(scores) / len(scores)
+        return {"J": mean, "F": mean, "J&F": mean, "per_expression": listed}
+
+    trained, start = rows(60.0, 70.0, 50.0, 40.0), rows(50.0, 60.0, 52.0, 42.0)
+    result = {"checkpoints": {"sft": start, "grpo-ktg": trained}, "baselines": {}, "segmenter": "x"}
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "mevis.json").write_text(json.dumps(result))
+    line = next(
+        row for row in summary_table(tmp_path).splitlines() if "clips" in row and "[" in row
+    )
+    # +10 and -2 a clip: mean 4, and t(0.975, 1) = 12.706 times 6
+    assert line.split() == ["mevis,", "grpo-ktg", "+4.0", "[-72.2,", "+80.2]", "2", "clips"]
