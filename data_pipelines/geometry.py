@@ -133,6 +133,8 @@ def ground(mask: np.ndarray, canvas: int) -> Grounding:
     return Grounding(box_on_canvas(mask, canvas), point)
 
 
+PIXELS = 2
+"""Raised whenever `to_canvas` gives other pixels: shards made before are then made anew."""
 _SMALL = 1 << 18
 """Pixels of a frame that is averaged over areas."""
 

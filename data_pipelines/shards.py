@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from data_pipelines.card import write_card
 from data_pipelines.corpora import CorpusFault
 from data_pipelines.drawing import SPLITS, Instance, Split
+from data_pipelines.geometry import PIXELS
 from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
 from data_pipelines.parallel import ordered_map
 from data_pipelines.rows import RowMaker
@@ -118,6 +119,7 @@ class SetSpec:
         """Everything that the set's bytes depend on, short of the corpora's pixels."""
         parts = {
             "version": VERSION,
+            "pixels": PIXELS,
             "recipe": self.recipe,
             "recipe_hash": self.recipe_hash,
             "texts": self.texts_digest,
