@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,19 +33,10 @@ from data_pipelines.texts import (
 )
 from data_pipelines.tokens import TokenCounter
 from rcot_rl.errors import InputError
+from rcot_rl.files import writing
 from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.data import DataSection, has_traces
-
-_NO_ROOM = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
 
 
 def build(
@@ -111,7 +100,7 @@ def _write(
     progress: Progress,
 ) -> dict[str, Any]:
     sets = {}
-    with _writing(out):
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in data.sets:
             spec = texts.spec(name, plan, data, facts)
@@ -124,18 +113,6 @@ def _refuse_place(out: Path) -> None:
     there = next(p for p in (out, *out.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError("cannot be written: not a folder, or not ours", file=there)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Says where there is no room, or no right, to write."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        where = error.filename or out
-        raise InputError(f"cannot be written: {error.strerror}", file=where) from error
 
 
 def _without(

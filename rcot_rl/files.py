@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rcot_rl.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -17,3 +22,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+_NO_ROOM = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+        errno.EEXIST,
+    }
+)  # fmt: skip
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raises InputError, naming the file or else `place`, where there is no room, or no right, to
+    write; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or place
+        raise InputError(f"cannot be written: {error.strerror}", file=where) from error

@@ -14,7 +14,6 @@ original DAVIS release.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -30,18 +29,9 @@ from data_pipelines.toy.metadata import WRITERS, Split, paths_of
 from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar, summarise
 from data_pipelines.toy.writers import Paths, Record, save_json, write_clip
 from rcot_rl.errors import InputError
+from rcot_rl.files import writing
 
 __all__ = ["LAYOUT_SPLITS", "summarise", "write_all", "write_corpus", "write_layout"]
-
-_NO_ROOM = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
 
 
 def write_corpus(
@@ -86,7 +76,7 @@ def write_corpus(
         return _reuse(root, sidecar, split, made_from)
     _stop_if_taken(root, layout, split, sidecar is not None)
     spec = ClipSpec(layout, split, seed, preset, queries_per_video, absent_share, multi_share)
-    try:
+    with writing(root):
         # Beside the corpus, or in it where it is there: it may be on a file system of its own.
         above = root if root.is_dir() else root.parent
         above.mkdir(parents=True, exist_ok=True)
@@ -96,11 +86,6 @@ def write_corpus(
             _publish(temporary, root)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        where = error.filename or root
-        raise InputError(f"cannot be written: {error.strerror}", file=where) from error
     return summary
 
 

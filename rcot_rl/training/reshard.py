@@ -4,8 +4,8 @@ verl's FSDP2 checkpoints are one file a rank, each with that rank's piece of eve
 only on as many ranks as wrote them. Here the pieces are put together and cut anew, as FSDP2 cuts
 them (by the first dimension, in equal pieces but for the last): weights, both moments of AdamW,
 whatever else is sharded. Step counts and the scheduler are the same on all ranks; random states are
-kept for the ranks that had one, and taken in turn for further ones. CoT-SFT has a
-position in the data for each rank, in rows of that rank; GRPO has one for all.
+kept for the ranks that had one, and taken in turn for further ones. CoT-SFT has a position in the
+data for each rank, in rows of that rank; GRPO has one for all.
 
 Left out: meshes of two dimensions (HSDP, tensor parallelism), which are refused. The whole state is
 in memory once.
