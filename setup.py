@@ -24,6 +24,7 @@ CORE = [
     "pillow==13.0.0",
     "av==18.1.0",
     "hotcoco==1.3.0",
+    "isal==1.9.1",
     "matplotlib==3.11.2",
     "wandb==0.31.0",
     "typer==0.29.2",

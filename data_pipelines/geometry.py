@@ -49,7 +49,11 @@ def inscribed_pixel(mask: np.ndarray) -> tuple[int, int]:
     The outside of the image is background. Distances are Euclidean between pixel centres and
     compared by their exact squares, so that ties are true ties. mask: bool [H, W], not empty.
     """
-    x1, y1, x2, y2 = tight_box(mask)
+    return _inscribed(mask, tight_box(mask))
+
+
+def _inscribed(mask: np.ndarray, box: tuple[int, int, int, int]) -> tuple[int, int]:
+    x1, y1, x2, y2 = box
     # Beyond the tight box all is background, so one pixel of margin decides every distance.
     padded = np.pad(mask[y1:y2, x1:x2], 1)
     y, x = _farthest(padded)
@@ -112,10 +116,12 @@ class Grounding:
         return {"bbox_2d": list(self.bbox_2d), "point_2d": list(self.point_2d)}
 
 
-def box_on_canvas(mask: np.ndarray, canvas: int) -> tuple[int, int, int, int]:
-    """The tight box of `mask` (bool [H, W], not empty) in canvas pixels."""
-    height, width = mask.shape
-    x1, y1, x2, y2 = tight_box(mask)
+def box_on_canvas(
+    box: tuple[int, int, int, int], size: tuple[int, ...], canvas: int
+) -> tuple[int, int, int, int]:
+    """A box of source pixels, in a frame of (H, W), in canvas pixels."""
+    height, width = size
+    x1, y1, x2, y2 = box
     return (
         scale_half_up(x1, width, canvas),
         scale_half_up(y1, height, canvas),
@@ -127,10 +133,11 @@ def box_on_canvas(mask: np.ndarray, canvas: int) -> tuple[int, int, int, int]:
 def ground(mask: np.ndarray, canvas: int) -> Grounding:
     """Box and point of one object's mask (bool [H, W], not empty) in canvas pixels."""
     height, width = mask.shape
-    x, y = inscribed_pixel(mask)
+    box = tight_box(mask)
+    x, y = _inscribed(mask, box)
     half = Fraction(1, 2)
     point = (scale_half_up(x + half, width, canvas), scale_half_up(y + half, height, canvas))
-    return Grounding(box_on_canvas(mask, canvas), point)
+    return Grounding(box_on_canvas(box, mask.shape, canvas), point)
 
 
 PIXELS = 2

@@ -171,14 +171,13 @@ class _Scan:
         return self.corpus.union_area(self.video, annos, index)
 
     def _is_thin(self, area: int, anno: str, index: int) -> bool:
-        """Whether the object's box has no area on the canvas; its mask is decoded only where its
-        few pixels may mean so."""
+        """Whether the object's box has no area on the canvas; only few pixels can mean so."""
         size = self.sizes[index]
         if size is None or not 0 < area <= _most_of_thin(size, self.canvas):
             return False
-        mask = self.corpus.object_mask(self.video.id, anno, index)
-        assert mask is not None  # it has pixels
-        x1, y1, x2, y2 = box_on_canvas(mask, self.canvas)
+        box = self.corpus.object_box(self.video, anno, index, size)
+        assert box is not None  # it has pixels
+        x1, y1, x2, y2 = box_on_canvas(box, size, self.canvas)
         return x1 == x2 or y1 == y2
 
     def _collect(

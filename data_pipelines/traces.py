@@ -77,10 +77,10 @@ class Sidecar:
                     key=f"videos.{video.id}.objects.{object_id}",
                 )
             try:
-                mask = corpus.sized_mask(video, anno, frame_index, size)
+                box = corpus.object_box(video, anno, frame_index, size)
             except CorpusFault:
                 continue
-            where = f"at {list(box_on_canvas(mask, canvas))}" if mask.any() else "hidden"
+            where = "hidden" if box is None else f"at {list(box_on_canvas(box, size, canvas))}"
             parts.append(f"{toy.names[object_id]} {where}")
         return ", ".join(parts)
 

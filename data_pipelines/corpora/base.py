@@ -12,16 +12,15 @@ import abc
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from data_pipelines.corpora import rle
 from data_pipelines.corpora.metadata import Node
+from data_pipelines.geometry import tight_box
 from data_pipelines.jpeg import JpegFault, size_of
 from rcot_rl.errors import InputError
 
@@ -287,6 +286,14 @@ class Corpus(abc.ABC):
         mask = self.object_mask(video.id, anno_id, frame_index)
         return 0 if mask is None else int(np.count_nonzero(mask))
 
+    def object_box(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int]
+    ) -> tuple[int, int, int, int] | None:
+        """Half-open [x1, y1, x2, y2] of an object in source pixels, None where it is absent; size:
+        the frame's (H, W). Raises CorpusFault as `sized_mask`."""
+        mask = self.sized_mask(video, anno_id, frame_index, size)
+        return tight_box(mask) if mask.any() else None
+
     def union_area(self, video: Video, anno_ids: Sequence[str], frame_index: int) -> int:
         """Pixels of the union of objects that are in a frame, and whose `object_area` was found
         without fault."""
@@ -300,23 +307,3 @@ class Corpus(abc.ABC):
         if found != size:
             place = f"{self.root} {video.id} {video.frames[index]} object {anno}"
             raise CorpusFault("mask_size", place, f"mask {found}, frame {size}")
-
-
-@lru_cache(maxsize=8)
-def read_labels(path: str) -> np.ndarray:
-    """uint8 [H, W]: the palette indices of an annotation PNG. Raises CorpusFault.
-
-    The last few are kept, since a frame's objects are asked for one after the other; callers must
-    not write into the array.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > rle.MAX_PIXELS:
-                raise CorpusFault("unreadable_mask", str(path), f"{image.size} is too large")
-            if image.mode not in ("P", "L", "1"):
-                raise CorpusFault("not_a_palette_png", str(path), f"mode {image.mode}")
-            return np.asarray(image, dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise CorpusFault("missing_mask", str(path)) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorpusFault("unreadable_mask", str(path), str(error)) from error

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids, read_labels
+from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids
+from data_pipelines.corpora.label_png import read_labels
 from data_pipelines.corpora.metadata import Node, check_path_part, read_json
 
 

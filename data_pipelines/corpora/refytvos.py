@@ -26,8 +26,8 @@ from data_pipelines.corpora.base import (
     Expression,
     Video,
     id_order,
-    read_labels,
 )
+from data_pipelines.corpora.label_png import read_labels
 from data_pipelines.corpora.metadata import Node, read_json
 
 

@@ -53,6 +53,16 @@ class RleMasks(Corpus):
         self._check_size(shape, expected, video, anno_id, frame_index)
         return area
 
+    def object_box(
+        self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int]
+    ) -> tuple[int, int, int, int] | None:
+        found = self._rle(video, anno_id, frame_index)
+        if found is None:
+            return None
+        box, shape = self._read(rle.box, found, anno_id, frame_index)
+        self._check_size(shape, size, video, anno_id, frame_index)
+        return box
+
     def union_area(self, video: Video, anno_ids: Sequence[str], frame_index: int) -> int:
         found = [self._rle(video, anno_id, frame_index) for anno_id in anno_ids]
         return rle.union_area([f for f in found if f is not None])

@@ -9,7 +9,8 @@ import pytest
 from hotcoco import mask as coco
 
 from data_pipelines.corpora import READERS, CorpusFault, open_corpus, rle
-from data_pipelines.corpora.base import id_order, read_labels
+from data_pipelines.corpora.base import id_order
+from data_pipelines.corpora.label_png import read_labels
 from data_pipelines.corpora.metadata import Node, read_json
 from rcot_rl.errors import InputError
 

@@ -48,18 +48,24 @@ def slowly(size: list[int], text: bytes) -> np.ndarray | None:
 
 
 def agree(size: list[int], counts: bytes | str | list[int], expected: np.ndarray | None) -> None:
-    """`decode` and `area` give what is expected; None: both refuse."""
+    """`decode`, `area` and `box` give what is expected; None: all refuse."""
     given_rle = {"size": size, "counts": counts}
     if expected is None:
-        with pytest.raises(ValueError):
-            rle.decode(given_rle)
-        with pytest.raises(ValueError):
-            rle.area(given_rle)
+        for read in (rle.decode, rle.area, rle.box):
+            with pytest.raises(ValueError):
+                read(given_rle)
         return
     found = rle.decode(given_rle)
     assert found.dtype == bool and found.flags.c_contiguous
     np.testing.assert_array_equal(found, expected)
     assert rle.area(given_rle) == (int(expected.sum()), tuple(size))
+    box, found_size = rle.box(given_rle)
+    assert found_size == tuple(size)
+    rows, columns = np.nonzero(expected)
+    if not rows.size:
+        assert box is None
+    else:
+        assert box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 sides = st.integers(1, 40)
