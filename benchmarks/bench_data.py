@@ -32,11 +32,12 @@ import numpy as np
 from hotcoco import mask as coco
 from PIL import Image
 
-from data_pipelines.build import build, open_corpora
+from data_pipelines.build import build
 from data_pipelines.corpora import Corpus
 from data_pipelines.corpora.label_png import read_labels
 from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.rows import encode
+from data_pipelines.survey import open_corpora
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

@@ -59,7 +59,9 @@ def with_foreign(
             ExpressionFacts(i, 0, nothing, nothing.astype(np.int16), nothing.astype(bool))
             for i in found
         )
-        out.append(replace(video, expressions=(*video.expressions, *absent)))
+        expressions = (*video.expressions, *absent)
+        n_expressions = video.n_expressions + len(absent)
+        out.append(replace(video, expressions=expressions, n_expressions=n_expressions))
     return out
 
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from data_pipelines.corpora import Corpus, Video
+from data_pipelines.corpora import Corpus, CorpusFault, Video
 from data_pipelines.geometry import tight_box
 from rcot_rl.recipe.alignment import AlignmentSection
 
@@ -30,11 +30,14 @@ _POINTS = 160
 """Points of an outline that are looked at."""
 _DEPTH = 2.5
 """How far inside and outside of the outline colours are taken, in pixels at `SIDE`."""
-_LEAST_MASKS = 4
+LEAST_MASKS = 4
+"""Of one object, and frames of a video, before anything is said."""
 _FEWEST_POINTS = 12
 _OFFSETS = np.array([(x, y) for x in range(-20, 21, 4) for y in range(-20, 21, 4)], np.float32)
 _HERE = len(_OFFSETS) // 2
 """Position of (0, 0) among the offsets."""
+_MOST = 32_000
+"""Points that OpenCV's remap takes in a row: fewer than 2^15."""
 _STRIDES = (0.25, 0.5, 2.0, 3.0, 4.0)
 
 
@@ -47,6 +50,10 @@ class Suspect:
     """misaligned_shift, misaligned_stride, misaligned_reversed, mask_drift or sam2_disagrees."""
     detail: str
     """The numbers."""
+
+
+class NotChecked(Exception):
+    """Too few frames of a video can be read."""
 
 
 class Propagator(Protocol):
@@ -115,7 +122,10 @@ def fit_table(lines: Sequence[Outline], frames: Sequence[np.ndarray]) -> np.ndar
     sides = np.stack([points + normals, points - normals])
     out = np.empty((len(lines), len(frames)))
     for number, frame in enumerate(frames):
-        outer, inner = _colours(frame, sides)
+        pieces = range(0, len(points), _MOST)
+        outer, inner = np.concatenate(
+            [_colours(frame, sides[:, at : at + _MOST]) for at in pieces], axis=1
+        )
         changes = np.minimum(_largest(np.abs(outer - inner)), 60.0)
         out[:, number] = np.add.reduceat(changes, starts) / lengths
     return out
@@ -146,7 +156,7 @@ def order_suspect(
     fits: float [M, F], mask i on frame j of the looked-at frames; masks: int [M], the position of
     each mask among these frames.
     """
-    if len(masks) < _LEAST_MASKS:
+    if len(masks) < LEAST_MASKS:
         return None
     n_frames = fits.shape[1]
     own = fits[np.arange(len(masks)), masks]
@@ -154,7 +164,7 @@ def order_suspect(
     for code, name, order in _orders(n_frames):
         target = order(masks)
         valid = (target >= 0) & (target < n_frames) & (target != masks)
-        if valid.sum() < max(_LEAST_MASKS, 0.5 * len(masks)):
+        if valid.sum() < max(LEAST_MASKS, 0.5 * len(masks)):
             continue
         other = fits[np.flatnonzero(valid), target[valid]]
         mine = own[valid]
@@ -192,7 +202,7 @@ def drift_suspect(
 
     lines, frames: an object's outlines in time order, and each one's own frame.
     """
-    if len(lines) < _LEAST_MASKS:
+    if len(lines) < LEAST_MASKS:
         return None
     far = []
     for line, frame in zip(lines, frames, strict=True):
@@ -214,17 +224,15 @@ def suspects(
     video: Video,
     annos: Mapping[str, np.ndarray],
     section: AlignmentSection,
+    there: np.ndarray,
 ) -> list[Suspect]:
-    """Objects of a video whose masks do not fit its frames. Raises CorpusFault.
+    """Objects of a video whose masks do not fit its frames. Raises NotChecked.
 
-    annos: annotation id -> int [T], its pixels in each frame (0: not there).
+    annos: annotation id -> int [T], its pixels in each frame (0: not there); there: int, ascending
+    indices of the frames whose file is there.
     """
-    if section.level == "off" or len(video.frames) < _LEAST_MASKS:
-        return []
-    chosen = np.unique(
-        np.linspace(0, len(video.frames) - 1, min(section.frames, len(video.frames))).astype(int)
-    )
-    frames = [_small(corpus.frame(video.id, video.frames[t])) for t in chosen]
+    chosen, images = _looked_at(corpus, video, _spread(there, section.frames))
+    frames = [_small(image) for image in images]
     tracks = {anno: _track(corpus, video, anno, areas, chosen) for anno, areas in annos.items()}
     table = fit_table([line for _, lines in tracks.values() for line in lines], frames)
     out, row = [], 0
@@ -235,6 +243,29 @@ def suspects(
         if found is not None:
             out.append(Suspect(anno, *found))
     return out
+
+
+def _spread(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the indices, evenly spaced."""
+    n = len(indices)
+    return indices[np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))] if n else indices
+
+
+def _looked_at(
+    corpus: Corpus, video: Video, wanted: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(indices, frames) of those that decode; rows that show another will say so. Raises
+    NotChecked."""
+    found, images = [], []
+    for t in wanted:
+        try:
+            images.append(corpus.frame(video.id, video.frames[t]))
+            found.append(t)
+        except CorpusFault:
+            continue
+    if len(found) < LEAST_MASKS:
+        raise NotChecked(f"{len(found)} of {len(video.frames)} frames can be read")
+    return np.array(found, dtype=int), images
 
 
 def _track(
@@ -257,6 +288,7 @@ def sam2_suspects(
     annos: Mapping[str, np.ndarray],
     section: AlignmentSection,
     propagator: Propagator,
+    there: np.ndarray,
 ) -> list[Suspect]:
     """Objects that a segmenter, prompted by the box of their largest mask, finds elsewhere.
 
@@ -264,13 +296,15 @@ def sam2_suspects(
     """
     out = []
     for anno, areas in annos.items():
-        seen = np.flatnonzero(areas)
-        if len(seen) < _LEAST_MASKS:
+        seen = there[areas[there] > 0]
+        if len(seen) < LEAST_MASKS:
             continue
-        key = int(areas.argmax())
-        chosen = np.unique(np.linspace(0, len(areas) - 1, min(section.frames, len(areas))))
-        chosen = np.unique(np.append(chosen.astype(int), key))
-        frames = np.stack([corpus.frame(video.id, video.frames[t]) for t in chosen])
+        wanted = np.append(_spread(there, section.frames), seen[areas[seen].argmax()])
+        chosen, images = _looked_at(corpus, video, np.unique(wanted))
+        key = int(chosen[areas[chosen].argmax()])
+        if not areas[key]:
+            continue
+        frames = np.stack(images)
         labels = {int(t): corpus.object_mask(video.id, anno, int(t)) for t in chosen if areas[t]}
         box = np.array([tight_box(labels[key])], dtype=np.float32)
         masks = propagator.segment(frames, int(np.flatnonzero(chosen == key)[0]), box, None)[0]
@@ -279,7 +313,7 @@ def sam2_suspects(
             for i, t in enumerate(chosen)
             if int(t) in labels and t != key
         ]
-        if len(ious) >= _LEAST_MASKS - 1 and np.mean(ious) < section.min_iou:
+        if len(ious) >= LEAST_MASKS - 1 and np.mean(ious) < section.min_iou:
             detail = f"mean IoU {np.mean(ious):.2f} over {len(ious)} frames"
             out.append(Suspect(anno, "sam2_disagrees", detail))
     return out

@@ -5,37 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-
-from data_pipelines.absent import with_foreign
 from data_pipelines.acceptance import Acceptance
 from data_pipelines.alignment import Propagator
-from data_pipelines.candidates import Candidate
-from data_pipelines.corpora import Corpus, CorpusFault, Video, open_corpus
+from data_pipelines.corpora import Corpus
 from data_pipelines.drawing import SPLITS
-from data_pipelines.parallel import ordered_map
+from data_pipelines.parallel import Progress
 from data_pipelines.plan import Plan, make_plan
 from data_pipelines.rows import RowMaker
-from data_pipelines.scan import Defect, VideoFacts, scan_video, unread_videos
-from data_pipelines.shards import Progress, SetSpec, Spoiled, write_set
-from data_pipelines.texts import (
-    FileDescriptions,
-    FileTraces,
-    TraceKey,
-    open_descriptions,
-    open_traces,
-)
+from data_pipelines.scan import VideoFacts
+from data_pipelines.shards import SetSpec, Spoiled, write_set
+from data_pipelines.survey import described, open_corpora, positions, survey, without_frames
+from data_pipelines.texts import FileTraces, open_descriptions, open_traces
 from data_pipelines.tokens import TokenCounter
 from rcot_rl.errors import InputError
 from rcot_rl.files import writing
 from rcot_rl.protocol.prompts import Prompts, load_prompts
-from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.data import DataSection, has_traces
 
 
@@ -76,7 +66,7 @@ def build(
     corpora = open_corpora(data)
     maker = _row_maker(data, corpora, prompts, canvas, counter)
     found = survey(corpora, data, canvas, progress, propagator, seed)
-    facts = _described(found, maker, data)
+    facts = described(found, maker.describer, data)
     recipe = _recipe_of(data, prompts, seed, canvas)
     texts = _Texts(recipe, recipe_hash, limits or {}, rewards or {}, maker)
     while True:
@@ -87,8 +77,7 @@ def build(
             return {"plan": plan.table(), "sets": _write(plan, data, facts, texts, out, progress)}
         except Spoiled as spoiled:
             # what only decoding shows: the plan is made again without those frames
-            facts = _without(facts, corpora, spoiled)
-            _stop_if_broken(facts, data)
+            facts = without_frames(facts, corpora, spoiled.faults, data)
 
 
 def _write(
@@ -113,158 +102,6 @@ def _refuse_place(out: Path) -> None:
     there = next(p for p in (out, *out.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError("cannot be written: not a folder, or not ours", file=there)
-
-
-def _without(
-    facts: Sequence[VideoFacts], corpora: Sequence[Corpus], spoiled: Spoiled
-) -> list[VideoFacts]:
-    """The same facts, with the frames of rows that could not be made unusable, and why."""
-    found: dict[tuple[int, str], dict[int, CorpusFault]] = defaultdict(dict)
-    for instance, fault in spoiled.faults:
-        found[instance.corpus, instance.video].setdefault(instance.frame_index, fault)
-    out = []
-    for video in facts:
-        faults = found.get((video.corpus, video.video))
-        if faults:
-            usable = video.usable_t.copy()
-            usable[list(faults)] = False
-            defects = [
-                Defect(video.dataset, video.video, "", f.reason, f.place, f.detail)
-                for _, f in sorted(faults.items())
-            ]
-            video = replace(video, usable_t=usable, defects=(*video.defects, *defects))
-        out.append(video)
-    return out
-
-
-def open_corpora(data: DataSection) -> list[Corpus]:
-    """The corpora of the recipe, with their metadata and masks' index read. Raises InputError."""
-    corpora: list[Corpus] = []
-    seen: dict[tuple[str, str], int] = {}
-    for number, ref in enumerate(data.corpora):
-        key = f"data.corpora[{number}]"
-        if ref.root is None:
-            raise InputError(f"{ref.dataset} has no root", key=f"{key}.root")
-        corpus = open_corpus(ref.dataset, ref.root, ref.split, strict=False)
-        if not corpus.has_masks:
-            raise InputError(
-                f"the split '{ref.split}' of {ref.dataset} has no masks to learn from",
-                file=ref.root,
-                key=f"{key}.split",
-            )
-        corpus.load()
-        if not corpus.videos() and corpus.faults:
-            raise InputError(f"no entry can be read; the first: {corpus.faults[0].fault}", key=key)
-        for video in corpus.videos():
-            other = seen.setdefault((corpus.dataset, video.id), number)
-            if other != number:
-                raise InputError(
-                    f"video {video.id} is in data.corpora[{other}] too", file=ref.root, key=key
-                )
-        corpora.append(corpus)
-    return corpora
-
-
-def survey(
-    corpora: Sequence[Corpus],
-    data: DataSection,
-    canvas: int,
-    progress: Progress | None = None,
-    propagator: Propagator | None = None,
-    seed: int = 0,
-) -> list[VideoFacts]:
-    """What the plan is made of. Raises InputError for corpora that are broken beyond the recipe's
-    patience."""
-    if data.alignment.level == "sam2" and propagator is None:
-        raise InputError("level sam2 needs a segmenter", key="data.alignment.level")
-    # Images are spread over processes; OpenCV's own threads must not exist when those are forked.
-    cv2.setNumThreads(1)
-    say = progress or (lambda what, done, total: None)
-    # SAM2 runs in this process: its threads and its device do not survive a fork
-    workers = 1 if propagator is not None else data.workers
-    facts = scan(corpora, workers, canvas, say, data.alignment, propagator)
-    _stop_if_broken(facts, data)
-    if data.zero_target_foreign:
-        facts = with_foreign(facts, corpora, data.zero_target_foreign, seed)
-    return facts
-
-
-def _described(facts: Sequence[VideoFacts], maker: RowMaker, data: DataSection) -> list[VideoFacts]:
-    """The same facts, without expressions of videos that have no description: a defect of each."""
-    if not isinstance(maker.describer, FileDescriptions):
-        return list(facts)
-    out = []
-    for video in facts:
-        if (video.dataset, video.video) in maker.describer.texts or not video.expressions:
-            out.append(video)
-            continue
-        place = str(maker.describer.path)
-        defect = Defect(video.dataset, video.video, "", "no_description", place, "")
-        out.append(replace(video, expressions=(), defects=(*video.defects, defect)))
-    _stop_if_broken(out, data)
-    return out
-
-
-def positions(
-    facts: Sequence[VideoFacts],
-    corpora: Sequence[Corpus],
-    refused: Collection[TraceKey],
-) -> dict[str, frozenset[Candidate]]:
-    """Task -> instances that no trace could be had of, as the plan's positions."""
-    wanted: dict[tuple[str, str], list[TraceKey]] = defaultdict(list)
-    for key in refused:
-        wanted[key[1], key[2]].append(key)
-    found: dict[str, set[Candidate]] = {"aks": set(), "ktg": set()}
-    for v, video in enumerate(facts):
-        for task, _, _, expression, frame in wanted.get((video.dataset, video.video), ()):
-            frames = corpora[video.corpus].video(video.video).frames
-            at = [e for e, facts_ in enumerate(video.expressions) if facts_.id == expression]
-            if at and frame in frames and task in found:
-                found[task].add(Candidate(v, at[0], frames.index(frame)))
-    return {task: frozenset(candidates) for task, candidates in found.items()}
-
-
-def scan(
-    corpora: Sequence[Corpus],
-    workers: int,
-    canvas: int,
-    progress: Progress,
-    alignment: AlignmentSection | None = None,
-    propagator: Propagator | None = None,
-) -> list[VideoFacts]:
-    """Facts of every video, in the corpora's order."""
-    items = [(c, video) for c, corpus in enumerate(corpora) for video in corpus.videos()]
-    out = []
-
-    def one(item: tuple[int, Video]) -> VideoFacts:
-        return scan_video(corpora[item[0]], *item, canvas, alignment, propagator)
-
-    for facts in ordered_map(one, items, workers):
-        out.append(facts)
-        progress("scan", len(out), len(items))
-    return [*out, *(f for c, corpus in enumerate(corpora) for f in unread_videos(corpus, c))]
-
-
-def _stop_if_broken(facts: Sequence[VideoFacts], data: DataSection) -> None:
-    defects = [d for f in facts for d in f.defects]
-    shares = {
-        "expressions": (
-            sum(f.n_expressions - len(f.expressions) for f in facts),
-            sum(f.n_expressions for f in facts),
-        ),
-        "frames": (
-            sum(int((~f.usable_t).sum()) for f in facts),
-            sum(f.usable_t.size for f in facts),
-        ),
-    }
-    for what, (bad, total) in shares.items():
-        if bad > data.max_fault_share * total:
-            first = defects[0]
-            raise InputError(
-                f"{bad} of {total} {what} are defective, more than data.max_fault_share "
-                f"{data.max_fault_share}; the first: {first.reason} {first.detail}".strip(),
-                file=first.place,
-            )
 
 
 def _row_maker(
@@ -335,6 +172,7 @@ class _Texts:
             },
             plan=[asdict(p) for p in plan.lines if p.set_name == name],
             texts_digest="".join(self._digests()),
+            corpora_digest=hashlib.sha256("".join(f.digest for f in facts).encode()).hexdigest(),
             rows_per_shard=data.rows_per_shard,
             limits=self.limits.get(name, {}),
             traces=traces.figures if isinstance(traces, FileTraces) and has_traces(name) else {},

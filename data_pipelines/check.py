@@ -13,12 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.check_rows import RowKey, check_row, row_key, summary
+from data_pipelines.check_rows import UNREADABLE, RowKey, check_row, row_key, summary
 from data_pipelines.drawing import divide
-from data_pipelines.manifest import MANIFEST, VERSION, ratios_of, sha256_of, tally
+from data_pipelines.manifest import (
+    MANIFEST,
+    VERSION,
+    manifest_fault,
+    ratios_of,
+    sha256_of,
+    tally,
+)
 from data_pipelines.shards import row_schema
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import has_traces
@@ -169,7 +175,7 @@ class _SetCheck:
             try:
                 for number, row in _rows(self.folder / name, ["extra_info"]):
                     self._remember(row, name, number, split)
-            except (OSError, pa.ArrowException):
+            except UNREADABLE:
                 continue
         return self.contents
 
@@ -182,12 +188,10 @@ class _SetCheck:
         except (OSError, ValueError, RecursionError) as error:
             self._fault(MANIFEST, f"not valid JSON: {error}")
             return None
-        needed = {"version": int, "name": str, "rows": dict, "counts": dict, "files": dict}
-        needed |= {"recipe": dict, "recipe_hash": str, "ratios": dict, "dropped": dict}
-        for key, kind in needed.items():
-            if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
-                self._fault(MANIFEST, f"missing, or not of type {kind.__name__}", key=key)
-                return None
+        wrong = manifest_fault(manifest)
+        if wrong is not None:
+            self._fault(MANIFEST, wrong[1], key=wrong[0])
+            return None
         if manifest["version"] != VERSION:
             self._fault(MANIFEST, f"version {manifest['version']}, not {VERSION}", key="version")
             return None
@@ -225,7 +229,7 @@ class _SetCheck:
                 for key, message in check_row(row, self.folder, split, manifest):
                     self._fault(name, message, number, key)
                 self._remember(row, name, number, split)
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             self._fault(name, f"cannot be read: {error}")
 
     def _remember(self, row: Mapping[str, Any], name: str, number: int, split: str) -> None:
@@ -290,7 +294,7 @@ class _SetCheck:
                     if key in seen:
                         self._fault(name, "this instance is repeated", number, "extra_info")
                     seen.add(key)
-            except (OSError, pa.ArrowException):
+            except UNREADABLE:
                 continue
 
 

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 from data_pipelines.rows import DATA_SOURCES
 from data_pipelines.tokens import PixelLimits
 from rcot_rl.protocol.parser import parse_response
 
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What damaged parquet files end in; the last, where a column of text is damaged."""
 RowKey = tuple[str, str, str, int]
 _Found = tuple[str, str]
 """(key, message)."""
@@ -63,7 +66,7 @@ def check_row(
     yield from _check_prompt(row["prompt"], row["images"], "prompt")
     yield from _check_image(row["images"], info, folder, manifest)
     truth = _json((row["reward_model"] or {}).get("ground_truth"))
-    yield from _check_truth(truth, info)
+    yield from check_truth(truth, info)
     if "messages" in row:
         yield from _check_messages(row, truth)
     if counted:
@@ -166,7 +169,8 @@ def _check_lengths(info: Mapping[str, Any], tokens: Mapping[str, Any]) -> Iterat
             yield (f"extra_info.{name}", f"{info[name]}, more than the {most} that training takes")
 
 
-def _check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[_Found]:
+def check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[_Found]:
+    """(key, message) of every fault of a row's ground truth."""
     key = "reward_model.ground_truth"
     if info["task"] == "aks":
         if truth not in ("A", "B"):

@@ -224,13 +224,16 @@ class Drawing:
     def _take(
         self, name: str, queue: list[Candidate], n: int
     ) -> tuple[list[Candidate], list[Candidate]]:
-        """The first `n` under the cap for videos, and what is left of the queue."""
+        """The first `n` that decode, under the cap for videos, and what is left of the queue."""
         cap = self.data.max_per_video
         got: list[Candidate] = []
         at = 0
         while at < len(queue) and len(got) < n:
             candidate = queue[at]
             at += 1
+            # only here, so that other rows stay as they were drawn before this was known
+            if candidate.frame in self.videos[candidate.video].spoiled:
+                continue
             place = (name, candidate.video)
             if cap is not None and self.of_video[place] >= cap:
                 continue

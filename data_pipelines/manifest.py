@@ -8,12 +8,75 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from data_pipelines.drawing import Instance
 
 MANIFEST = "manifest.json"
 VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class _Asked(_Part):
+    aks: StrictInt = Field(ge=0)
+    ktg: StrictInt = Field(ge=0)
+    val: StrictInt = Field(ge=0)
+
+
+class _Data(_Part):
+    media: Literal["embedded", "referenced"] = "embedded"
+    clip_frames: StrictInt = Field(default=0, ge=0)
+    sets: dict[str, _Asked] = {}
+    a_to_b: float | None = Field(default=None, gt=0)
+    single_multi: float | None = Field(default=None, gt=0)
+    allow_smaller: StrictBool = False
+
+
+class _Recipe(_Part):
+    data: _Data = _Data()
+    canvas: StrictInt | None = None
+
+
+class _Pixels(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    cell: StrictInt = Field(gt=0)
+    least: StrictInt
+    most: StrictInt
+
+
+class _Tokens(_Part):
+    pixels: _Pixels
+    limits: dict[Literal["prompt_tokens", "total_tokens"], StrictInt]
+
+
+class _Manifest(_Part):
+    """What `rcot data check` compares rows with."""
+
+    version: StrictInt
+    name: str
+    rows: dict[str, StrictInt]
+    counts: dict[str, dict[str, StrictInt]]
+    files: dict[str, str]
+    recipe: _Recipe
+    recipe_hash: str
+    ratios: dict[str, dict[str, float | None]]
+    dropped: dict[str, Any]
+    tokens: _Tokens | None = None
+
+
+def manifest_fault(manifest: Any) -> tuple[str, str] | None:
+    """(key, what is wrong) of a document that cannot be a manifest; None of one that can."""
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ".".join(map(str, first["loc"])), first["msg"]
+    return None
 
 
 def sha256_of(path: Path) -> str:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+Progress = Callable[[str, int, int], None]
+"""(what, done, of how many)."""
 _function: Callable[[Any], Any] | None = None
 
 

@@ -26,6 +26,8 @@ class Plan:
     lines: tuple[PlanLine, ...]
     left_out: Mapping[str, int]
     """Why expressions gave no candidate -> how many."""
+    cap: int | None = None
+    """`data.max_per_video`."""
 
     def table(self) -> str:
         """The plan for people."""
@@ -37,7 +39,7 @@ class Plan:
         gave = [f"{n} expressions left out: {why}" for why, n in sorted(self.left_out.items())]
         short = [
             f"{p.set_name} {p.split} {p.group}: {p.asked - p.given} fewer than asked, so that the "
-            "ratios hold (data.allow_smaller)"
+            f"ratios hold (data.allow_smaller){_capped(p, self.cap)}"
             for p in self.lines
             if p.given < p.asked
         ]
@@ -80,6 +82,7 @@ def make_plan(
     if short and not data.allow_smaller:
         listed = "; ".join(
             f"{p.set_name} {p.split} {p.group}: asked {p.asked}, available {p.available}"
+            f"{_capped(p, data.max_per_video)}"
             for p in short
         )
         raise InputError(
@@ -90,7 +93,14 @@ def make_plan(
     for (name, split), instances in rows.items():
         if not instances:
             raise InputError(f"the corpora give no {split} row at all", key=f"data.sets.{name}")
-    return Plan(rows, tuple(lines), dict(left_out))
+    return Plan(rows, tuple(lines), dict(left_out), data.max_per_video)
+
+
+def _capped(line: PlanLine, cap: int | None) -> str:
+    """Says that the cap for videos is in the way, where it may be."""
+    if cap is None or line.available <= line.given:
+        return ""
+    return f", of which {line.given} at {cap} a video (data.max_per_video)"
 
 
 def _demands(data: DataSection, split: Split) -> dict[str, SetSize]:

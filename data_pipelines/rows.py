@@ -162,9 +162,13 @@ class RowMaker:
     def _clip(
         self, instance: Instance, corpus: Corpus, video: Video, expression: Expression
     ) -> str:
-        """Evenly spaced frames, the shown one among them, and the targets' union in each."""
-        count = min(self.clip_frames, len(video.frames))
-        chosen = set(np.linspace(0, len(video.frames) - 1, count).round().astype(int).tolist())
+        """Evenly spaced frames of those that are there, the shown one among them, and the targets'
+        union in each."""
+        there = list(range(len(video.frames)))
+        chosen = _spread(there, self.clip_frames)
+        if not all(_is_there(corpus, video, k) for k in chosen):
+            there = [k for k in there if _is_there(corpus, video, k)]
+            chosen = _spread(there, self.clip_frames)
         nearest = min(chosen, key=lambda k: (abs(k - instance.frame_index), k))
         indices = sorted((chosen - {nearest}) | {instance.frame_index})
         frames = [str(corpus.frame_path(video.id, video.frames[k]).resolve()) for k in indices]
@@ -212,6 +216,19 @@ class RowMaker:
             return response(think, instance.option)
         think = sidecar.think_ktg(corpus, video, expression, frame, self.canvas)
         return response(think, json.dumps(truth))
+
+
+def _spread(indices: Sequence[int], most: int) -> set[int]:
+    count = min(most, len(indices))
+    return {indices[k] for k in np.linspace(0, len(indices) - 1, count).round().astype(int)}
+
+
+def _is_there(corpus: Corpus, video: Video, index: int) -> bool:
+    try:
+        corpus.frame_size(video.id, video.frames[index])
+    except CorpusFault:
+        return False
+    return True
 
 
 def truth_of(

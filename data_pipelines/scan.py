@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.alignment import Propagator, sam2_suspects, suspects
+from data_pipelines.alignment import (
+    LEAST_MASKS,
+    NotChecked,
+    Propagator,
+    sam2_suspects,
+    suspects,
+)
 from data_pipelines.corpora import Corpus, CorpusFault, Video
 from data_pipelines.geometry import box_on_canvas
 from rcot_rl.recipe.alignment import AlignmentSection
@@ -58,6 +64,11 @@ class VideoFacts:
     n_expressions: int
     """With the quarantined ones."""
     defects: tuple[Defect, ...]
+    digest: str = ""
+    """Of its sentences, masks and frames' sizes: changes when the corpus does."""
+    spoiled: frozenset[int] = frozenset()
+    """Frames that do not decode, as far as that is known. Rows skip them; the order in which
+    others are drawn does not change."""
 
 
 def scan_video(
@@ -85,6 +96,7 @@ def scan_video(
         expressions=scan.expressions(),
         n_expressions=len(video.expressions) + len(unread),
         defects=tuple(scan.defects),
+        digest=corpus.digest(video),
     )
 
 
@@ -148,18 +160,21 @@ class _Scan:
     def _look_for_strangers(self, sizes: dict[str, np.ndarray]) -> None:
         """Objects whose masks belong elsewhere count as broken: no expression may name them."""
         sound = {anno: areas for anno, areas in sizes.items() if anno not in self.broken}
-        if self.alignment.level == "off" or not all(s is not None for s in self.sizes):
+        if self.alignment.level == "off" or len(self.sizes) < LEAST_MASKS:
             return
+        there = np.array([t for t, size in enumerate(self.sizes) if size is not None], dtype=int)
         try:
-            found = suspects(self.corpus, self.video, sound, self.alignment)
+            found = suspects(self.corpus, self.video, sound, self.alignment, there)
             if self.alignment.level == "sam2" and self.propagator is not None:
                 known = {s.anno_id for s in found}
                 rest = {a: areas for a, areas in sound.items() if a not in known}
                 found += sam2_suspects(
-                    self.corpus, self.video, rest, self.alignment, self.propagator
+                    self.corpus, self.video, rest, self.alignment, self.propagator, there
                 )
-        except CorpusFault:
-            return  # a frame that does not decode: rows that show it will say so
+        except NotChecked as error:
+            place = f"{self.corpus.root} {self.video.id}"
+            self.note(CorpusFault("alignment_not_checked", place, str(error)), "")
+            return
         for suspect in found:
             place = f"{self.corpus.root} {self.video.id} object {suspect.anno_id}"
             self.broken[suspect.anno_id] = CorpusFault(suspect.code, place, suspect.detail)
@@ -168,7 +183,11 @@ class _Scan:
         """Pixels of the union of those objects, looked for only where they may overlap."""
         if len(annos) < 2 or self.corpus.disjoint:
             return sum(areas[a] for a in annos)
-        return self.corpus.union_area(self.video, annos, index)
+        try:
+            return self.corpus.union_area(self.video, annos, index)
+        except CorpusFault as fault:
+            self.broken |= dict.fromkeys(annos, fault)
+            return 0
 
     def _is_thin(self, area: int, anno: str, index: int) -> bool:
         """Whether the object's box has no area on the canvas; only few pixels can mean so."""

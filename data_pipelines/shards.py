@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,11 @@ from data_pipelines.corpora import CorpusFault
 from data_pipelines.drawing import SPLITS, Instance, Split
 from data_pipelines.geometry import PIXELS
 from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
-from data_pipelines.parallel import ordered_map
+from data_pipelines.parallel import Progress, ordered_map
 from data_pipelines.rows import RowMaker
 from data_pipelines.tokens import tokens_of
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import has_traces
-
-Progress = Callable[[str, int, int], None]
-"""(what, done, of how many)."""
 
 _ROWS_PER_GROUP = 64
 _PARQUET: dict[str, Any] = {
@@ -114,15 +111,18 @@ class SetSpec:
     rewards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Stage that trains on the set -> name and sha256 of its reward; no byte of a row depends on
     it."""
+    corpora_digest: str = ""
+    """Changes when sentences or masks of the corpora do."""
 
     def fingerprint(self) -> str:
-        """Everything that the set's bytes depend on, short of the corpora's pixels."""
+        """Everything that the set's bytes depend on, short of the frames' pixels."""
         parts = {
             "version": VERSION,
             "pixels": PIXELS,
             "recipe": self.recipe,
             "recipe_hash": self.recipe_hash,
             "texts": self.texts_digest,
+            "corpora": self.corpora_digest,
             "dropped": self.dropped,
             "limits": dict(self.limits),
             "plan": list(self.plan),
@@ -181,7 +181,8 @@ def _others(out: Path, spec: SetSpec) -> Iterator[tuple[Path, Mapping[str, str]]
     for path in sorted(out.glob(f"*/{MANIFEST}")):
         try:
             manifest = json.loads(path.read_bytes())
-            same, files = manifest["recipe"] == spec.recipe, manifest["files"]
+            of = manifest["recipe"], manifest["corpora_sha256"], manifest["pixels"]
+            same, files = of == (spec.recipe, spec.corpora_digest, PIXELS), manifest["files"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if same and path.parent.name != spec.name:
@@ -300,6 +301,8 @@ def _finish(
         "traces": dict(spec.traces),
         "recipe": spec.recipe,
         "recipe_hash": spec.recipe_hash,
+        "corpora_sha256": spec.corpora_digest,
+        "pixels": PIXELS,
         "rewards": dict(spec.rewards),
         "fingerprint": fingerprint,
     }

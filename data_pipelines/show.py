@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from data_pipelines.check_rows import UNREADABLE, check_truth
 from rcot_rl.errors import InputError
 
 _COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#64d2ff")
@@ -61,12 +62,16 @@ def read_shown(
         raise InputError(f"not a readable parquet file: {error}", file=shard) from error
     with file:
         total = file.metadata.num_rows
-        if rows is None:
-            rows = _varied(file, limit) if varied else range(min(limit, total))
-        outside = next((r for r in rows if not 0 <= r < total), None)
+        outside = next((r for r in rows or () if not 0 <= r < total), None)
         if outside is not None:
             raise InputError(f"no row {outside}; it has {total}", file=shard, key="--row")
-        return [_shown(shard, number, row) for number, row in _read(file, sorted(rows))]
+        try:
+            if rows is None:
+                rows = _varied(file, limit) if varied else range(min(limit, total))
+            found = _read(file, sorted(rows))
+        except UNREADABLE as error:
+            raise InputError(f"cannot be read: {error}", file=shard) from error
+    return [_shown(shard, number, row) for number, row in found]
 
 
 def _read(file: pq.ParquetFile, wanted: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
@@ -85,13 +90,14 @@ def _read(file: pq.ParquetFile, wanted: Sequence[int]) -> list[tuple[int, dict[s
 def _varied(file: pq.ParquetFile, limit: int) -> list[int]:
     try:
         table = file.read(columns=["extra_info", "reward_model"])
-    except (KeyError, pa.ArrowException):
+        kinds: dict[tuple[str, ...], list[int]] = {}
+        for number, row in enumerate(table.to_pylist()):
+            info = row["extra_info"]
+            option = row["reward_model"]["ground_truth"] if info["task"] == "aks" else ""
+            kind = (str(info["task"]), str(option), str(info["target"]))
+            kinds.setdefault(kind, []).append(number)
+    except (KeyError, TypeError, pa.ArrowException):  # not rows of this project: told later
         return list(range(min(limit, file.metadata.num_rows)))
-    kinds: dict[tuple[str, ...], list[int]] = {}
-    for number, row in enumerate(table.to_pylist()):
-        info = row["extra_info"]
-        option = row["reward_model"]["ground_truth"] if info["task"] == "aks" else ""
-        kinds.setdefault((info["task"], option, info["target"]), []).append(number)
     queues = [kinds[key] for key in sorted(kinds)]
     out: list[int] = []
     for turn in range(limit):
@@ -110,10 +116,16 @@ def _shown(shard: Path, number: int, row: Mapping[str, Any]) -> Shown:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as opened:
             picture = opened.convert("RGB")
         truth = json.loads(row["reward_model"]["ground_truth"])
+        wrong = next(check_truth(truth, info), None)
+        if wrong is not None:
+            raise ValueError(": ".join(wrong))
         turns = row.get("messages") or []
         said = turns[1]["content"] if len(turns) > 1 else None
-        return Shown(number, picture, truth, info, row["prompt"][0]["content"], said)
-    except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
+        prompt = row["prompt"][0]["content"]
+        if not isinstance(prompt, str) or not isinstance(info["expression"], str):
+            raise ValueError("a row without prompt or expression")
+        return Shown(number, picture, truth, info, prompt, said)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         raise InputError(
             f"not a row of this project: {error!r}", file=shard, line=number
         ) from error

@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.corpora import Corpus
+from data_pipelines.corpora.metadata import HALF_A_CHARACTER, is_text
 from data_pipelines.drawing import Instance
 from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
 
 TraceKey = tuple[str, str, str, str, str]
+_NO_TRACE = (
+    "no trace of this instance: corpora or recipe have changed since, so that others are drawn; "
+    "`rcot data trace` asks for what is missing"
+)
 
 
 def response(think: str, answer: str) -> str:
@@ -102,7 +107,7 @@ class FileTraces:
             frame,
         )
         if key not in self.responses:
-            raise InputError("no trace of this instance", file=self.path, key="/".join(key))
+            raise InputError(_NO_TRACE, file=self.path, key="/".join(key))
         return self.responses[key]
 
 
@@ -118,7 +123,9 @@ def open_traces(trace: str, corpora: Sequence[Corpus]) -> FileTraces | list[Side
     counts: dict[str, Counter[str]] = {}
     for r in lines:
         key = (r["task"], r["dataset"], r["video"], r["expression_id"], r["frame"])
-        causes = r.get("causes", ())
+        causes = r.get("causes") or ()
+        if not isinstance(causes, list | tuple):
+            raise InputError("must be a list", file=path, key="/".join((*key, "causes")))
         count = counts.setdefault(r["task"], Counter())
         count["responses"] += 1
         if r.get("accepted", True):
@@ -165,10 +172,13 @@ def _read(path: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
             continue
         try:
             item = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # ValueError: an integer of very many digits, too
             raise InputError("not valid JSON", file=path, line=number) from error
         for name in names:
             if not isinstance(item, dict) or not isinstance(item.get(name), str):
                 raise InputError("missing, or not a string", file=path, line=number, key=name)
+            if not is_text(item[name]):
+                raise InputError(HALF_A_CHARACTER, file=path, line=number, key=name)
         out.append(item)
     return out, hashlib.sha256(raw).hexdigest()

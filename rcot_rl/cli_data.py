@@ -152,6 +152,8 @@ def data_show(
 
     if out.suffix not in (".png", ".html"):
         raise InputError("must end in .png or .html", file=out, key="--out")
+    if out.is_dir():
+        raise InputError("is a folder", file=out, key="--out")
     if shard.is_dir():
         found = sorted(shard.glob("*.parquet"))
         if not found:

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.local import Host
 from rcot_rl.asking import launch
 from rcot_rl.errors import InputError
+from rcot_rl.inference.segmenter import label_judge
 from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import RunFolder
@@ -87,7 +88,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
         rewards=rewards,
         policy=_policy_here(recipe, console),
         limits=jobs.token_limits(recipe),
-        propagator=_propagator(recipe),
+        propagator=label_judge(recipe),
         announce=lambda table, facts: console.text("\n".join([table, defects_text(facts)])),
     )
 
@@ -105,14 +106,6 @@ def _ask(host: Host, console: Console, recipe: Recipe, what: str, out: Path, log
     console.line(f"{what}: starting, log {log}")
     events = EventReader(log, console, what)
     return launch.run_in(host, what, recipe, out, log, events.poll)
-
-
-def _propagator(recipe: Recipe) -> Any:
-    if recipe.data.alignment.level != "sam2":
-        return None
-    from rcot_rl.inference.segmenter import load_segmenter
-
-    return load_segmenter(recipe.models.segmenter, recipe.device)
 
 
 def _policy_here(recipe: Recipe, console: Console) -> Path | None:

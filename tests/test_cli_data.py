@@ -99,8 +99,10 @@ def test_show(shards, tmp_path):
         ["data", "show", str(shards / "sft-1536"), "--row", "3", "--out", str(tmp_path / "1.png")],
     )
     assert one.stdout.startswith("1 rows")
-    bad = RUN.invoke(app, ["data", "show", str(shards), "--out", str(tmp_path / "x.gif")])
-    assert isinstance(bad.exception, InputError)
+    (tmp_path / "folder.png").mkdir()
+    for name in ("x.gif", "folder.png"):
+        bad = RUN.invoke(app, ["data", "show", str(shards), "--out", str(tmp_path / name)])
+        assert isinstance(bad.exception, InputError)
 
 
 def test_push_checks_first_and_then_makes_the_librarys_own_call(shards, tmp_path, monkeypatch):

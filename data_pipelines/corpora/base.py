@@ -9,8 +9,10 @@ an expression, where the corpus is opened `strict`. Where it is not, `Corpus.fau
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +91,14 @@ def pair_ids(objects: list[str], annos: list[str]) -> tuple[tuple[str, ...], tup
     return tuple(o for o, _ in pairs), tuple(a for _, a in pairs)
 
 
+def _length(path: str) -> int:
+    """Bytes of a file; -1: it is not there."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
 class Corpus(abc.ABC):
     """A split of a corpus on disk. Masks are bool [H, W], frames uint8 [H, W, 3] RGB, both in
     the source's resolution."""
@@ -122,6 +132,29 @@ class Corpus(abc.ABC):
 
     disjoint: ClassVar[bool] = False
     """Objects of a frame share no pixel, since they are written into one image."""
+
+    def label_bytes(self, video: Video) -> Iterator[bytes]:
+        """What is known of a video's masks, or a digest of it, in a fixed order. Readers take the
+        bytes of their files instead, which is faster."""
+        for anno_id in sorted({a for e in video.expressions for a in e.anno_ids}):
+            for index in range(len(video.frames)):
+                try:
+                    mask = self.object_mask(video.id, anno_id, index)
+                except CorpusFault as fault:
+                    yield str(fault).encode()
+                else:
+                    yield b"" if mask is None else repr(mask.shape).encode() + mask.tobytes()
+
+    def digest(self, video: Video) -> str:
+        """Changes when a video's sentences, masks, or frames change; a frame only as far as the
+        length of its file tells."""
+        said = [(e.id, e.text, e.object_ids, e.anno_ids, e.type_id) for e in video.expressions]
+        sizes = [_length(self._frame_file(video.id, frame)) for frame in video.frames]
+        text = json.dumps([video.id, video.frames, said, sizes], separators=(",", ":"))
+        found = hashlib.sha256(text.encode())
+        for part in self.label_bytes(video):
+            found.update(part)
+        return found.hexdigest()
 
     @abc.abstractmethod
     def _read_videos(self) -> list[Video]: ...
@@ -163,10 +196,15 @@ class Corpus(abc.ABC):
         """Those that can be used; see `keep`. A builder refuses sentences that say nothing, and
         objects that are not one mask a frame."""
 
+        seen: set[str] = set()
+
         def checked(name: str, node: Node) -> Expression:
             expression = read(name, node)
             if self.strict:
                 return expression
+            if expression.id in seen:
+                node.refuse(f"a second expression with the id {expression.id}")
+            seen.add(expression.id)
             if not expression.text.strip():
                 node.refuse("an expression without words")
             for ids, what in (
@@ -200,11 +238,12 @@ class Corpus(abc.ABC):
         for e in video.expressions:
             if e.id == expression_id:
                 return e
-        donor, separator, name = expression_id.rpartition("#")
-        if not separator:
-            raise KeyError(expression_id)
-        text = next(e.text for e in self.video(donor).expressions if e.id == name)
-        return Expression(expression_id, text, ())
+        for at in (k for k, character in enumerate(expression_id) if character == "#"):
+            donor, name = expression_id[:at], expression_id[at + 1 :]
+            for e in self._by_id[donor].expressions if donor in self._by_id else ():
+                if e.id == name:
+                    return Expression(expression_id, e.text, ())
+        raise KeyError(expression_id)
 
     def load(self) -> None:
         """Reads now what would be read at first use, so that forked workers share it."""
@@ -299,6 +338,9 @@ class Corpus(abc.ABC):
         without fault."""
         masks = [self.object_mask(video.id, a, frame_index) for a in anno_ids]
         there = [m for m in masks if m is not None]
+        if len({m.shape for m in there}) > 1:
+            place = f"{self.root} {video.id} {video.frames[frame_index]}"
+            raise CorpusFault("mask_size", place, "masks of several sizes in one frame")
         return int(np.count_nonzero(np.logical_or.reduce(there))) if there else 0
 
     def _check_size(

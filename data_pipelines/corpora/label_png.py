@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def read_labels(path: str) -> np.ndarray:
         labels = _by_pillow(path)
     labels.flags.writeable = False
     return labels
+
+
+def file_bytes(paths: Iterable[str]) -> Iterator[bytes]:
+    """The length and the bytes of each file; of one that cannot be read, a length of -1."""
+    for path in paths:
+        try:
+            data = Path(path).read_bytes()
+        except OSError:
+            yield struct.pack(">q", -1)
+        else:
+            yield struct.pack(">q", len(data)) + data
 
 
 def plain_labels(data: bytes) -> np.ndarray | None:

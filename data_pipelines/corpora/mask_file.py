@@ -7,6 +7,7 @@ refused as every other document is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -52,14 +53,28 @@ class MaskFile:
                 self._kept.popitem(last=False)
         return self._kept[name]
 
+    def digest(self, name: str) -> bytes:
+        """Sha256 of a member, as it is written; empty when there is none."""
+        if self._whole is None:
+            found = self._bytes(*self._places[name]) if name in self._places else None
+        else:
+            found = json.dumps(self._whole[name]).encode() if name in self._whole else None
+        return b"" if found is None else hashlib.sha256(found).digest()
+
     def _read(self, start: int, length: int) -> Any:
+        try:
+            return json.loads(self._bytes(start, length))
+        except ValueError as error:
+            raise InputError(f"changed while it was read: {error}", file=self.path) from error
+
+    def _bytes(self, start: int, length: int) -> bytes:
         try:
             file = os.open(self.path, os.O_RDONLY)
             try:
-                return json.loads(os.pread(file, length, start))
+                return os.pread(file, length, start)
             finally:
                 os.close(file)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise InputError(f"changed while it was read: {error}", file=self.path) from error
 
 

@@ -25,6 +25,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"cannot be read: {error}", file=path) from error
 
 
+HALF_A_CHARACTER = "holds half of a surrogate pair, which is no character"
+
+
+def is_text(text: str) -> bool:
+    """Whether a UTF-8 file can hold it: JSON can spell half of a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 class Node:
     """A place in a JSON document that knows its file and key.
 
@@ -84,9 +92,8 @@ class Node:
         raise InputError(message, file=self.file, key=self.key or None)
 
     def _must_be_text(self, text: str) -> None:
-        # JSON can spell half of a surrogate pair, which no file name or UTF-8 file can hold
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            self.refuse("holds half of a surrogate pair, which is no character")
+        if not is_text(text):
+            self.refuse(HALF_A_CHARACTER)
 
     def _below(self, name: str) -> str:
         return f"{self.key}.{name}" if self.key else name

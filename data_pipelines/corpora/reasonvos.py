@@ -7,13 +7,14 @@ ROOT/meta_expressions.json                       expressions are a list
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids
-from data_pipelines.corpora.label_png import read_labels
+from data_pipelines.corpora.label_png import file_bytes, read_labels
 from data_pipelines.corpora.metadata import Node, check_path_part, read_json
 
 
@@ -37,6 +38,11 @@ class ReasonVos(Corpus):
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         frame = self.video(video_id).frames[frame_index]
         return read_labels(f"{self.root}/Annotations/{anno_id}/{frame}.png") > 0
+
+    def label_bytes(self, video: Video) -> Iterator[bytes]:
+        annos = sorted({a for e in video.expressions for a in e.anno_ids})
+        folders = (f"{self.root}/Annotations/{anno}" for anno in annos)
+        return file_bytes(f"{f}/{frame}.png" for f in folders for frame in video.frames)
 
     def _read_videos(self) -> list[Video]:
         top = Node(read_json(self.expressions_file), self.expressions_file)

@@ -12,7 +12,7 @@ from `obj_id`, or from `valid/meta.json` where an object lists its `expressions`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from data_pipelines.corpora.base import (
     Video,
     id_order,
 )
-from data_pipelines.corpora.label_png import read_labels
+from data_pipelines.corpora.label_png import file_bytes, read_labels
 from data_pipelines.corpora.metadata import Node, read_json
 
 
@@ -117,6 +117,9 @@ class RefYoutubeVos(Corpus):
         if not number or len(number) > 3 or int(number) > 255:
             raise CorpusFault("absent_object", f"{self.expressions_file} {video_id} {anno_id}")
         return int(number)
+
+    def label_bytes(self, video: Video) -> Iterator[bytes]:
+        return file_bytes(self._labels(video, t) for t in range(len(video.frames)))
 
     def anno_id(self, video: Video, object_id: str) -> str | None:
         return object_id

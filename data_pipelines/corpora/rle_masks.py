@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,6 +66,10 @@ class RleMasks(Corpus):
     def union_area(self, video: Video, anno_ids: Sequence[str], frame_index: int) -> int:
         found = [self._rle(video, anno_id, frame_index) for anno_id in anno_ids]
         return rle.union_area([f for f in found if f is not None])
+
+    def label_bytes(self, video: Video) -> Iterator[bytes]:
+        for anno_id in sorted({a for e in video.expressions for a in e.anno_ids}):
+            yield self._masks.digest(anno_id)
 
     def _usual_size(self, video: Video) -> tuple[int, int] | None:
         """(H, W) of a clip: its first frame's that can be read, or else its first mask's."""

@@ -22,17 +22,24 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.acceptance import Acceptance
-from data_pipelines.build import open_corpora, positions, survey
-from data_pipelines.corpora import Corpus
+from data_pipelines.corpora import Corpus, CorpusFault
 from data_pipelines.drawing import SPLITS, Instance
 from data_pipelines.ledger import write_lines
 from data_pipelines.parallel import ordered_map
-from data_pipelines.plan import make_plan
+from data_pipelines.plan import Plan, make_plan
 from data_pipelines.rows import truth_of
+from data_pipelines.survey import (
+    described,
+    open_corpora,
+    positions,
+    survey,
+    without_frames,
+)
 from data_pipelines.texts import Describer, TraceKey, open_descriptions
 from rcot_rl.asking.session import Session, key_of, prompts_digest, ray_session, say
 from rcot_rl.errors import InputError
 from rcot_rl.inference.batch import UNREADABLE, Ask
+from rcot_rl.inference.segmenter import label_judge
 from rcot_rl.protocol.prompts import TRACES, Prompts, load_prompts
 from rcot_rl.recipe.data import has_traces
 from rcot_rl.recipe.schema import Recipe
@@ -108,7 +115,11 @@ class _Tracer:
         }
         ledger = out / "traces.ledger.jsonl"
         self.session = Session(recipe, self.section, "trace", ledger, identity)
-        self.facts = survey(self.corpora, data, self.canvas, _scanned, seed=self.seed)
+        judge = label_judge(recipe)
+        found = survey(self.corpora, data, self.canvas, _scanned, judge, self.seed)
+        self.facts = described(found, self.describer, data)
+        self._decode: set[tuple[int, str, int]] = set()
+        """Frames that do."""
         self.accept = Acceptance(self.section, self.canvas)
         # a greedy answer does not change
         self.tries = self.section.tries if self.section.temperature > 0 else 1
@@ -129,8 +140,7 @@ class _Tracer:
 
     def plan(self, without: Collection[TraceKey]) -> list[_Wanted]:
         """The SFT instances of the plan without those, in its order, each once."""
-        off = positions(self.facts, self.corpora, without)
-        plan = make_plan(self.facts, self.data, self.seed, off)
+        plan = self._readable_plan(without)
         rows = {
             (self._key(row), row.option): row
             for name in self.data.sets
@@ -144,6 +154,33 @@ class _Tracer:
         )
         self._truths |= dict(zip(new, truths, strict=True))
         return [self._wanted(row, self._truths[key]) for key, row in rows.items()]
+
+    def _readable_plan(self, without: Collection[TraceKey]) -> Plan:
+        """The plan that a build ends with: every frame of every set decodes."""
+        while True:
+            off = positions(self.facts, self.corpora, without)
+            plan = make_plan(self.facts, self.data, self.seed, off)
+            every = (row for rows in plan.rows.values() for row in rows)
+            at = {(row.corpus, row.video, row.frame_index): row for row in every}
+            new = {place: row for place, row in at.items() if place not in self._decode}
+            faults = ordered_map(self._fault_of, new.values(), self.data.workers)
+            spoiled = []
+            for (place, row), fault in zip(new.items(), faults, strict=True):
+                if fault is None:
+                    self._decode.add(place)
+                else:
+                    spoiled.append((row, fault))
+            if not spoiled:
+                return plan
+            self.facts = without_frames(self.facts, self.corpora, spoiled, self.data)
+
+    def _fault_of(self, row: Instance) -> CorpusFault | None:
+        corpus = self.corpora[row.corpus]
+        try:
+            corpus.frame(row.video, corpus.video(row.video).frames[row.frame_index])
+        except CorpusFault as fault:
+            return fault
+        return None
 
     def reserve(self, missing: Sequence[_Wanted]) -> list[_Wanted]:
         """Those that would replace `missing`, and so on, as many as will likely be needed.

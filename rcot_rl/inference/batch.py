@@ -21,7 +21,7 @@ from rcot_rl.inference.prompting import Media, Prompter, engine_arguments, video
 from rcot_rl.recipe.inference import EngineSection
 
 UNREADABLE = "unreadable"
-"""Fault of an answer whose frames could not be read."""
+"""Fault of an answer of whose frames none could be read."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,18 @@ class BatchEngine:
 
 
 def prepare(row: dict[str, Any]) -> dict[str, Any]:
-    """Read a row's frames onto its canvas: what the engine stage takes."""
-    images = [_frame(path, int(row["canvas"])) for path in row["frames"]]
+    """Read a row's frames onto its canvas: what the engine stage takes.
+
+    In place of a frame that does not decode the nearest one that does is shown: the prompt says how
+    many there are. A row without any is unreadable.
+    """
+    images = _nearest([_frame(path, int(row["canvas"])) for path in row["frames"]])
     sampling = json.loads(row["sampling"])
     sampling["logit_bias"] = {int(k): v for k, v in sampling["logit_bias"].items()}
-    out = {"key": row["key"], "readable": all(i is not None for i in images)}
-    if not out["readable"]:
+    out = {"key": row["key"], "readable": bool(images)}
+    if not images:
         # the engine's stage takes every row: this one is asked for one token, which is not used
-        images = [_blank(int(row["canvas"])) if i is None else i for i in images]
+        images = [_blank(int(row["canvas"]))] * len(row["frames"])
         sampling["max_tokens"] = 1
     media: dict[str, Any]
     if row["media"] == "image":
@@ -146,6 +150,15 @@ def prepare(row: dict[str, Any]) -> dict[str, Any]:
         "sampling_params": Held(sampling),
     }
     return out
+
+
+def _nearest(images: list[Any]) -> list[Any]:
+    """The same number of images, None replaced by the nearest that is one, the earlier on a tie;
+    empty when all are None."""
+    there = [k for k, image in enumerate(images) if image is not None]
+    if not there:
+        return []
+    return [images[min(there, key=lambda k: (abs(k - at), k))] for at in range(len(images))]
 
 
 def finish(row: dict[str, Any]) -> dict[str, Any]:

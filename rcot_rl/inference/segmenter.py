@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import Recipe
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny-sam2"
 # owner/name as the hub spells it; anything else is meant as a path
@@ -68,6 +69,13 @@ def load_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> Se
     from rcot_rl.inference.sam2 import Sam2Segmenter
 
     return Sam2Segmenter.load(source, device, dtype)
+
+
+def label_judge(recipe: Recipe) -> Segmenter | None:
+    """The recipe's segmenter where labels are held against it (`data.alignment.level: sam2`)."""
+    if recipe.data.alignment.level != "sam2":
+        return None
+    return load_segmenter(recipe.models.segmenter, recipe.device)
 
 
 def check_segmenter(spec: str) -> str | None:

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.absent import SEPARATOR, content_words
-from data_pipelines.build import build, open_corpora
+from data_pipelines.build import build
 from data_pipelines.check import check
+from data_pipelines.survey import open_corpora
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipelines.alignment import sam2_suspects, suspects
+from data_pipelines.alignment import Outline, fit_table, sam2_suspects, suspects
 from data_pipelines.build import build
-from data_pipelines.corpora import Corpus, open_corpus
+from data_pipelines.corpora import Corpus, Video, open_corpus
+from data_pipelines.scan import scan_video
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
@@ -58,13 +60,17 @@ def _planted(root: Path, tmp_path: Path, change) -> Corpus:
     return open_corpus("revos", copy, "train")
 
 
+def _there(video: Video) -> np.ndarray:
+    return np.arange(len(video.frames))
+
+
 def _found(corpus: Corpus) -> tuple[int, int]:
     """(objects that are suspect, objects)."""
     found = total = 0
     for video in corpus.videos():
         objects = _objects(corpus, video)
         total += len(objects)
-        found += len(suspects(corpus, video, objects, SECTION))
+        found += len(suspects(corpus, video, objects, SECTION, _there(video)))
     return found, total
 
 
@@ -114,11 +120,13 @@ def test_a_second_opinion(root, tmp_path):
     strict = SECTION.model_copy(update={"min_iou": 0.99})
     lenient = SECTION.model_copy(update={"min_iou": 0.001})
     seen = [a for a, areas in objects.items() if np.count_nonzero(areas) >= 4]
-    found = sam2_suspects(corpus, video, objects, strict, Follows(corpus))
+    found = sam2_suspects(corpus, video, objects, strict, Follows(corpus), _there(video))
     # few looked-at frames may show an object that is seen in four
     assert found and {s.anno_id for s in found} <= set(seen)
     assert all(s.code == "sam2_disagrees" and "IoU" in s.detail for s in found)
-    assert len(sam2_suspects(corpus, video, objects, lenient, Follows(corpus))) < len(found)
+    assert len(
+        sam2_suspects(corpus, video, objects, lenient, Follows(corpus), _there(video))
+    ) < len(found)
 
 
 def test_the_build_quarantines_suspects_and_counts_them_by_source(root, tmp_path):
@@ -142,3 +150,41 @@ def test_the_build_quarantines_suspects_and_counts_them_by_source(root, tmp_path
     assert all(source.startswith("revos/") for source in dropped["defects_by_source"])
     assert manifest["counts"]["train"].get("dataset/mevis", 0) >= 12
     assert "better, in" in dropped["defects"][0]["detail"]
+
+
+def test_points_of_many_objects_are_looked_up_in_pieces(monkeypatch):
+    """OpenCV takes fewer than 2^15 in a row; a crowd's outlines have more."""
+    rng = np.random.default_rng(0)
+    frames = [rng.random((60, 80, 3), np.float32) * 255 for _ in range(2)]
+    unit = np.full((160, 2), np.sqrt(0.5), np.float32)
+    lines = [Outline((rng.random((160, 2)) * 50).astype(np.float32), unit) for _ in range(230)]
+    whole = fit_table(lines, frames)
+    monkeypatch.setattr("data_pipelines.alignment._MOST", 1000)
+    np.testing.assert_array_equal(fit_table(lines, frames), whole)
+    assert 230 * 160 > 1 << 15
+
+
+def test_frames_that_are_not_there_cost_only_themselves(root, tmp_path):
+    """Reversed labels are found where the first frame is missing and the last does not decode."""
+    corpus = _planted(root, tmp_path, PLANTS["reverse"])
+    (corpus.root / "JPEGImages").unlink()
+    shutil.copytree(root / "JPEGImages", corpus.root / "JPEGImages")
+    for video in corpus.videos():
+        corpus.frame_path(video.id, video.frames[0]).unlink()
+        last = corpus.frame_path(video.id, video.frames[-1])
+        last.write_bytes(last.read_bytes()[:400] + b"\xff\xd9")
+    found = [scan_video(corpus, 0, video, 56, SECTION) for video in corpus.videos()]
+    codes = [d.reason for facts in found for d in facts.defects]
+    assert sum(code.startswith("misaligned") for code in codes) > 20
+    assert codes.count("missing_frame") == len(corpus.videos())
+
+
+def test_too_few_frames_to_judge_by_are_said(root, tmp_path):
+    corpus = _planted(root, tmp_path, PLANTS["reverse"])
+    (corpus.root / "JPEGImages").unlink()
+    shutil.copytree(root / "JPEGImages", corpus.root / "JPEGImages")
+    video = corpus.videos()[0]
+    for frame in video.frames[3:]:
+        corpus.frame_path(video.id, frame).unlink()
+    reasons = [d.reason for d in scan_video(corpus, 0, video, 56, SECTION).defects]
+    assert "alignment_not_checked" in reasons

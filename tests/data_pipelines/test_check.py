@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from data_pipelines.build import build
 from data_pipelines.check import check
 from data_pipelines.manifest import sha256_of
+from data_pipelines.show import contact_sheet, read_shown
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 
@@ -153,3 +156,47 @@ def test_broken_manifest_and_parquet_do_not_stop_the_rest(out):
     messages = {(Path(f.file).name, f.message.split(":")[0]) for f in check(out).faults}
     assert ("manifest.json", "not valid JSON") in messages
     assert ("train-00000-of-00001.parquet", "cannot be read") in messages
+
+
+def test_no_damage_ends_in_anything_but_a_fault(out):
+    """Bits of columns of text and numbers, flipped one at a time."""
+    folder = out / "grpo-aks-x"
+    path = folder / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(k) for k in range(group.num_columns)]
+    columns = [c for c in columns if "bytes" not in c.path_in_schema]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        column = columns[rng.integers(len(columns))]
+        damaged = bytearray(whole)
+        at = column.data_page_offset + rng.integers(column.total_compressed_size)
+        damaged[at] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        assert not check(folder).ok
+        try:
+            contact_sheet(read_shown(path, varied=True))
+        except InputError as error:
+            assert error.file == str(path)
+
+
+def _places(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, below in value.items() if isinstance(value, dict) else ():
+        yield (*path, key)
+        if len(path) < 3:
+            yield from _places(below, (*path, key))
+
+
+def test_a_damaged_manifest_ends_in_faults(out):
+    path = out / "sft-x" / "manifest.json"
+    whole = json.loads(path.read_text())
+    whole["files"] = dict(list(whole["files"].items())[:3])
+    for place in _places(whole):
+        for value in (None, [], {}, "x", 5, -1, 0.5, {"a": 1}, [1], {"sft-x": {}}):
+            damaged = copy.deepcopy(whole)
+            parent = damaged
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            path.write_text(json.dumps(damaged))
+            assert not check(out / "sft-x").ok, "files are missing from it in any case"

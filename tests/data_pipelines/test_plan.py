@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -205,3 +206,38 @@ def test_sections_refuse_what_makes_no_sense():
         section(sets={"sft-x": SetSize()})
     with pytest.raises(ValueError, match="weight"):
         section(corpora=[CorpusRef(dataset="mevis", weight=1), CorpusRef(dataset="revos")])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_that_no_row_shows_do_not_matter(seed):
+    """A build finds frames that do not decode in the rows that it makes, tracing in those that it
+    plans: both must end with the same plan, though they know of different ones."""
+    data, videos = section(keyframe="any_visible"), facts(24, seed=seed, frames=14)
+    rng = np.random.default_rng(seed)
+    bad = [frozenset(np.flatnonzero(rng.random(14) < 0.15).tolist()) for _ in videos]
+    place = {v.video: k for k, v in enumerate(videos)}
+
+    def settle(known: list[frozenset[int]]) -> Plan:
+        while True:
+            spoiled = [replace(v, spoiled=k) for v, k in zip(videos, known, strict=True)]
+            plan = make_plan(spoiled, data, 3)
+            found = list(known)
+            for row in (r for rows in plan.rows.values() for r in rows):
+                found[place[row.video]] |= bad[place[row.video]] & {row.frame_index}
+            if found == known:
+                return plan
+            known = found
+
+    nothing = [frozenset()] * len(videos)
+    some = [b if k % 2 else frozenset() for k, b in enumerate(bad)]
+    plans = [settle(known) for known in (nothing, some, bad)]
+    assert plans[0].rows == plans[1].rows == plans[2].rows
+    shown = {(r.video, r.frame_index) for rows in plans[0].rows.values() for r in rows}
+    assert all(f not in bad[place[v]] for v, f in shown)
+
+
+def test_the_cap_for_videos_is_named_where_it_is_in_the_way():
+    with pytest.raises(InputError, match="at 1 a video"):
+        make_plan(facts(14, seed=9), section(max_per_video=1), 3)
+    plan = make_plan(facts(14, seed=9), section(max_per_video=1, allow_smaller=True), 3)
+    assert "data.max_per_video" in plan.table()

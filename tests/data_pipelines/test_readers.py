@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 from hotcoco import mask as coco
+from PIL import Image
 
 from data_pipelines.corpora import READERS, CorpusFault, open_corpus, rle
-from data_pipelines.corpora.base import id_order
+from data_pipelines.corpora.base import Corpus, Video, id_order
 from data_pipelines.corpora.label_png import read_labels
 from data_pipelines.corpora.metadata import Node, read_json
 from rcot_rl.errors import InputError
@@ -306,3 +307,84 @@ def test_a_frame_that_promises_too_many_pixels_is_a_fault(corpus_maker):
     with pytest.raises(CorpusFault) as caught:
         corpus.frame(video.id, video.frames[0])
     assert (caught.value.reason, caught.value.place) == ("unreadable_frame", str(path))
+
+
+def test_an_id_that_is_there_twice_is_a_fault_of_the_second(corpus_maker):
+    drawn = corpus_maker("reasonvos", "valid", n_videos=1)
+    path = drawn.root / "meta_expressions.json"
+    document = json.loads(path.read_text())
+    (video,) = document["videos"].values()
+    for expression in video["expressions"]:
+        expression["exp_id"] = 0
+    path.write_text(json.dumps(document))
+    corpus = open_corpus("reasonvos", drawn.root, "valid", strict=False)
+    assert len(corpus.videos()[0].expressions) == 1
+    assert len(corpus.faults) == len(video["expressions"]) - 1
+    assert all("second expression with the id 0" in str(b.fault) for b in corpus.faults)
+
+
+def test_borrowed_expressions_are_found_whatever_their_ids_hold(corpus_maker):
+    drawn = corpus_maker("mevis", n_videos=2)
+    path = drawn.root / "train" / "meta_expressions.json"
+    document = json.loads(path.read_text())
+    names = list(document["videos"])
+    entry = document["videos"].pop(names[1])
+    entry["expressions"] = {f"#{k}#": e for k, e in entry["expressions"].items()}
+    document["videos"]["a#b"] = entry
+    path.write_text(json.dumps(document))
+    corpus = open_corpus("mevis", drawn.root, "train")
+    here, donor = corpus.videos()
+    for expression in donor.expressions:
+        found = corpus.expression(here, f"a#b#{expression.id}")
+        assert (found.text, found.object_ids) == (expression.text, ())
+    with pytest.raises(KeyError):
+        corpus.expression(here, "a#c#0")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["files", "masks"])
+@pytest.mark.parametrize("layout", list(READERS))
+def test_a_digest_knows_sentences_masks_and_frames(corpus_maker, layout, own, monkeypatch):
+    """Each change is seen, in its own video alone: by files, or by masks as any reader has them."""
+    split = SPLITS[layout]
+    drawn = corpus_maker(layout, split, n_videos=2)
+    if not own:
+        monkeypatch.setattr(READERS[layout], "label_bytes", Corpus.label_bytes)
+
+    def digests() -> list[str]:
+        read_labels.cache_clear()
+        corpus = open_corpus(layout, drawn.root, split)
+        return [corpus.digest(video) for video in corpus.videos()]
+
+    first = digests()
+    assert digests() == first and len(set(first)) == 2
+    corpus = open_corpus(layout, drawn.root, split)
+    video = corpus.videos()[0]
+    path = corpus.frame_path(video.id, video.frames[0])
+    path.write_bytes(path.read_bytes() + b"more")
+    second = digests()
+    _empty_a_mask(corpus, video)
+    third = digests()
+    corpus.expressions_file.write_text(corpus.expressions_file.read_text().replace("red", "rad"))
+    assert len({first[0], second[0], third[0], digests()[0]}) == 4
+    assert first[1] == second[1] == third[1] != digests()[1]
+
+
+def _empty_a_mask(corpus: Corpus, video: Video) -> None:
+    """The first mask of the video that is not empty."""
+    anno, index = next(
+        (a, t)
+        for e in video.expressions
+        for a in e.anno_ids
+        for t in range(len(video.frames))
+        if (mask := corpus.object_mask(video.id, a, t)) is not None and mask.any()
+    )
+    if corpus.dataset in ("mevis", "revos"):
+        masks = json.loads(corpus.masks_file.read_text())
+        masks[anno][index] = None
+        corpus.masks_file.write_text(json.dumps(masks))
+        return
+    name = f"{video.frames[index]}.png"
+    folder = anno if corpus.dataset == "reasonvos" else video.id
+    (path,) = (p for p in corpus.root.rglob(name) if f"Annotations/{folder}/" in str(p))
+    with Image.open(path) as image:
+        Image.fromarray(np.zeros((image.height, image.width), np.uint8), "L").save(path)

@@ -223,3 +223,18 @@ def test_clips_show_the_keyframe_and_the_targets_union(corpora, tmp_path) -> Non
         assert row["extra_info"]["clip"] == ""
     report = check(tmp_path / "out")
     assert report.ok, report.faults
+
+
+def test_clips_leave_out_frames_that_are_not_there(corpora, tmp_path) -> None:
+    for drawn in corpora.values():
+        for path in sorted(drawn.root.rglob("*.jpg"))[::6]:
+            path.unlink()
+    data = section(corpora, clip_frames=4, allow_smaller=True, max_fault_share=0.3)
+    build(data, tmp_path / "out", "qwen", seed=5)
+    manifest = json.loads((tmp_path / "out" / "grpo-ktg-x" / "manifest.json").read_text())
+    assert set(manifest["dropped"]["defects_by_reason"]) == {"missing_frame"}
+    for row in rows_of(tmp_path / "out" / "grpo-ktg-x", "train"):
+        clip = json.loads(row["extra_info"]["clip"])
+        assert 2 <= len(clip["frames"]) <= 4
+        assert all(Path(frame).is_file() for frame in clip["frames"])
+        assert Path(clip["frames"][clip["keyframe"]]).stem == row["extra_info"]["frame"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hotcoco import mask as coco
 
 from data_pipelines import shards
 from data_pipelines.build import build
@@ -190,3 +192,41 @@ def test_a_file_in_place_of_the_folder_is_named_before_anything_is_read(data, tm
     with pytest.raises(InputError, match="cannot be written") as caught:
         build(data, tmp_path / "out", "qwen", progress=lambda *step: said.append(step))
     assert caught.value.file.endswith("out") and not said
+
+
+def shown(folder: Path) -> list[dict]:
+    return [r for p in sorted(folder.rglob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+def test_a_corrected_corpus_is_built_anew(data, tmp_path):
+    """Sentences, masks and frames: whichever changes, rows are those of the corpus as it is."""
+    build(data, tmp_path / "out", "qwen", seed=5)
+    root = Path(data.corpora[1].root) / "train"
+    for change in (_other_sentences, _other_masks, _other_frames):
+        change(root)
+        build(data, tmp_path / "out", "qwen", seed=5)
+        build(data, tmp_path / change.__name__, "qwen", seed=5)
+        assert tree(tmp_path / "out") == tree(tmp_path / change.__name__), change.__name__
+    assert any("corrected" in r["prompt"][0]["content"] for r in shown(tmp_path / "out"))
+
+
+def _other_sentences(root: Path) -> None:
+    path = root / "meta_expressions.json"
+    path.write_text(path.read_text().replace("the red", "the corrected red"))
+
+
+def _other_masks(root: Path) -> None:
+    path = root / "mask_dict.json"
+    masks = json.loads(path.read_text())
+    path.write_text(json.dumps({a: [m and _turned(m) for m in ms] for a, ms in masks.items()}))
+
+
+def _turned(rle: dict) -> dict:
+    done = coco.encode(np.asfortranarray(coco.decode(rle)[::-1, ::-1]))
+    return {"size": rle["size"], "counts": done["counts"].decode()}
+
+
+def _other_frames(root: Path) -> None:
+    for path in root.rglob("*.jpg"):
+        image = cv2.imread(str(path))
+        cv2.imwrite(str(path), 255 - image, [cv2.IMWRITE_JPEG_QUALITY, 60])
