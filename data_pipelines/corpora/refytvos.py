@@ -59,6 +59,8 @@ class RefYoutubeVos(Corpus):
     _counted: tuple[str, dict[int, tuple[tuple[int, int], np.ndarray]]] = ("", {})
     """The video that was last asked about, and what its label images hold."""
     _asked_of: tuple[str, list[int]] = ("", [])
+    _anywhere: tuple[str, dict[int, bool]] = ("", {})
+    """The same video, and which indices any of its label images has."""
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         labels = read_labels(self._labels(self.video(video_id), frame_index))
@@ -78,10 +80,16 @@ class RefYoutubeVos(Corpus):
 
     def _is_anywhere(self, video: Video, index: int) -> bool:
         """Whether any label image of the video has this index, or may have, being unreadable."""
-        try:
-            return any(self._areas(video, t)[1][index] for t in range(len(video.frames)))
-        except CorpusFault:
-            return True
+        if self._anywhere[0] != video.id:
+            self._anywhere = (video.id, {})
+        known = self._anywhere[1]
+        if index not in known:
+            frames = range(len(video.frames))
+            try:
+                known[index] = any(self._areas(video, t)[1][index] for t in frames)
+            except CorpusFault:
+                known[index] = True
+        return known[index]
 
     def _areas(self, video: Video, frame_index: int) -> tuple[tuple[int, int], np.ndarray]:
         """((H, W), int64 [256]: pixels of each index that is named) of a frame's label image, read
