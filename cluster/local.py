@@ -114,15 +114,24 @@ class Host:
     environment: added to this process' own for every child.
     preload: modules that a zygote imports once, for children to be forked with; none: children
     start as ordinary interpreters.
+    own_ray: children start a Ray of their own; False: they join one, whose token they must find
+    where Ray looks for it.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], preload: Sequence[str] = (), log: Path | None = None
+        self,
+        environment: Mapping[str, str],
+        preload: Sequence[str] = (),
+        log: Path | None = None,
+        own_ray: bool = True,
     ) -> None:
         self.environment = dict(os.environ) | dict(environment)
-        # Ray's processes agree on a token, or each would look for one of its own
-        self.environment.setdefault("RAY_AUTH_MODE", "token")
-        self.environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if own_ray:
+            # Ray's processes agree on a token, or each would look for one of its own
+            self.environment.setdefault("RAY_AUTH_MODE", "token")
+            self.environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # inside a Ray job, whose environment has some of the same variables
+        self.environment.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         self._preload = list(preload)
         self._log = log
         self._before: set[int] = set()

@@ -29,6 +29,7 @@ from cluster.checks import (
 )
 from cluster.checks.case import GRPO, Case, HostFacts, host_facts
 from cluster.checks.findings import Finding, Notes, Report
+from cluster.checks.host import unwritable
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe
@@ -81,6 +82,12 @@ def examine(
     gpu_gib: memory of a GPU; None: what nvidia-smi says here, or else the paper's 48.
     host: another host's numbers in place of this one's.
     """
+    try:
+        root.exists()
+    except OSError as error:  # a name that is too long, say
+        notes = Notes()
+        unwritable(notes, f"{root}: {error.strerror}")
+        return Report(recipe.name, {}, notes.findings)
     if host is None:
         host = host_facts(root, look_for_gpu=recipe.device == "cuda")
     case = Case(recipe, root, host, gpu_gib)

@@ -13,11 +13,9 @@ import shutil
 import socket
 from pathlib import Path
 
-import yaml
-
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.runfolder import BEFORE_STAGES, changed_keys, is_where
+from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, read_record
 
 FREE_BYTES = 2 * 2**30
 _TRAINING = {"sft", "grpo-aks", "grpo-ktg"}
@@ -137,12 +135,7 @@ def check_folder(root: Path, recipe: Recipe) -> None:
         raise InputError("is not empty, and not a run's folder", file=root)
     if there <= BEFORE_STAGES:
         return
-    try:
-        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        old = recorded["recipe"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError("is no record of a run's recipe", file=path) from error
-    changed = [c for c in changed_keys(old, recipe.model_dump(mode="json"), "") if not is_where(c)]
+    changed = RunFolder(root).other_experiment(read_record(path)["recipe"], recipe)
     if changed:
         raise InputError(
             f"was made with another recipe (differs in: {', '.join(changed[:5])})", file=path

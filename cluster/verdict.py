@@ -18,9 +18,11 @@ from typing import Any
 
 from rcot_rl.files import write_text
 from rcot_rl.recipe.supervise import SuperviseSection
-from rcot_rl.training.checkpoint_store import LEAST_FREE
+from rcot_rl.training.checkpoint_store import LEAST_FREE, room_needed
 
 ATTEMPTS = "attempts.jsonl"
+INPUT_FAULT = 2
+"""Exit status of our processes for bad input."""
 _STATUS = re.compile(r"ended with status (-?\d{1,3})")
 _VOLATILE = (
     (re.compile(r"0x[0-9a-fA-F]{4,16}"), "ADDRESS"),
@@ -42,7 +44,7 @@ class Verdict:
     step: int
     """Optimizer steps done when it failed."""
     cause: str
-    """host, hang, deadline, memory, disk, signal or error."""
+    """host, hang, deadline, memory, disk, input, signal or error."""
     error: str
     signature: str
     """The error without what changes from run to run."""
@@ -56,6 +58,8 @@ class History:
     def __init__(self, stage: Path, section: SuperviseSection) -> None:
         self.path = stage / ATTEMPTS
         self.section = section
+        self._kills = out_of_memory_kills()
+        """Before the attempt that is judged next."""
 
     def failures(self) -> list[dict[str, Any]]:
         """Those of the window, oldest first; a half-written last line does not count."""
@@ -72,7 +76,9 @@ class History:
         message: what the process' watcher saw; error: the last error that its log names.
         """
         before = self.failures()
-        cause, says = _cause(message, log, error)
+        kills, self._kills = self._kills, out_of_memory_kills()
+        needed = room_needed(log.parent.parent / "checkpoints")
+        cause, says = _cause(message, log, error, needed, self._kills - kills)
         signature = _signature(error if cause == "error" else f"{cause} {error}")
         same = bool(before) and (before[-1]["step"], before[-1]["signature"]) == (step, signature)
         starts = len(before) + 1
@@ -108,6 +114,8 @@ class History:
     def _decide(self, cause: str, same: bool, starts: int, step: int) -> tuple[bool, str]:
         if cause == "deadline":
             return False, "Not started again: raise supervise.deadline_hours to go on."
+        if cause == "input":
+            return False, "Mend what it names, then run the same command."
         if cause == "disk":
             minutes = self.section.disk_wait_minutes
             if not minutes:
@@ -146,10 +154,8 @@ def out_of_memory_kills() -> int:
     return 0
 
 
-KILLS_AT_START = out_of_memory_kills()
-
-
-def _cause(message: str, log: Path, error: str) -> tuple[str, str]:
+def _cause(message: str, log: Path, error: str, needed: int, kills: int) -> tuple[str, str]:
+    """needed: bytes that a checkpoint needs; kills: for memory, during the attempt."""
     free = shutil.disk_usage(log.parent).free
     if "deadline" in message:
         return "deadline", "It ran longer than it may."
@@ -158,12 +164,20 @@ def _cause(message: str, log: Path, error: str) -> tuple[str, str]:
     if "hung" in message:
         stacks = log.parent / "stacks"
         return "hang", f"What its processes were doing is in {stacks}."
-    if free < LEAST_FREE or _FULL.search(error):
+    full = _FULL.search(error)
+    if free < max(LEAST_FREE, needed if full else 0):
         return "disk", f"{free / 2**20:.0f} MiB are free on its disk."
-    if out_of_memory_kills() > KILLS_AT_START:
-        return "memory", "The kernel killed a process for memory during this run."
+    if kills > 0:
+        return "memory", "The kernel killed a process for memory during this attempt."
     found = _STATUS.search(message)
     status = int(found[1]) if found else 1
+    if status == INPUT_FAULT:
+        return "input", "What it was given is at fault."
+    if full:
+        return "error", (
+            f"Some disk is full, and not the run's, which has {free / 2**20:.0f} MiB free: "
+            "the error names the path."
+        )
     number = -status if status < 0 else status - 128  # Popen's way, and a shell's
     if number > 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else "?"

@@ -29,6 +29,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,9 @@ def serve(path: str, modules: list[str]) -> None:
     # one job 1, and a worker ends when the process named here does
     os.environ["RAY_JOB_ID"] = "01000000"
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
-    for module in modules:
-        __import__(module)
+    with _ids_from_the_kernel() if "ray" in modules else contextlib.nullcontext():
+        for module in modules:
+            __import__(module)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         sys.stderr.write(f"zygote: {threads} threads after imports; forks may lose locks\n")
@@ -86,6 +88,27 @@ def serve(path: str, modules: list[str]) -> None:
     finally:
         for child in children.values():
             _kill(child.pid)
+
+
+@contextlib.contextmanager
+def _ids_from_the_kernel() -> Iterator[None]:
+    """Ray draws ids from a generator of the process', which forks would share once it has begun:
+    two agent workers then call an engine with tasks of one id, and Ray ends the engine. Importing
+    actor classes is all that draws here."""
+    import ray.actor
+
+    drawn = ray.actor.ActorClassID
+
+    class FromTheKernel:
+        @staticmethod
+        def from_random() -> Any:
+            return drawn(os.urandom(drawn.size()))
+
+    ray.actor.ActorClassID = FromTheKernel
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = drawn
 
 
 def _turn(

@@ -40,6 +40,9 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
     from cluster.preflight import check_host
 
     chosen = tuple(s for s in STAGES if s in (stages or recipe.stages))
+    fault = recipe.batch_fault(chosen)  # of stages that are not the recipe's own, too
+    if fault is not None:
+        raise InputError(fault)
     folder = RunFolder.claim(root, recipe)
     console = Console()
     with folder.locked():
@@ -57,6 +60,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
             {"RCOT_RL_PLUGIN": "required", **data_stage.platform_of(recipe)},
             preload,
             folder.root / "zygote.log",
+            own_ray=recipe.cluster.ray_address == "local",
         ) as host:
             state = _Run(recipe, folder, host, console)
             for stage in todo:
@@ -93,6 +97,8 @@ def _supervised(state: _Run, stage: str) -> dict[str, Any]:
             step = metrics[-1]["step"] if metrics else 0
             reason = jobs.failure_reason(error.log)
             verdict = history.judge(stage, str(error), error.log, step, reason)
+            if verdict.cause == "input":
+                raise InputError(verdict.text) from error
             if not verdict.retry:
                 raise StageFailed(verdict.text, error.log) from error
             state.console.line(verdict.text)

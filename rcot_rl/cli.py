@@ -74,13 +74,15 @@ def grpo(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     out: Out = None,
-    task: Annotated[str, typer.Option(help="aks, ktg, or both.")] = "both",
+    task: Annotated[
+        str, typer.Option(help="aks, ktg, or both: those among the recipe's stages.")
+    ] = "both",
 ) -> None:
     """The GRPO stages only."""
     tasks = {"aks": ("grpo-aks",), "ktg": ("grpo-ktg",), "both": ("grpo-aks", "grpo-ktg")}
     if task not in tasks:
         raise InputError(f"'{task}' is not aks, ktg or both", key="--task")
-    _run_stages(recipe, overrides, out, tasks[task])
+    _run_stages(recipe, overrides, out, tasks[task], some=task == "both")
 
 
 @app.command("preflight")
@@ -109,12 +111,19 @@ def predict(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None
 
 
 def _run_stages(
-    recipe: str, overrides: list[str] | None, out: Path | None, stages: tuple[str, ...] | None
+    recipe: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    stages: tuple[str, ...] | None,
+    some: bool = False,
 ) -> None:
+    """stages: None: the recipe's. some: of `stages`, those that the recipe has, if it has any."""
     from rcot_rl.chain import run as run_chain
     from rcot_rl.recipe.loader import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    if stages is not None and some:
+        stages = tuple(s for s in stages if s in loaded.stages) or stages
     try:
         folder = run_chain(loaded, out or Path("runs") / loaded.name, stages)
     except KeyboardInterrupt:  # here, because typer would turn it into a bare "Aborted"

@@ -26,6 +26,19 @@ def _stores(run: Path) -> list[Path]:
     return found
 
 
+def _is_one(path: Path) -> bool:
+    return path.name == "latest" or path.name.startswith("global_step_")
+
+
+def _checkpoint(path: Path) -> Path:
+    """One checkpoint, where its link leads. Raises InputError when it is not there."""
+    from rcot_rl.errors import InputError
+
+    if not path.is_dir():
+        raise InputError("no such checkpoint", file=path)
+    return path.resolve()
+
+
 @checkpoints_app.command("list")
 def list_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a stage's.")],
@@ -63,6 +76,7 @@ def verify(
     """Check every file's size and checksum; status 2 when one is not as it was saved."""
     from rcot_rl.training.checkpoint_store import all_of, inspect
 
+    path = _checkpoint(path) if _is_one(path) else path
     if path.name.startswith("global_step_"):
         found = [inspect(path, deep=True)]
     else:
@@ -102,7 +116,7 @@ def export(
     from rcot_rl.inference.model_folder import check_model
     from rcot_rl.training.checkpoint_store import inspect
 
-    checkpoint = checkpoint.resolve()
+    checkpoint = _checkpoint(checkpoint)
     found = inspect(checkpoint, deep=True)
     if not found.whole:
         raise InputError(found.faults[0], file=checkpoint)

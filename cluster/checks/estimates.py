@@ -47,7 +47,7 @@ def states(case: Case, section: GrpoSection) -> tuple[Estimate, Estimate]:
     """A rank's trainer states: while it trains, and while the engine generates. P must be known."""
     p = _parameters(case)
     parts = {"weights": 4, "gradients": 4, "Adam": 8}
-    if section.verl.get(f"{_ACTOR}.fsdp_config.offload_policy"):
+    if section.verl_value(f"{_ACTOR}.fsdp_config.offload_policy"):
         none = Estimate(0.0, "all in host memory (offload_policy)")
         return none, none
     if section.lora_rank is not None:
@@ -69,8 +69,8 @@ def offloads(section: GrpoSection) -> tuple[bool, bool]:
     """Whether weights, and the optimizer's moments, wait in host memory."""
     config = f"{_ACTOR}.fsdp_config"
     return (
-        bool(section.verl.get(f"{config}.param_offload", section.offload == "all")),
-        bool(section.verl.get(f"{config}.optimizer_offload", section.offload != "none")),
+        bool(section.verl_value(f"{config}.param_offload", section.offload == "all")),
+        bool(section.verl_value(f"{config}.optimizer_offload", section.offload != "none")),
     )
 
 
@@ -164,7 +164,7 @@ def host_memory(case: Case) -> Estimate:
 def object_store(case: Case) -> tuple[float, str]:
     """GiB of Ray's object store on this node at most, and where the number is from."""
     asked = case.recipe.cluster.object_store_bytes
-    if asked is not None and case.recipe.device == "cpu":
+    if asked is not None:
         return asked / GIB, "cluster.object_store_bytes"
     # Ray's default: 30 % of memory, 200 GB at most; what a run puts there is far less
     return min(0.3 * case.host.ram_bytes, 200e9) / GIB / 3, "a third of Ray's default limit"
@@ -214,7 +214,7 @@ def shard_bytes(case: Case) -> Estimate | None:
 
 def sleeps(section: GrpoSection) -> bool:
     """Whether vLLM gives its memory back while the policy trains."""
-    return section.verl.get(f"{_ROLLOUT}.free_cache_engine", True) is not False
+    return section.verl_value(f"{_ROLLOUT}.free_cache_engine", True) is not False
 
 
 def plan(case: Case) -> dict[str, str]:
@@ -254,7 +254,7 @@ def _offloaded(case: Case, parameters: int) -> float:
         section = case.recipe.grpo(stage)
         weights, moments = offloads(section)
         bytes_each = 4 * weights + 8 * moments
-        if section.verl.get(f"{_ACTOR}.fsdp_config.offload_policy"):
+        if section.verl_value(f"{_ACTOR}.fsdp_config.offload_policy"):
             bytes_each = 16
         most = max(most, bytes_each * parameters / case.recipe.cluster.nodes / GIB)
     return most

@@ -7,13 +7,15 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster import preflight
 from cluster.checks.case import GIB, Case, existing
 from cluster.checks.estimates import object_store
 from cluster.checks.findings import Notes
+from cluster.launch.render import held_cpus
 
 _SOCKET = "/rcot-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _SOCKET_MOST = 107
@@ -24,16 +26,21 @@ def folder(case: Case, notes: Notes) -> None:
     """RUN can be made or written, and is this recipe's."""
     place = existing(case.root)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        notes.error(
-            "folder.writable", f"{place}: cannot be written", cost="a run that cannot begin",
-            fix="choose another folder with --out, or give yourself the right to write it",
-        )  # fmt: skip
+        unwritable(notes, f"{place}: cannot be written")
         return
     with notes.attempt(
         "folder.recipe", cost="stages of two recipes in one folder",
         fix="choose another folder with --out",
     ):  # fmt: skip
         preflight.check_folder(case.root, case.recipe)
+
+
+def unwritable(notes: Notes, says: str) -> None:
+    """A run's folder that cannot be."""
+    notes.error(
+        "folder.writable", says, cost="a run that cannot begin",
+        fix="choose another folder with --out, or give yourself the right to write it",
+    )  # fmt: skip
 
 
 def versions(case: Case, notes: Notes) -> None:
@@ -113,7 +120,7 @@ def ray(case: Case, notes: Notes) -> None:
 def _ports(case: Case, notes: Notes) -> None:
     """Ports that the recipe fixes (others are chosen free when a run starts)."""
     for stage in case.grpo:
-        for key, port in case.recipe.grpo(stage).verl.items():
+        for key, port in _leaves(case.recipe.grpo(stage).verl):
             if key.rpartition(".")[2].endswith("port") and type(port) is int and port > 0:
                 if port > 65535:
                     said = "is no port"
@@ -126,6 +133,14 @@ def _ports(case: Case, notes: Notes) -> None:
                     cost="a service that fails to bind, minutes into the start",
                     fix="leave the key out, so that a free port is chosen, or take another",
                 )  # fmt: skip
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _taken(port: int) -> bool:
@@ -173,17 +188,26 @@ def _visible(case: Case) -> Iterator[str]:
 
 
 def _placement(case: Case, notes: Notes) -> None:
-    """verl asks 3 CPUs for each GPU and one for each worker, and waits until it has them."""
-    cluster = case.recipe.cluster
-    wanted = 3 * cluster.gpus_per_node + cluster.agent_workers + cluster.reward_workers
-    wanted += cluster.queue_storage_units
-    if wanted > case.host.cpus:
+    """verl holds CPUs for each GPU and each storage unit, and waits until it has them; workers of
+    agents and rewards begin with one and share what is left."""
+    if not case.grpo:
+        return
+    cluster, cpus = case.recipe.cluster, case.host.cpus
+    _, wanted = held_cpus(case.recipe)
+    workers = cluster.agent_workers + cluster.reward_workers
+    if wanted > cpus:
         notes.error(
-            "placement", f"cluster: verl asks {wanted} CPUs a node (3 x {cluster.gpus_per_node} "
-            f"GPUs, {cluster.agent_workers} agent, {cluster.reward_workers} reward, "
-            f"{cluster.queue_storage_units} storage workers); this host has {case.host.cpus}",
+            "placement", f"cluster: verl holds {wanted} CPUs (3 x {cluster.gpus_per_node} GPUs, "
+            f"{cluster.queue_storage_units} storage units, 1 more); this host has {cpus}",
             cost="a trainer that waits for ever, without a word",
-            fix="lower cluster.agent_workers, reward_workers and queue_storage_units",
+            fix="lower cluster.queue_storage_units",
+        )  # fmt: skip
+    elif wanted + workers > cpus:
+        notes.warning(
+            "placement", f"cluster: {cluster.agent_workers} agent and {cluster.reward_workers} "
+            f"reward workers share {cpus - wanted} CPUs: verl holds {wanted} of this host's {cpus}",
+            cost="rollouts that wait for their pictures and rewards",
+            fix="lower cluster.agent_workers and reward_workers",
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def order(case: Case, notes: Notes) -> None:
                     fix=f"add {before} to stages, or give --out the folder in which it is done",
                 )  # fmt: skip
     _start(case, notes)
+    _adapters(case, notes)
     if len(set(recipe.stages)) < len(recipe.stages):
         twice = next(s for s in recipe.stages if recipe.stages.count(s) > 1)
         notes.warning(
@@ -43,6 +44,22 @@ def _start(case: Case, notes: Notes) -> None:
             "stages.start", f"stages: grpo-ktg without grpo-aks, which is not done in {case.root} "
             "either: its policy starts at CoT-SFT's model", cost="another experiment than the "
             "paper's, without an error", fix="add grpo-aks to stages, or give --out its folder",
+        )  # fmt: skip
+
+
+def _adapters(case: Case, notes: Notes) -> None:
+    """KTG goes on with AKS's weights, which are those of its adapter, or whole ones."""
+    follows = "grpo-aks" in case.recipe.stages or case.is_done("grpo-aks")
+    begun = any(case.root.glob("grpo-ktg/checkpoints/global_step_*"))
+    both = [case.recipe.grpo(s) for s in ("grpo-aks", "grpo-ktg")]
+    ranks = [g.verl_value("actor_rollout_ref.model.lora_rank", g.lora_rank) for g in both]
+    if "grpo-ktg" in case.todo and follows and not begun and ranks[0] != ranks[1]:
+        said = ["none" if rank is None else str(rank) for rank in ranks]
+        notes.error(
+            "grpo-ktg.adapter", f"grpo_aks.lora_rank is {said[0]}, grpo_ktg.lora_rank {said[1]}: "
+            "the weights that AKS leaves do not fit KTG's model",
+            cost="all of AKS, before KTG fails to load",
+            fix=f"grpo.lora_rank={'null' if None in ranks else said[0]}",
         )  # fmt: skip
 
 

@@ -188,7 +188,7 @@ def engine(case: Case, notes: Notes) -> None:
                 "vLLM reads prompts in pieces", cost="slower rollouts; on a CPU, errors for seeds",
                 fix=f"{key}.max_num_batched_tokens={max(8192, g.max_prompt_length)}",
             )  # fmt: skip
-        rank = g.verl.get("actor_rollout_ref.model.lora_rank", g.lora_rank)
+        rank = g.verl_value("actor_rollout_ref.model.lora_rank", g.lora_rank)
         if isinstance(rank, int) and rank > MAX_LORA_RANK:
             notes.error(
                 f"{stage}.lora", f"{key}: lora_rank={rank} is more than vLLM's largest "

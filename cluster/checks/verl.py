@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
@@ -59,14 +60,27 @@ def keys(case: Case, notes: Notes) -> None:
             own |= verl_config._grpo_host(case.recipe, section)
             own |= verl_config._grpo_paths(case.recipe, stage, section, here, [here], [here], here)
             _unknown(notes, stage, own, known, "the recipe's own keys")
-            where = f"{section_key(stage)}.verl"
-            _unknown(notes, stage, section.verl, known, where)
-            _types(notes, stage, section.verl, known, where)
-            _shadows(notes, stage, section.verl, own, where)
+            _overrides(notes, stage, section.verl, known, own)
     if "sft" in case.todo and case.recipe.sft.verl:
         here = Path("preflight")
-        with notes.attempt("sft.verl", cost=_COST, fix="use verl's key, or leave it out"):
-            verl_config.sft_config(case.recipe, model=here, train=[here], val=[], out=here)
+        with notes.attempt("sft.verl", cost=_COST, fix="`make setup` installs verl whole"):
+            tree = OmegaConf.to_container(verl_config.sft_reference(), resolve=False)
+            own = verl_config.sft_values(case.recipe, here, [here], [], here)
+            _overrides(notes, "sft", case.recipe.sft.verl, _dotted(tree), own)
+
+
+def _overrides(
+    notes: Notes, stage: str, given: Mapping[str, Any], known: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Of `<stage>.verl`. known: every key of verl's configuration; own: what the recipe says."""
+    where = f"{section_key(stage)}.verl"
+    values = verl_config.spelled_out(
+        given, lambda key: isinstance(known.get(key), dict) and bool(known[key]) and not _free(key)
+    )
+    _unknown(notes, stage, values, known, where)
+    _types(notes, stage, values, known, where)
+    _shadows(notes, stage, values, own, where)
 
 
 @lru_cache(maxsize=1)
@@ -84,6 +98,10 @@ def reference() -> Mapping[str, Any]:
         raise InputError(f"verl's reference configuration is unreadable: {error}", file=path) from (
             error
         )
+    return _dotted(tree)
+
+
+def _dotted(tree: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:

@@ -32,9 +32,7 @@ def main() -> NoReturn:
     args, command = parser.parse_args(given[:cut]), given[cut + 1 :]
     if not command:
         parser.error("no command after --")
-    # Host's own token would not be this cluster's: without one, the cluster has none either
-    if not any(os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")):
-        os.environ["RAY_AUTH_MODE"] = "token" if os.environ.get("RAY_AUTH_TOKEN") else "disabled"
+    _find_token()
     if args.rendezvous is not None:
         try:
             found = rendezvous.address(args.rendezvous, time.monotonic() + args.wait)
@@ -50,6 +48,16 @@ def main() -> NoReturn:
     if status != 0:
         sys.exit(status)
     os.execvp(command[0], command)
+
+
+def _find_token() -> None:
+    """Ray's own rule, but for a token in the environment alone: without any, there is none."""
+    if any(os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")):
+        return
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif not (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 def _move(folder: Path) -> None:

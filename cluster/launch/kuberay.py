@@ -24,7 +24,7 @@ from cluster.launch import render
 from rcot_rl import __version__
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.launch import PodSection
-from rcot_rl.recipe.loader import dump_recipe
+from rcot_rl.recipe.loader import dump_for_driver
 from rcot_rl.recipe.schema import Recipe
 
 _RECIPE = Path("/etc/rcot")
@@ -87,6 +87,8 @@ def object_name(name: str) -> str:
 
 def _ray_job(recipe: Recipe, name: str, workdir: Path, run: Path) -> dict[str, Any]:
     kube = recipe.launch.kuberay
+    others = _cores(kube.head.cpu) + kube.cpu.replicas * _cores(kube.cpu.cpu)
+    render.check_cpus(recipe, _cores(kube.gpu.cpu), others, "launch.kuberay.gpu.cpu")
     groups = [_group(recipe, name, "gpu", kube.gpu, recipe.cluster.nodes, gpus=True)]
     if kube.cpu.replicas:
         groups.append(_group(recipe, name, "cpu", kube.cpu, kube.cpu.replicas, gpus=False))
@@ -114,6 +116,11 @@ def _ray_job(recipe: Recipe, name: str, workdir: Path, run: Path) -> dict[str, A
             },
         },
     }
+
+
+def _cores(quantity: str) -> float:
+    """CPUs of a Kubernetes quantity: 4, 500m."""
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 def _entrypoint(recipe: Recipe, workdir: Path, run: Path, nodes: int) -> str:
@@ -213,7 +220,7 @@ def _config_map(recipe: Recipe, name: str) -> dict[str, Any]:
         "metadata": {
             "name": name, "namespace": recipe.launch.kuberay.namespace, "labels": dict(_LABEL)
         },
-        "data": {"recipe.yaml": dump_recipe(recipe)},
+        "data": {"recipe.yaml": dump_for_driver(recipe)},
     }  # fmt: skip
 
 

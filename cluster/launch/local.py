@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from cluster.plan import Report, examine
@@ -13,6 +16,26 @@ from rcot_rl.runfolder import RunFolder
 def run_folder(recipe: Recipe) -> Path:
     """RUN: launch.run_dir, or runs/<name> here."""
     return Path(recipe.launch.run_dir or f"runs/{recipe.name}")
+
+
+@contextmanager
+def surroundings(recipe: Recipe) -> Iterator[None]:
+    """This process with launch.environment, in launch.workdir; relative paths count from there.
+    Raises InputError when that is no folder."""
+    workdir = Path(recipe.launch.workdir or ".")
+    if not workdir.is_dir():
+        raise InputError(f"{workdir} is no folder on this host", key="launch.workdir")
+    before = {name: os.environ.get(name) for name in recipe.launch.environment}
+    os.environ.update(recipe.launch.environment)
+    try:
+        with chdir(workdir):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def preflight(recipe: Recipe) -> Report:

@@ -28,7 +28,7 @@ from typing import Any
 
 from cluster.launch import render
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.loader import dump_recipe
+from rcot_rl.recipe.loader import dump_for_driver
 from rcot_rl.recipe.schema import Recipe
 
 _LOCKED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]{0,100}==[A-Za-z0-9.+!_-]{1,60})", re.MULTILINE)
@@ -92,7 +92,7 @@ def request(recipe: Recipe, recipe_name: str, overrides: Sequence[str] = ()) -> 
         settings.address,
         entrypoint,
         str(render.CHECKOUT),
-        dump_recipe(recipe) if own else None,
+        dump_for_driver(recipe) if own else None,
         runtime,
         settings.entrypoint_cpus,
         dict(settings.entrypoint_resources),

@@ -48,11 +48,33 @@ def health_options(recipe: Recipe, shared: Path, nodes: int, gpu_nodes: int) -> 
     return [f"--{name}={value}" for name, value in values.items()]
 
 
+def held_cpus(recipe: Recipe) -> tuple[int, int]:
+    """CPUs that verl holds as long as a GRPO stage runs: (on each training node, in all). 3 a GPU
+    in its pools; one each for storage units and their controller. Workers of agents and rewards
+    need one only to begin."""
+    cluster = recipe.cluster
+    pools = 3 * cluster.gpus_per_node
+    return pools, pools * cluster.nodes + cluster.queue_storage_units + 1
+
+
 def cpus_of_node(recipe: Recipe) -> int:
     """CPUs that verl asks of each node: 3 a GPU, one a worker, and 4 for Ray and the driver."""
     cluster = recipe.cluster
     workers = cluster.agent_workers + cluster.reward_workers + cluster.queue_storage_units
     return 3 * cluster.gpus_per_node + math.ceil(workers / cluster.nodes) + 4
+
+
+def check_cpus(recipe: Recipe, gpu_node: float, others: float, key: str) -> None:
+    """That verl's placement can be had. gpu_node: CPUs of a node that trains; others: of all that
+    do not. Raises InputError for `key`."""
+    pools, total = held_cpus(recipe)
+    nodes = recipe.cluster.nodes
+    if gpu_node < pools or gpu_node * nodes + others < total:
+        raise InputError(
+            f"gives a training node {gpu_node:g} CPUs; verl holds {pools} on each and {total} in "
+            "all, and would wait for ever for them, with the GPUs held",
+            key=key,
+        )
 
 
 def driver_needs_gpus(recipe: Recipe) -> bool:

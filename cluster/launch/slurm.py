@@ -152,4 +152,8 @@ def _settings(recipe: Recipe, folder: Path, workdir: Path, python: str, words: l
 
 
 def _cpus(recipe: Recipe) -> int:
-    return recipe.launch.slurm.cpus_per_node or render.cpus_of_node(recipe)
+    asked = recipe.launch.slurm.cpus_per_node
+    if asked is None:
+        return render.cpus_of_node(recipe)
+    render.check_cpus(recipe, asked, 0, "launch.slurm.cpus_per_node")
+    return asked

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpora import open_corpus
+from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 from rcot_rl.inference.engine import PolicyEngine
 from rcot_rl.inference.heldout import heldout_rewards, read_rows
@@ -126,5 +127,14 @@ def _say(**event: Any) -> None:
     print("RCOT " + json.dumps(event), flush=True)
 
 
+def main(path: Path) -> None:
+    """Status 2 for what is at fault in the run's input: starting again would not mend it."""
+    try:
+        run(json.loads(path.read_text(encoding="utf-8")))
+    except InputError as error:
+        print(f"rcot: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    main(Path(sys.argv[1]))

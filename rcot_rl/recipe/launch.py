@@ -42,7 +42,11 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]{0,1
 Option = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]{0,63}(=[^\s\"'`\\#$]{1,512})?$")]
 """One long option of sbatch or srun, `--name` or `--name=value`, without blanks or quotes."""
 
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+_SECRET_WORDS = frozenset(
+    word + plural
+    for word in ("KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+    for plural in ("", "S")
+)
 
 
 class HealthSection(Section):
@@ -167,6 +171,14 @@ class PodSection(Section):
     tolerations: list[Toleration] = Field(default_factory=list)
 
 
+class GpuPodSection(PodSection):
+    """With what a host of several GPUs usually has."""
+
+    cpu: Quantity = "32"
+    memory: Quantity = "256Gi"
+    shm: Quantity = "64Gi"
+
+
 class KubeRaySection(Section):
     """`rcot launch kuberay`: a RayJob."""
 
@@ -177,7 +189,7 @@ class KubeRaySection(Section):
     namespace: DnsName = "default"
     service_account: DnsName | None = None
     head: PodSection = PodSection()
-    gpu: PodSection = PodSection(cpu="32", memory="256Gi", shm="64Gi")
+    gpu: GpuPodSection = GpuPodSection()
     """The nodes with GPUs; cluster.nodes says how many, not `replicas`."""
 
     cpu: PodSection = PodSection()
@@ -231,7 +243,7 @@ class LaunchSection(Section):
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
         for name in self.environment:
-            if any(word in name.upper() for word in _SECRET_WORDS):
+            if not _SECRET_WORDS.isdisjoint(name.upper().split("_")):
                 raise ValueError(
                     f"environment.{name} reads like a secret, and would be written down; "
                     "list its name under launch.secrets"

@@ -53,8 +53,16 @@ def recipe_hash(recipe: BaseModel) -> str:
 
 
 def dump_recipe(recipe: BaseModel) -> str:
-    """The resolved recipe as YAML."""
+    """The resolved recipe as YAML: what makes the run."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def dump_for_driver(recipe: Recipe) -> str:
+    """The same, with what the driver on another host does about failures and lost hosts."""
+    values = recipe.model_dump(mode="json")
+    values["supervise"] = recipe.supervise.model_dump(mode="json")
+    values["launch"] = {"health": recipe.launch.health.model_dump(mode="json")}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -6,9 +6,10 @@ puts them together. Field defaults are the paper's values (Table 7, section 4.2,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
@@ -57,7 +58,7 @@ class ToySection(Section):
     preset: str = "lattice"
     """Difficulty: `lattice`, which a tiny policy can learn, or `rich`."""
 
-    seed: int = 1
+    seed: int = Field(default=1, ge=0)
     corpora: list[ToyCorpus] = Field(min_length=1)
 
 
@@ -87,6 +88,15 @@ class EvalSection(Section):
     baselines: bool = True
     """Also score the whole frame, a centred box, and the first frame as keyframe."""
 
+    @field_validator("benchmarks")
+    @classmethod
+    def _once_each(cls, benchmarks: list[Benchmark]) -> list[Benchmark]:
+        names = [b.dataset for b in benchmarks]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is there twice, and eval/{twice}.json would be of the last")
+        return benchmarks
+
 
 class WandbSection(Section):
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -100,7 +110,7 @@ class Recipe(Section):
     """One run, from corpora to report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 1
+    seed: int = Field(default=1, ge=0)
     device: Literal["cuda", "cpu"] = "cuda"
     stages: list[Stage] = Field(default=list(STAGES), min_length=1)
     prompts: str = "qwen"
@@ -126,26 +136,27 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> Self:
+        fault = self.batch_fault(self.stages)
+        if fault is not None:
+            raise ValueError(fault)
+        return self
+
+    def batch_fault(self, stages: Sequence[str]) -> str | None:
+        """What is wrong with the batches of those training stages."""
         here = self.cluster.gpus_per_node
         everywhere = self.cluster.nodes * here
-        for name, size, micro, ranks in (
-            ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size, here),
-            *(
-                (
-                    f"{key}.prompts_per_step x n",
-                    g.prompts_per_step * g.n,
-                    g.micro_batch_size,
-                    everywhere,
-                )
-                for key, g in (("grpo_aks", self.grpo_aks), ("grpo_ktg", self.grpo_ktg))
-            ),
-        ):
-            if size % (ranks * micro):
-                raise ValueError(
+        sizes = {"sft": ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size, here)}
+        for stage in ("grpo-aks", "grpo-ktg"):
+            g, key = self.grpo(stage), stage.replace("-", "_")
+            each = g.prompts_per_step * g.n
+            sizes[stage] = (f"{key}.prompts_per_step x n", each, g.micro_batch_size, everywhere)
+        for stage, (name, size, micro, ranks) in sizes.items():
+            if stage in stages and size % (ranks * micro):
+                return (
                     f"{name} = {size} is no multiple of ranks x micro_batch_size = "
                     f"{ranks} x {micro}"
                 )
-        return self
+        return None
 
     def grpo(self, stage: str) -> GrpoSection:
         """The section of stage `grpo-aks` or `grpo-ktg`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -35,7 +36,7 @@ class SftSection(Section):
     """Steps between checkpoints; the last step always makes one."""
 
     verl: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of verl's SFT configuration, dotted."""
+    """Further keys of verl's SFT configuration, dotted or nested."""
 
 
 class GrpoSection(Section):
@@ -107,7 +108,22 @@ class GrpoSection(Section):
     """Write rollouts/STEP.jsonl: every response with its reward, components and reasons."""
 
     verl: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of verl's configuration, dotted."""
+    """Further keys of verl's configuration, dotted or nested."""
+
+    def verl_value(self, key: str, otherwise: Any = None) -> Any:
+        """What `verl` says of a dotted key."""
+        return _looked_up(self.verl, key, otherwise)
+
+
+def _looked_up(values: Any, key: str, otherwise: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return otherwise
+    if key in values:
+        return values[key]
+    for name, below in values.items():
+        if key.startswith(f"{name}."):
+            return _looked_up(below, key[len(name) + 1 :], otherwise)
+    return otherwise
 
 
 class ClusterSection(Section):

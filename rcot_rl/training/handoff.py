@@ -1,4 +1,4 @@
-"""Where one GRPO stage ended, another begins: `python -m rcot_rl.training.handoff PREV OUT LR WD`.
+"""Where one GRPO stage ends, the next begins: `python -m …handoff PREVIOUS OUT LR DECAY BETAS`.
 
 verl builds policy and reference from one folder. The reference of both GRPO stages is CoT-SFT's
 model (eq. 15), but the policy of the second starts from the first's. So verl is given the SFT
@@ -8,9 +8,11 @@ optimizer without moments, a scheduler at its start.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +21,13 @@ from rcot_rl.errors import InputError
 from rcot_rl.training.checkpoint_store import TRACKER, seal
 
 
-def start_from(previous: Path, checkpoints: Path, lr: float, weight_decay: float) -> Path:
+def start_from(
+    previous: Path,
+    checkpoints: Path,
+    lr: float,
+    weight_decay: float,
+    betas: Sequence[float],
+) -> Path:
     """Make `checkpoints`/global_step_0 of the checkpoint `previous`; its pointer is written last.
 
     Raises InputError when `previous` is not a whole checkpoint.
@@ -35,10 +43,9 @@ def start_from(previous: Path, checkpoints: Path, lr: float, weight_decay: float
     (partial / "actor").mkdir(parents=True)
     for file in [*weights, *source.glob("*_config.json"), *source.glob("lora_train_meta.json")]:
         os.link(file, partial / "actor" / file.name)
-    for file in sorted(source.glob("optim_*.pt")):
-        _rewrite(file, partial / "actor" / file.name, lr, weight_decay)
-    for file in sorted(source.glob("extra_state_*.pt")):
-        _rewrite(file, partial / "actor" / file.name, lr, weight_decay)
+    for kind in ("optim", "extra_state"):
+        for file in sorted(source.glob(f"{kind}_*.pt")):
+            _rewrite(file, partial / "actor" / file.name, lr, weight_decay, betas)
     partial.rename(target)
     seal(target, starts_from=str(previous))
     tracker = checkpoints / f".{TRACKER}"
@@ -47,13 +54,15 @@ def start_from(previous: Path, checkpoints: Path, lr: float, weight_decay: float
     return target
 
 
-def _rewrite(source: Path, target: Path, lr: float, weight_decay: float) -> None:
+def _rewrite(
+    source: Path, target: Path, lr: float, weight_decay: float, betas: Sequence[float]
+) -> None:
     # written by our own training process: not a foreign pickle
     state = torch.load(source, map_location="cpu", weights_only=False)
     if "param_groups" in state:
         state["state"] = {}
         for group in state["param_groups"]:
-            group.update(lr=lr, initial_lr=lr, weight_decay=weight_decay)
+            group.update(lr=lr, initial_lr=lr, weight_decay=weight_decay, betas=tuple(betas))
     scheduler = state.get("lr_scheduler")
     if scheduler:
         rates = [lr] * len(scheduler["base_lrs"])
@@ -62,4 +71,7 @@ def _rewrite(source: Path, target: Path, lr: float, weight_decay: float) -> None
 
 
 if __name__ == "__main__":
-    start_from(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    start_from(
+        Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]),
+        json.loads(sys.argv[5]),
+    )  # fmt: skip

@@ -130,9 +130,17 @@ def grpo_job(
 
 def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str]:
     """Arguments of the process that makes `previous` (a checkpoint) this stage's step 0."""
-    section = recipe.grpo(stage)
-    numbers = [str(section.learning_rate), str(section.weight_decay)]
+    section, optim = recipe.grpo(stage), "actor_rollout_ref.actor.optim"
+    numbers = [
+        str(section.verl_value(f"{optim}.lr", section.learning_rate)),
+        str(section.verl_value(f"{optim}.weight_decay", section.weight_decay)),
+        json.dumps(list(section.verl_value(f"{optim}.betas", _BETAS))),
+    ]
     return ["-m", "rcot_rl.training.handoff", str(previous), str(out / "checkpoints"), *numbers]
+
+
+_BETAS = (0.9, 0.999)
+"""verl's default (verl/workers/config/optimizer.py)."""
 
 
 def ranks_of(recipe: Recipe, stage: str) -> int:

@@ -15,7 +15,7 @@ import hashlib
 import importlib.util
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,8 @@ def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "actor_rollout_ref.ref.fsdp_config.param_offload": section.offload == "all",
     }
     values.update(_attention(recipe, "actor_rollout_ref.model"))
+    if cluster.ray_address == "local" and cluster.object_store_bytes is not None:
+        values["ray_kwargs.ray_init.object_store_memory"] = cluster.object_store_bytes
     if recipe.device == "cpu":
         values.update(_cpu_values(recipe))
     return values
@@ -222,8 +224,6 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
             f"{ray}.num_gpus": recipe.cluster.gpus_per_node,
             f"{ray}.include_dashboard": False,
         }
-        if recipe.cluster.object_store_bytes is not None:
-            values[f"{ray}.object_store_memory"] = recipe.cluster.object_store_bytes
     for role in ("actor", "ref"):
         values[f"actor_rollout_ref.{role}.fsdp_config.use_torch_compile"] = False
         values[f"actor_rollout_ref.{role}.fsdp_config.mixed_precision"] = dict(_FP32)
@@ -265,6 +265,18 @@ def sft_config(
     recipe: Recipe, *, model: Path, train: list[Path], val: list[Path], out: Path
 ) -> DictConfig:
     """verl's complete SFT configuration. Arguments and errors as `grpo_config`."""
+    return _write(sft_reference(), sft_values(recipe, model, train, val, out), recipe.sft)
+
+
+def sft_reference() -> DictConfig:
+    """verl's SFT configuration, before anything is written over it."""
+    return _compose("sft_trainer_engine", [])
+
+
+def sft_values(
+    recipe: Recipe, model: Path, train: list[Path], val: list[Path], out: Path
+) -> dict[str, Any]:
+    """What the recipe's own keys say, dotted. Arguments as `grpo_config`."""
     sft = recipe.sft
     values: dict[str, Any] = {
         "data.train_files": [str(p) for p in train],
@@ -307,7 +319,7 @@ def sft_config(
             "engine.use_torch_compile": False,
             "engine.mixed_precision": dict(_FP32),
         }
-    return _write(_compose("sft_trainer_engine", []), values, sft)
+    return values
 
 
 def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
@@ -374,9 +386,29 @@ def _write(config: DictConfig, values: Mapping[str, Any], section: Any) -> DictC
     with open_dict(config):
         for key, value in values.items():
             _set(config, key, value, "")
-        for key, value in section.verl.items():
+        for key, value in spelled_out(section.verl, lambda key: _is_section(config, key)).items():
             _set(config, key, value, "verl.")
     return config
+
+
+def spelled_out(values: Mapping[str, Any], is_section: Callable[[str], bool]) -> dict[str, Any]:
+    """`a: {b: c}` as `a.b: c` where `a` is a section of verl's configuration, of which the other
+    keys must stay. is_section: whether a dotted key is one, and not empty."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and is_section(key):
+            below = {f"{key}.{name}": child for name, child in value.items()}
+            out |= spelled_out(below, is_section)
+        else:
+            out[key] = value
+    return out
+
+
+def _is_section(config: DictConfig, key: str) -> bool:
+    if key in FREE_KEYS or not _known(config, key):
+        return False
+    node = OmegaConf.select(config, key, throw_on_missing=False)
+    return isinstance(node, DictConfig) and len(node) > 0
 
 
 def _set(config: DictConfig, key: str, value: Any, prefix: str) -> None:

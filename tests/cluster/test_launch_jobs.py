@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from cluster.launch import kuberay, local, ray_jobs
 from rcot_rl.cli import app
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.recipe.loader import load_recipe, recipe_hash
 
 NASTY = "models.policy=a 'b' $(touch pwned)\n`x`"
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -224,7 +225,7 @@ def test_the_recipe_travels_as_data_and_no_text_of_it_reaches_the_shell():
     inside = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])
     assert inside["models"]["policy"] == NASTY.partition("=")[2].replace("\n", " ")
     assert "touch" not in found["RayJob"]["spec"]["entrypoint"]
-    assert "launch" not in inside
+    assert set(inside["launch"]) == {"health"}, "how it was launched is no business of the driver's"
 
 
 @pytest.mark.parametrize(
@@ -267,3 +268,77 @@ def test_out_goes_with_dry_run(tmp_path):
     )
     assert done.exit_code == 0
     assert "RayJob" in (tmp_path / "rayjob.yaml").read_text()
+
+
+FOR_DRIVERS = ["supervise.max_attempts=2", "supervise.heartbeat_s=77", "launch.health.wait_s=99"]
+
+
+def test_what_is_done_about_failures_travels_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: rcot_seg_3b.yaml\n")
+    shipped = [
+        ray_jobs.request(load_recipe(path, FOR_DRIVERS), str(path)).recipe,
+        rayjob(*FOR_DRIVERS)["ConfigMap"]["data"]["recipe.yaml"],
+    ]
+    plain = load_recipe("rcot_seg_3b")
+    for text in shipped:
+        there = tmp_path / "there.yaml"
+        there.write_text(text)
+        found = load_recipe(there)
+        assert (found.supervise.max_attempts, found.supervise.heartbeat_s) == (2, 77)
+        assert found.launch.health.wait_s == 99
+        assert recipe_hash(found) == recipe_hash(plain), "it is the same run"
+
+
+def test_a_local_launch_has_its_environment_and_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MY_SETTING", raising=False)
+    before = Path.cwd()
+    settings = ["launch.environment.MY_SETTING=here", f"launch.workdir={tmp_path}"]
+    with local.surroundings(load_recipe("laptop", settings)):
+        assert os.environ["MY_SETTING"] == "here" and Path.cwd() == tmp_path
+    assert "MY_SETTING" not in os.environ and Path.cwd() == before
+    missing = load_recipe("laptop", ["launch.workdir=/nowhere/at/all"])
+    with pytest.raises(InputError) as caught, local.surroundings(missing):
+        pass
+    assert caught.value.key == "launch.workdir"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "override", "key"),
+    [
+        ("slurm", "launch.slurm.cpus_per_node=8", "launch.slurm.cpus_per_node"),
+        ("slurm", "launch.slurm.cpus_per_node=20", "launch.slurm.cpus_per_node"),
+        ("kuberay", "launch.kuberay.gpu.cpu=8", "launch.kuberay.gpu.cpu"),
+        ("kuberay", "launch.kuberay.gpu.cpu=11500m", "launch.kuberay.gpu.cpu"),
+    ],
+)
+def test_nodes_too_small_for_verl_are_refused(launcher, override, key):
+    """3 CPUs a GPU on each node, and one each for the storage units and their controller."""
+    done = CliRunner().invoke(app, ["launch", launcher, "rcot_seg_3b", override, "--dry-run"])
+    assert isinstance(done.exception, InputError) and done.exception.key == key
+    enough = ["launch.slurm.cpus_per_node=21", "launch.kuberay.gpu.cpu=12"]
+    done = CliRunner().invoke(app, ["launch", launcher, "rcot_seg_3b", *enough, "--dry-run"])
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("TOKENIZERS_PARALLELISM", False), ("KEYBOARD", False), ("HF_TOKEN", True),
+        ("AWS_SECRET_ACCESS_KEY", True), ("API_KEYS", True), ("MYAPIKEY", False),
+    ],
+)  # fmt: skip
+def test_names_that_read_like_secrets(name, secret):
+    if secret:
+        with pytest.raises(InputError, match="reads like a secret"):
+            load_recipe("laptop", [f"launch.environment.{name}=x"])
+    else:
+        load_recipe("laptop", [f"launch.environment.{name}=x"])
+
+
+def test_one_setting_of_the_gpu_pods_leaves_the_others():
+    job = rayjob("launch.kuberay.gpu.node_selector={pool: h100}")["RayJob"]
+    (pod,) = (pod for name, pod in pods(job) if name == "gpu")
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert (limits["cpu"], limits["memory"]) == ("32", "256Gi")
+    assert pod["nodeSelector"] == {"pool": "h100"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.launch import head
 from cluster.local import Host, Hung, Limits, StageFailed
 from rcot_rl.stacks import path_of
 
@@ -199,3 +200,38 @@ def test_a_child_that_ends_well_leaves_no_stacks(tmp_path):
     with Host({}) as host:
         host.run(["-c", "from rcot_rl import stacks; stacks.arm()"], log)
     assert not (tmp_path / "stacks").exists()
+
+
+def test_a_token_is_made_for_a_ray_of_ones_own_alone(monkeypatch):
+    """A Ray that runs already has one where Ray looks for it, or none."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_OVERRIDE_JOB_RUNTIME_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    own, joined = Host({}).environment, Host({}, own_ray=False).environment
+    assert own["RAY_AUTH_MODE"] == "token" and len(own["RAY_AUTH_TOKEN"]) == 64
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(joined)
+    assert own["RAY_OVERRIDE_JOB_RUNTIME_ENV"] == joined["RAY_OVERRIDE_JOB_RUNTIME_ENV"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("there", "file", "mode"),
+    [
+        ({}, False, "disabled"),
+        ({}, True, None),
+        ({"RAY_AUTH_TOKEN": "a"}, True, "token"),
+        ({"RAY_AUTH_MODE": "token"}, False, "token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/x"}, False, None),
+    ],
+)
+def test_the_head_finds_the_token_where_ray_does(monkeypatch, tmp_path, there, file, mode):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
+    monkeypatch.setitem(os.environ, "PROBE", "1")  # what is set below is undone with it
+    head._find_token()
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+    os.environ.pop("RAY_AUTH_MODE", None)

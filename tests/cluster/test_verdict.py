@@ -108,9 +108,27 @@ def test_what_starting_again_cannot_mend(history, monkeypatch):
 
 
 def test_a_kill_for_memory_is_told_from_others(history, monkeypatch):
-    monkeypatch.setattr(module, "out_of_memory_kills", lambda: module.KILLS_AT_START + 1)
+    before = module.out_of_memory_kills()
+    monkeypatch.setattr(module, "out_of_memory_kills", lambda: before + 1)
     found = judged(history, 1, "ended with status 137", 2, "")
     assert found.cause == "memory" and "for memory" in found.text
+    found = judged(history, 2, "ended with status 1", 2, "ValueError: bad row 7")
+    assert found.cause == "error", "that kill was the attempt's before"
+
+
+def test_a_full_disk_that_is_not_the_runs_does_not_start_again_for_ever(history):
+    causes = []
+    for number in (1, 2):
+        said = f"OSError: [Errno 28] No space left on device: '/ramdisk/spill/{number}'"
+        found = judged(history, number, "ended with status 1", 5, said)
+        causes.append((found.cause, found.retry))
+        assert "Some disk is full, and not the run's" in found.text and "/ramdisk" in found.text
+    assert causes == [("error", True), ("error", False)]
+
+
+def test_input_at_fault_is_not_tried_again(history):
+    found = judged(history, 1, "ended with status 2", 0, "rcot: a video of 900 frames is too long")
+    assert (found.cause, found.retry) == ("input", False) and "900 frames" in found.text
 
 
 def test_waits_grow_while_no_step_is_done_between_failures(history):

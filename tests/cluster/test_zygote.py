@@ -3,28 +3,36 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cluster.zygote import write_client
+from rcot_rl.training.jobs import PRELOAD
+
+
+@contextmanager
+def serving(folder: Path, *modules: str, **environment: str):
+    folder.chmod(0o700)
+    client = write_client(folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster.zygote", str(folder / "socket"), *modules],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"RCOT_ZYGOTE_PYTHON": str(client)} | environment,
+    )
+    while (line := process.stdout.readline()) != b"ready\n":
+        assert line, "it ended before it was ready"
+    yield client, process
+    process.stdin.close()
+    assert process.wait(timeout=20) == 0
 
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("z")
-    folder.chmod(0o700)
-    client = write_client(folder)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cluster.zygote", str(folder / "socket"), "decimal"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"RCOT_ZYGOTE_PYTHON": str(client)},
-    )
-    assert process.stdout.readline() == b"ready\n"
-    yield client, process
-    process.stdin.close()
-    assert process.wait(timeout=20) == 0
+    with serving(tmp_path_factory.mktemp("z"), "decimal") as running:
+        yield running
 
 
 def run(client: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
@@ -97,6 +105,42 @@ def test_the_child_ends_with_its_client(zygote, tmp_path):
             return
         subprocess.run(["sleep", "0.05"], check=True)
     pytest.fail("the forked process outlived its client")
+
+
+IDS = (
+    "import threading\n"
+    "from ray import NodeID\n"
+    "ids = [NodeID.from_random().hex()]\n"
+    "thread = threading.Thread(target=lambda: ids.append(NodeID.from_random().hex()))\n"
+    "thread.start(); thread.join(); print(*ids)\n"
+)
+
+
+def drawn_ids(client: Path, script: Path) -> list[str]:
+    script.write_text(IDS)
+    done = [run(client, str(script)) for _ in range(3)]
+    assert all(d.returncode == 0 for d in done), done[0].stderr
+    return [name for d in done for name in d.stdout.split()]
+
+
+def test_processes_draw_ids_of_their_own(tmp_path):
+    """Ray names tasks by what a process draws. Forks that drew alike sent an engine two tasks of
+    one name, and Ray ended it."""
+    (tmp_path / "an_actor.py").write_text("import ray\n\n@ray.remote\nclass Actor: pass\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    (tmp_path / "z").mkdir()
+    with serving(tmp_path / "z", "ray", "an_actor", PYTHONPATH=path) as (client, _):
+        ids = drawn_ids(client, tmp_path / "draws.py")
+    assert len(set(ids)) == len(ids) == 6
+
+
+@pytest.mark.slow
+def test_so_do_those_that_all_of_a_run_is_imported_for(tmp_path):
+    (tmp_path / "z").mkdir()
+    told = {"RCOT_RL_PLUGIN": "required", "VERL_PLATFORM": "cpu"}
+    with serving(tmp_path / "z", *PRELOAD, **told) as (client, _):
+        ids = drawn_ids(client, tmp_path / "draws.py")
+    assert len(set(ids)) == len(ids) == 6
 
 
 def test_without_a_zygote_the_client_is_an_ordinary_python(tmp_path):

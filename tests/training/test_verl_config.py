@@ -216,6 +216,54 @@ def test_further_verl_keys_are_written_last() -> None:
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.seed == 3
 
 
+def test_nested_keys_leave_their_neighbours_alone() -> None:
+    """Each spelling is the same configuration; a whole section in its place would be none."""
+    nested = "{actor_rollout_ref: {actor: {entropy_coeff: 0.5, optim.lr_warmup_steps: 3}}}"
+    dotted = (
+        "{actor_rollout_ref.actor.entropy_coeff: 0.5, "
+        "actor_rollout_ref.actor.optim: {lr_warmup_steps: 3}}"
+    )
+    spelled = [
+        flat(grpo(load_recipe("laptop", [f"grpo.verl={text}"]), "grpo-aks"))
+        for text in (nested, dotted)
+    ]
+    plain = flat(grpo(load_recipe("laptop"), "grpo-aks"))
+    assert spelled[0] == spelled[1]
+    assert {k for k, v in spelled[0].items() if plain.get(k) != v} == {
+        "actor_rollout_ref.actor.entropy_coeff", "actor_rollout_ref.actor.optim.lr_warmup_steps",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"nearest is actor_rollout_ref\.actor\.entropy_coeff"):
+        grpo(
+            load_recipe("laptop", [nested.join(["grpo.verl=", ""]).replace("ff:", ":")]), "grpo-aks"
+        )
+    lr = flat(sft(load_recipe("laptop", ["sft.verl.optim.lr=0.5"])))
+    assert (lr["optim.lr"], lr["optim.weight_decay"]) == (0.5, 0.0)
+
+
+def test_mappings_that_are_values_stay_whole() -> None:
+    keys = "{data.apply_chat_template_kwargs: {a: 1}, ray_kwargs: {ray_init: {num_cpus: 5}}}"
+    config = grpo(load_recipe("laptop", [f"grpo.verl={keys}"]), "grpo-aks")
+    assert config.data.apply_chat_template_kwargs == {"a": 1}
+    assert config.ray_kwargs.ray_init.num_cpus == 5 and config.ray_kwargs.ray_init.num_gpus == 1
+
+
+def test_sections_say_what_verl_is_told_however_it_is_spelled() -> None:
+    keys = "{a.b: {c: 1, d.e: 2}, f: {g: {h.i: 3}}}"
+    section = load_recipe("laptop", [f"grpo.verl={keys}"]).grpo_aks
+    found = [section.verl_value(k) for k in ("a.b.c", "a.b.d.e", "f.g.h.i", "a.b", "f.x", "a")]
+    assert found == [1, 2, 3, {"c": 1, "d.e": 2}, None, None]
+    assert section.verl_value("f.g.x", 7) == 7
+
+
+@pytest.mark.parametrize("recipe", ["laptop", "rcot_seg_3b"])
+def test_the_object_store_is_as_large_as_the_recipe_says(recipe: str) -> None:
+    key, size = "ray_kwargs.ray_init.object_store_memory", 123_000_000
+    asked = [f"cluster.object_store_bytes={size}"]
+    assert flat(grpo(load_recipe(recipe, asked), "grpo-aks"))[key] == size
+    elsewhere = load_recipe(recipe, [*asked, "cluster.ray_address=auto"])
+    assert key not in flat(grpo(elsewhere, "grpo-aks")), "a Ray that runs has one already"
+
+
 def test_sft_is_the_papers_and_the_laptops() -> None:
     expected = {
         # key: (rcot_seg_3b, laptop)
