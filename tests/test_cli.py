@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -270,3 +271,53 @@ def test_the_script_and_scoring_do_without_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "stages"),
+    [
+        ("laptop", [], ("grpo-aks", "grpo-ktg")),
+        ("rcot_seg_3b_joint", [], ("grpo-ktg",)),
+        ("grpo_ktg", [], ("grpo-ktg",)),
+        ("rcot_seg_3b_joint", ["--task", "aks"], ("grpo-aks",)),
+        ("sft", [], ("grpo-aks", "grpo-ktg")),
+    ],
+)
+def test_grpo_runs_the_stages_that_the_recipe_has(
+    rcot: Rcot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe, words, stages
+) -> None:
+    """A joint recipe's only stage must not be preceded by one that it calls none of its own."""
+    asked = []
+
+    def run(loaded: object, out: Path, stages: tuple[str, ...]) -> SimpleNamespace:
+        asked.append(stages)
+        return SimpleNamespace(root=out)
+
+    monkeypatch.setattr("rcot_rl.chain.run", run)
+    assert rcot("grpo", recipe, *words, "--out", tmp_path / "run").status == 0
+    assert asked == [stages]
+
+
+def test_batches_are_checked_of_the_stages_that_run(rcot: Rcot, tmp_path: Path) -> None:
+    settings = ["stages=[data]", "sft.batch_size=33", "--out", tmp_path / "run"]
+    done = rcot("sft", "laptop", *settings)
+    assert done.status == 2 and "sft.batch_size = 33 is no multiple" in done.err
+
+
+def test_a_folder_with_too_long_a_name_is_a_finding(rcot: Rcot) -> None:
+    done = rcot("preflight", "laptop", "--out", "x" * 300, "--json")
+    (finding,) = json.loads(done.out)["findings"]
+    assert (done.status, finding["code"]) == (2, "folder.writable")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("seed=-1", "seed"),
+        ("toy.seed=-1", "toy.seed"),
+        ("eval.benchmarks=[{dataset: mevis}, {dataset: mevis, split: valid_u}]", "there twice"),
+    ],
+)
+def test_values_that_no_run_can_have(rcot: Rcot, setting: str, said: str) -> None:
+    done = rcot("preflight", "laptop", setting)
+    assert done.status == 2 and said in done.err

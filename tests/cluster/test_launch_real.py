@@ -23,6 +23,7 @@ slurm_host = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(slurm_host)
 
 pytestmark = pytest.mark.drill
+JOINS = Path(__file__).with_name("joins_ray.py")
 TWO_NODES = [
     "cluster.nodes=2", "cluster.gpus_per_node=1", "sft.micro_batch_size=1",
     "grpo.micro_batch_size=1", "cluster.object_store_bytes=100000000",
@@ -156,6 +157,14 @@ def test_ray_jobs_runs_the_shipped_code_after_the_health_check(tmp_path, monkeyp
     code = (
         "import os, rcot_rl; print('ran', rcot_rl.__file__, os.getcwd(), os.environ['MY_SECRET'])"
     )
+    # a stage's process in that job: Ray must take both environments
+    log = tmp_path / "stage.log"
+    code += (
+        "\nimport sys\nfrom pathlib import Path\nfrom cluster.local import Host\n"
+        f"with Host({{}}, own_ray=False) as host:\n"
+        f"    host.run([{str(JOINS)!r}, {str(tmp_path)!r}], Path({str(log)!r}))\n"
+        f"print(Path({str(log)!r}).read_text())"
+    )
     checks = made.entrypoint.partition(" -- ")[0]
     good = replace(made, entrypoint=f"{checks} -- {shlex.join([sys.executable, '-c', code])}")
     more = good.entrypoint.replace("--nodes=1", "--nodes=2", 1).replace("--wait=600", "--wait=3", 1)
@@ -178,6 +187,7 @@ def test_ray_jobs_runs_the_shipped_code_after_the_health_check(tmp_path, monkeyp
         assert ray_jobs.submit(recipe, good, shown.append) == 0, shown
         ran = next(line for line in shown if line.startswith("ran "))
         assert "_ray_pkg_" in ran and ran.endswith(f"{tmp_path} value")
+        assert any("a worker has required value 1 and the code True" in line for line in shown)
         assert any("health: 1 nodes" in line for line in shown)
         shown = []
         assert ray_jobs.submit(recipe, bad, shown.append) == 1

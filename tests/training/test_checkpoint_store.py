@@ -190,3 +190,16 @@ def test_export(tmp_path):
     os.truncate(path / "actor" / "huggingface" / "model.safetensors", 100)
     broken = RUN.invoke(app, ["checkpoints", "export", str(path), str(tmp_path / "b")])
     assert isinstance(broken.exception, InputError) and not (tmp_path / "b").exists()
+
+
+def test_one_checkpoint_is_verified_by_its_name_or_its_link(folder):
+    for name in ("global_step_6", "latest"):
+        done = RUN.invoke(app, ["checkpoints", "verify", str(folder / name)])
+        assert done.exit_code == 0 and "global_step_6: as it was saved" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["verify"], ["export"]])
+def test_a_checkpoint_that_is_not_there(folder, tmp_path, words):
+    more = [str(tmp_path / "out")] if words == ["export"] else []
+    done = RUN.invoke(app, ["checkpoints", *words, str(folder / "global_step_99"), *more])
+    assert isinstance(done.exception, InputError) and "no such checkpoint" in str(done.exception)
