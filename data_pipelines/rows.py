@@ -166,8 +166,8 @@ class RowMaker:
         union in each."""
         there = list(range(len(video.frames)))
         chosen = _spread(there, self.clip_frames)
-        if not all(_is_there(corpus, video, k) for k in chosen):
-            there = [k for k in there if _is_there(corpus, video, k)]
+        if not all(corpus.has_frame(video.id, video.frames[k]) for k in chosen):
+            there = [k for k in there if corpus.has_frame(video.id, video.frames[k])]
             chosen = _spread(there, self.clip_frames)
         nearest = min(chosen, key=lambda k: (abs(k - instance.frame_index), k))
         indices = sorted((chosen - {nearest}) | {instance.frame_index})
@@ -221,14 +221,6 @@ class RowMaker:
 def _spread(indices: Sequence[int], most: int) -> set[int]:
     count = min(most, len(indices))
     return {indices[k] for k in np.linspace(0, len(indices) - 1, count).round().astype(int)}
-
-
-def _is_there(corpus: Corpus, video: Video, index: int) -> bool:
-    try:
-        corpus.frame_size(video.id, video.frames[index])
-    except CorpusFault:
-        return False
-    return True
 
 
 def truth_of(

@@ -65,21 +65,21 @@ def responses(
     ] = False,
 ) -> None:
     """Score JSON lines of responses, one line each. The name may be left out."""
+    maker = None
+    if segmenter is not None:
+        from rcot_rl.inference.segmenter_actor import LocalSegmenter
+
+        maker = LocalSegmenter(segmenter)
     if check:
         from reward_fns.contract_check import check_reward
 
-        report = check_reward(reward)
+        report = check_reward(reward, overrides=read_overrides(overrides), segmenter=maker)
         typer.echo(report.text())
         if not report.ok:
             exit_with([f"{reward}: {f.check}: {f.says}" for f in report.errors])
         return
     from reward_fns.cli_score import score_file
 
-    maker = None
-    if segmenter is not None:
-        from rcot_rl.inference.segmenter_actor import LocalSegmenter
-
-        maker = LocalSegmenter(segmenter)
     score_file(reward, source, target, overrides=read_overrides(overrides), segmenter=maker)
 
 
@@ -92,12 +92,13 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """One response: each item's match and distances, and the reason for every point lost."""
-    from reward_fns.cli_score import read_line
+    from reward_fns.cli_score import others_of, read_line
     from reward_fns.explain import explain as explain_response
     from reward_fns.score import load_reward
 
     row = read_line(source, line)
-    found = explain_response(load_reward(reward, overrides=read_overrides(overrides)), **row)
+    known = load_reward(reward, overrides=read_overrides(overrides))
+    found = explain_response(known, row["response"], row["ground_truth"], **others_of(row))
     typer.echo(json.dumps(found.as_dict()) if as_json else found.text())
 
 

@@ -74,13 +74,18 @@ def read_line(in_path: str | os.PathLike[str] | None, number: int) -> dict[str, 
     return row
 
 
+def others_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line's keys beside those that are scored."""
+    return {key: value for key, value in row.items() if key not in NEEDED}
+
+
 def score_line(reward: Reward, line: bytes) -> bytes:
     """One line in, one line out. Raises InputError without file and line."""
     row = _parse(line)
     for key in NEEDED:
         if key not in row:
             raise InputError("missing", key=key)
-    others = {key: value for key, value in row.items() if key not in NEEDED}
+    others = others_of(row)
     score = reward.score(row["response"], row["ground_truth"], **others)
     return _render(score, others)
 

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rcot_rl.errors import InputError
 from reward_fns.contract_report import CheckReport
 from reward_fns.contract_rows import SampleRow, hostile_texts, sample_rows
-from reward_fns.contract_run import Case, Runner
+from reward_fns.contract_run import Case, Runner, case_of
 from reward_fns.guard import BAD_RESULT, Result
 from reward_fns.guard_process import DIED, TIMEOUT
 from reward_fns.recipe import Recipe, RoutedRecipe
 from reward_fns.score import Reward, UserReward, load_reward
+
+if TYPE_CHECKING:
+    from reward_fns.mask_iou import Segmenter
 
 USER_TASKS = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
 """The rows that a user's function is tried on; it need not serve both."""
@@ -38,15 +41,22 @@ BOUND = "bound the length first; look for a regular expression that backtracks"
 
 
 def check_reward(
-    spec: str, *, canvas: int | None = None, deadline_s: float | None = None
+    spec: str,
+    *,
+    canvas: int | None = None,
+    deadline_s: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    segmenter: Segmenter | None = None,
 ) -> CheckReport:
     """The contract run of one reward; what `load_reward` takes.
 
     Raises InputError when it cannot be loaded, and for a recipe of a task without built-in rows.
     """
-    reward = load_reward(spec, canvas=canvas, deadline_s=deadline_s)
+    reward = load_reward(
+        spec, canvas=canvas, deadline_s=deadline_s, overrides=overrides, segmenter=segmenter
+    )
     report = CheckReport(reward.name, reward.hash)
-    runner = Runner(reward, spec, canvas)
+    runner = Runner(reward, spec, canvas, overrides, segmenter)
     try:
         runner.describe(report)
         rows = _serving(runner, _rows(reward, canvas), report)
@@ -79,7 +89,7 @@ def _rows(reward: Reward, canvas: int | None) -> list[SampleRow]:
 
 def _cases(rows: Iterable[SampleRow]) -> list[Case]:
     return [
-        Case(f"{row.name}, {kind} answer", getattr(row, kind), row.ground_truth, row.row)
+        case_of(f"{row.name}, {kind} answer", getattr(row, kind), row.ground_truth, row.row)
         for row in rows
         for kind in ("right", "wrong", "empty")
     ]
@@ -111,7 +121,7 @@ def _serving(runner: Runner, rows: list[SampleRow], report: CheckReport) -> list
 
 
 def _scores_parsed(runner: Runner, row: SampleRow) -> bool:
-    return not runner.run(Case(row.name, row.right, row.truth, row.row)).failed
+    return not runner.run(case_of(row.name, row.right, row.truth, row.row)).failed
 
 
 def _check_keys(runner: Runner, rows: list[SampleRow], report: CheckReport) -> None:
@@ -225,7 +235,7 @@ def _check_hostile(runner: Runner, rows: list[SampleRow], report: CheckReport) -
     paid, slow = [], []
     for name, text in texts.items():
         start = time.perf_counter()
-        result = runner.run(Case(name, text, row.ground_truth, row.row))
+        result = runner.run(case_of(name, text, row.ground_truth, row.row))
         took = time.perf_counter() - start
         if result.failed:
             failures.setdefault(result.failed[-1], []).append((name, result))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reward_fns.contract_report import CheckReport
 from reward_fns.guard import Guard, Result
 from reward_fns.score import Reward, UserReward, load_reward
 from reward_fns.user import ModuleSource
+
+if TYPE_CHECKING:
+    from reward_fns.mask_iou import Segmenter
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,25 @@ class Case:
     row: dict[str, Any]
 
 
+def case_of(name: str, response: str, ground_truth: Any, row: dict[str, Any]) -> Case:
+    """A call with what training adds to a row: tokens (here, words) and turns of the response."""
+    added = {"response_length": len(response.split()) + 1, "num_turns": 2}
+    return Case(name, response, ground_truth, row | added)
+
+
 class Runner:
     """Calls a recipe and a user's function alike, and says of a failure what is known."""
 
-    def __init__(self, reward: Reward, spec: str, canvas: int | None) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        spec: str,
+        canvas: int | None,
+        overrides: Mapping[str, Any] | None = None,
+        segmenter: Segmenter | None = None,
+    ) -> None:
         self.reward, self.spec, self.canvas = reward, spec, canvas
+        self.overrides, self.segmenter = overrides, segmenter
 
     def run(self, case: Case) -> Result:
         """One call; never raises."""
@@ -40,13 +57,27 @@ class Runner:
         return [_recipe_result(self.reward, case) for case in cases]
 
     def run_fresh(self, cases: Sequence[Case]) -> list[Result]:
-        """One by one, in a process that has scored nothing yet."""
+        """One by one, in a process that has scored nothing yet; a recipe with a segmenter, which
+        does not go to another process, as loaded anew."""
         if isinstance(self.reward, UserReward):
             self.reward.close()
             return [self.run(case) for case in cases]
+        if self.segmenter is not None:
+            fresh = load_reward(
+                self.spec,
+                canvas=self.canvas,
+                overrides=self.overrides,
+                segmenter=self.segmenter,
+            )
+            return [_recipe_result(fresh, case) for case in cases]
         # a recipe goes where users' functions go
         source = ModuleSource(self.spec, __name__, "score_recipe")
-        guard = Guard(source, {"reward_spec": self.spec, "reward_canvas": self.canvas}, 60.0)
+        told = {
+            "reward_spec": self.spec,
+            "reward_canvas": self.canvas,
+            "reward_overrides": dict(self.overrides) if self.overrides else None,
+        }
+        guard = Guard(source, told, 60.0)
         try:
             return [guard.call([[c.response, c.ground_truth, c.row]])[0] for c in cases]
         finally:
@@ -78,10 +109,12 @@ def score_recipe(
     *,
     reward_spec: str,
     reward_canvas: int | None = None,
+    reward_overrides: dict[str, Any] | None = None,
     **row: Any,
 ) -> dict[str, Any]:
     """A recipe as a user's function: in a guard's child, a fresh process."""
-    score = load_reward(reward_spec, canvas=reward_canvas).score(response, ground_truth, **row)
+    reward = load_reward(reward_spec, canvas=reward_canvas, overrides=reward_overrides)
+    score = reward.score(response, ground_truth, **row)
     # "reasons" and the total have names of their own, whatever the components are called
     return {"reward": score.reward, **score.components, "reasons": score.reasons}
 

@@ -86,9 +86,10 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(reward: Reward, response: str, ground_truth: Any, **row: Any) -> Explanation:
+def explain(reward: Reward, response: str, ground_truth: Any, /, **row: Any) -> Explanation:
     """Why `reward` scores a response as it does. Arguments and errors as `Reward.score`."""
     score = reward.score(response, ground_truth, **row)
+    response = response if isinstance(response, str) else ""  # the score has said so
     part = reward.route(row.get("data_source")) if isinstance(reward, RoutedReward) else reward
     sample = Response(response, row, getattr(part, "segmenter", None))
     parsed = sample.parsed

@@ -53,7 +53,7 @@ class Reward(ABC):
     """The components of every score."""
 
     @abstractmethod
-    def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
+    def score(self, response: str, ground_truth: Any, /, **kwargs: Any) -> Score:
         """Score one response, of which nothing is assumed.
 
         kwargs: the row's other keys. Raises InputError when the ground truth, or a key that the
@@ -80,7 +80,7 @@ class RecipeReward(Reward):
         for part in recipe.components.values():
             self.max_reward += part.weight * known[part.module].maximum(part.params, recipe)
 
-    def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
+    def score(self, response: str, ground_truth: Any, /, **kwargs: Any) -> Score:
         """Equation 13; of kwargs, `mask_iou` alone reads the row's clip."""
         truth = self._truths.get(ground_truth) if isinstance(ground_truth, str) else None
         if truth is None:
@@ -132,7 +132,7 @@ class RoutedReward(Reward):
             )
         return self.routes[data_source]
 
-    def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
+    def score(self, response: str, ground_truth: Any, /, **kwargs: Any) -> Score:
         """Score by the recipe of `kwargs["data_source"]`."""
         score = self.route(kwargs.get("data_source")).score(response, ground_truth, **kwargs)
         components = {key: score.components.get(key, 0.0) for key in self.component_names}
@@ -162,7 +162,7 @@ class UserReward(Reward):
         self._declared = traits.components is not None
         self._said: set[str] = set()
 
-    def score(self, response: str, ground_truth: Any, **kwargs: Any) -> Score:
+    def score(self, response: str, ground_truth: Any, /, **kwargs: Any) -> Score:
         """Call the function; `canvas` is among the arguments if one was given to `load_reward`.
 
         Raises InputError for a row that JSON cannot hold.

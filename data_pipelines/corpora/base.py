@@ -279,6 +279,14 @@ class Corpus(abc.ABC):
         except OSError as error:
             raise CorpusFault("unreadable_frame", path, str(error)) from error
 
+    def has_frame(self, video_id: str, frame: str) -> bool:
+        """Whether the JPEG is there and not cut off, as its header tells."""
+        try:
+            self.frame_size(video_id, frame)
+        except CorpusFault:
+            return False
+        return True
+
     def frame(self, video_id: str, frame: str) -> np.ndarray:
         """uint8 [H, W, 3] RGB. Raises CorpusFault."""
         path = self._frame_file(video_id, frame)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.corpora import Corpus, CorpusFault, Video
+from data_pipelines.corpora import Corpus, Video
 from data_pipelines.ledger import write_lines
 from data_pipelines.survey import open_corpora
 from rcot_rl.asking.session import Session, key_of, ray_session, say
@@ -56,7 +56,8 @@ def describe(recipe: Recipe, out: Path) -> Path:
 
 def _ask(recipe: Recipe, prompts: Prompts, corpus: Corpus, video: Video) -> Ask | None:
     """As the pipeline asks, of the frames that are there and whole; None when there is none."""
-    frames = [corpus.frame_path(video.id, f) for f in video.frames if _is_there(corpus, video, f)]
+    there = [f for f in video.frames if corpus.has_frame(video.id, f)]
+    frames = [corpus.frame_path(video.id, f) for f in there]
     if not frames:
         return None
     most = min(n for n in (recipe.predict.max_frames, len(frames)) if n)
@@ -66,14 +67,6 @@ def _ask(recipe: Recipe, prompts: Prompts, corpus: Corpus, video: Video) -> Ask 
     seed = zlib.crc32(f"{recipe.seed}\0{key}".encode())
     fps = recipe.predict.fps
     return Ask(key, text, tuple(shown), "video", recipe.canvas.video, seed, fps)
-
-
-def _is_there(corpus: Corpus, video: Video, frame: str) -> bool:
-    try:
-        corpus.frame_size(video.id, frame)
-    except CorpusFault:
-        return False
-    return True
 
 
 def _lines(

@@ -78,6 +78,10 @@ class PolicyEngine:
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [[choice.text for choice in output.outputs] for output in outputs]
 
+    def count_tokens(self, text: str) -> int:
+        """Of a response."""
+        return int(self._prompter.count(text))
+
     def load_checkpoint(self, path: Path) -> None:
         """Replace the weights in place by those of another checkpoint of the same network.
 

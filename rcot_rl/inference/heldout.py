@@ -10,7 +10,7 @@ Left out: the comparison itself, which is the evaluation's.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -89,10 +89,12 @@ def heldout_rewards(
     max_tokens: int = 2000,
     limit: int | None = None,
     seed: int = 0,
+    count: Callable[[str], int] | None = None,
 ) -> Heldout:
     """Sampled and greedy rewards of a policy on verl RL rows of one task (the first `limit`).
 
-    Raises InputError, naming row and key, for a row that is no such row.
+    count: tokens of a text, for rewards that take `response_length` as in training. Raises
+    InputError, naming row and key, for a row that is no such row.
     """
     rows = list(rows[:limit])
     if not rows:
@@ -100,21 +102,24 @@ def heldout_rewards(
     requests = [_request(row, index, seed) for index, row in enumerate(rows)]
     drawn = policy.generate(requests, Sampling(max_tokens, n=k, temperature=temperature))
     best = policy.generate(requests, Sampling(max_tokens))
-    sampled = _score(rows, drawn, reward)
+    sampled = _score(rows, drawn, reward, count)
     return Heldout(
         prompts=[_name(row, index) for index, row in enumerate(rows)],
         sampled=sampled,
-        greedy=_score(rows, best, reward),
+        greedy=_score(rows, best, reward, count),
         components=sampled["components"],
     )
 
 
 def _score(
-    rows: Sequence[Mapping[str, Any]], responses: list[list[str]], reward: Reward
+    rows: Sequence[Mapping[str, Any]],
+    responses: list[list[str]],
+    reward: Reward,
+    count: Callable[[str], int] | None,
 ) -> Rewards:
     per_prompt, components = [], []
     for index, (row, choices) in enumerate(zip(rows, responses, strict=True)):
-        scores = [_scored(row, index, response, reward) for response in choices]
+        scores = [_scored(row, index, response, reward, count) for response in choices]
         per_prompt.append(float(np.mean([score.reward for score in scores])))
         components += [score.components for score in scores]
     names = dict.fromkeys(name for values in components for name in values)
@@ -125,7 +130,15 @@ def _score(
     )
 
 
-def _scored(row: Mapping[str, Any], index: int, response: str, reward: Reward) -> Score:
+def _scored(
+    row: Mapping[str, Any],
+    index: int,
+    response: str,
+    reward: Reward,
+    count: Callable[[str], int] | None,
+) -> Score:
+    # what training adds to a row (rcot_rl/training/reward_manager.py); the end token counts there
+    added = {} if count is None else {"response_length": count(response) + 1, "num_turns": 2}
     truth = _get(row, index, "reward_model", "ground_truth")
     try:
         return reward.score(
@@ -133,6 +146,7 @@ def _scored(row: Mapping[str, Any], index: int, response: str, reward: Reward) -
             truth,
             data_source=row.get("data_source"),
             extra_info=row.get("extra_info"),
+            **added,
         )
     except InputError as error:
         raise InputError(error.message, key=f"row {index}: {error.key}") from error

@@ -44,6 +44,10 @@ class Prompter:
             reverse=True,
         )
 
+    def count(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def text(self, text: str, media: Media, size: tuple[int, int], n_frames: int = 1) -> str:
         """The whole prompt of one user turn about media of `size` (H, W).
 

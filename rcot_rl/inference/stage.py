@@ -27,6 +27,7 @@ from rcot_rl.inference.segmenter_actor import LocalSegmenter
 from rcot_rl.protocol.prompts import load_prompts
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.training import GrpoSection
 from reward_fns.score import load_reward
 
 FIRST_FRAME = "first-frame"
@@ -109,14 +110,25 @@ def _heldout(
         known.setdefault(task, {})[name] = heldout_rewards(
             engine,
             rows,
-            load_reward(section.reward, canvas=recipe.canvas.image, segmenter=masks),
+            load_reward(
+                heldout_reward(section),
+                canvas=recipe.canvas.image,
+                deadline_s=section.reward_deadline_s,
+                segmenter=masks,
+            ),
             k=recipe.eval.heldout_samples,
             temperature=section.temperature,
             max_tokens=section.max_response_length,
             seed=recipe.seed,
+            count=engine.count_tokens,
         )
         _say(event="heldout", what=f"{name}, {task}", **_means(known[task][name]))
         write_text(path, json.dumps(known, indent=1))
+
+
+def heldout_reward(section: GrpoSection) -> str:
+    """The reward of held-out rows, each a single question: an agentic stage's is of episodes."""
+    return "aks" if section.agent == "agentic-aks" else section.reward
 
 
 def _means(result: dict[str, Any]) -> dict[str, float]:

@@ -25,7 +25,8 @@ import numpy as np
 from rcot_rl.errors import InputError
 from rcot_rl.intervals import Interval, clustered_interval, mean_interval
 from rcot_rl.monitoring import page
-from rcot_rl.monitoring.curves import Series, line_chart
+from rcot_rl.monitoring.curves import COLOURS, Series, line_chart
+from rcot_rl.monitoring.figures import by_expression, is_number
 from rcot_rl.monitoring.metrics import read_metrics
 
 BEFORE = "sft"
@@ -78,6 +79,8 @@ def comparison_table(runs: Sequence[Path]) -> str:
 
 def comparison_page(runs: Sequence[Path]) -> str:
     """One HTML page: the table, and the runs' training curves in common axes."""
+    if len(runs) > COLOURS:
+        raise InputError(f"{len(runs)} runs, and a page has curves of {COLOURS} at most")
     head, *rows = _cells(runs)
     table = page.table([page.text(c) for c in head], [[page.text(c) for c in row] for row in rows])
     sections = [page.section("Before and after", table)]
@@ -93,8 +96,13 @@ def _chart(runs: Sequence[Path], stage: str, title: str, key: str) -> str:
         path = run / stage / "metrics.jsonl"
         if not path.is_file():
             raise InputError("cannot be read: there are no metrics", file=path)
-        lines = [line for line in read_metrics(path) if key in line]
+        try:
+            lines = [line for line in read_metrics(path) if is_number(line.get(key))]
+        except ValueError as error:
+            raise InputError(f"not valid JSON: {error}", file=path) from error
         series.append(Series(run.name, [x["step"] for x in lines], [x[key] for x in lines]))
+    if not any(one.steps for one in series):
+        return page.missing(f"{title} ({key}) of {stage}")
     return line_chart(title, series)
 
 
@@ -120,7 +128,7 @@ def _range(interval: Interval, digits: int) -> str:
 
 def _reward_changes(runs: Sequence[Path]) -> list[Change]:
     files = [run / "predict" / "rewards.json" for run in runs]
-    found = [_read(file) for file in files]
+    found = [read_object(file) for file in files]
     changes = []
     for task in STAGES:
         for way in ("sampled", "greedy"):
@@ -135,7 +143,8 @@ def _reward_changes(runs: Sequence[Path]) -> list[Change]:
                     values = _get(found[run], files[run], task, name, way, "per_prompt")
                     return dict(zip(prompts, values, strict=True))
 
-                changes.append(_change(f"{task} {way}, {stage}", runs, units, BEFORE, stage))
+                found_change = _change(f"{task} {way}, {stage}", runs, units, BEFORE, stage)
+                changes += [found_change] if found_change else []
     return changes
 
 
@@ -148,7 +157,7 @@ def score_changes(runs: Sequence[Path]) -> list[Change]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         files = [run / "eval" / f"{name}.json" for run in runs]
-        results = [_read(file) for file in files]
+        results = [read_object(file) for file in files]
         found[name] = [
             _get(result, file, "checkpoints") | result.get("baselines", {})
             for result, file in zip(results, files, strict=True)
@@ -161,16 +170,18 @@ def score_changes(runs: Sequence[Path]) -> list[Change]:
 
             def units(run: int, which: str, those: list[str] = benchmarks) -> Units:
                 return {
-                    f"{name}/{row['video']}/{row['expression_id']}": row["J&F"]
+                    f"{name}/{video}/{expression}": score
                     for name in those
-                    for row in _get(found[name][run], runs[run], which)["per_expression"]
-                    if row["J&F"] is not None
+                    for (video, expression), score in by_expression(
+                        _get(found[name][run], runs[run], which)
+                    ).items()
                 }
 
             if all({before, after} <= one.keys() for name in benchmarks for one in found[name]):
                 label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
                 label += f", {after}" + ("" if before == BEFORE else f" over {before}")
-                changes.append(_change(f"J&F {label}", runs, units, before, after, _clip))
+                found_change = _change(f"J&F {label}", runs, units, before, after, _clip)
+                changes += [found_change] if found_change else []
     return changes
 
 
@@ -186,7 +197,8 @@ def _change(
     first: str,
     then: str,
     cluster: Callable[[str], str] = str,
-) -> Change:
+) -> Change | None:
+    """None: nothing was scored."""
     before = [units(run, first) for run in range(len(runs))]
     after = [units(run, then) for run in range(len(runs))]
     for run, answers in zip((*runs, *runs), (*before, *after), strict=True):
@@ -196,6 +208,12 @@ def _change(
                 f"{name}: was asked other questions than {runs[0]}: {others[0]}", file=run
             )
     order = list(before[0])
+    if not order:
+        return None
+    for run, one in zip((*runs, *runs), (*before, *after), strict=True):
+        odd = next((key for key, value in one.items() if not is_number(value)), None)
+        if odd is not None:
+            raise InputError(f"{name}: {odd} is {one[odd]!r}, no number", file=run)
     table = np.array([[a[k] - b[k] for k in order] for b, a in zip(before, after, strict=True)])
     return Change(
         name,
@@ -206,7 +224,8 @@ def _change(
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

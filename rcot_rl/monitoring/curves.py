@@ -46,9 +46,8 @@ def line_chart(title: str, series: Sequence[Series], note: str = "") -> str:
     for number, curve in enumerate(curves, start=1):
         drawn.append(_curve(scale, curve, f"s{number}"))
     legend = "".join(
-        f'<span class="key s{number}">{html.escape(one.name)} '
-        f"<b>{label(curve[-1][1]) if curve else '–'}</b></span>"
-        for number, (one, curve) in enumerate(zip(series, curves, strict=True), start=1)
+        f'<span class="key s{number}">{html.escape(one.name)} <b>{_latest(one)}</b></span>'
+        for number, one in enumerate(series, start=1)
     )
     return (
         f'<figure class="chart"><figcaption>{html.escape(title)}<span class="keys">{legend}</span>'
@@ -123,11 +122,17 @@ class _Scale:
 def _finite(series: Series) -> list[tuple[float, float]]:
     pairs = zip(series.steps, series.values, strict=True)
     points = [(float(x), float(y)) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
-    size = -(-len(points) // _POINTS)
+    size = _stretch(len(points))
     if size <= 1:
         return points
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
+
+
+def _latest(series: Series) -> str:
+    """Of the curve itself, not of a stretch's mean."""
+    last = next((y for y in reversed(series.values) if math.isfinite(y)), None)
+    return "–" if last is None else label(last)
 
 
 def _axes(scale: _Scale) -> str:
@@ -159,8 +164,21 @@ def _curve(scale: _Scale, points: list[tuple[float, float]], colour: str) -> str
     return f'{thin}<path class="{colour} line" d="{_path(scale, smooth)}"/>'
 
 
+def _stretch(n: int) -> int:
+    """Steps that one point of a curve of n steps stands for."""
+    return -(-n // _POINTS)
+
+
+def how_drawn(n: int) -> str:
+    """How a curve of n steps is to be read."""
+    size = max(1, _stretch(n))
+    window = window_of(-(-n // size)) * size
+    thin = "each step" if size == 1 else f"means of {size} steps"
+    return f"Thin: {thin}; thick: running mean of {window} steps."
+
+
 def window_of(n: int) -> int:
-    """Steps of the running mean for a curve of n points: about an eighth, odd, 15 at most."""
+    """Points of the running mean for a curve of n points: about an eighth, odd, 15 at most."""
     return min(15, n // 8 // 2 * 2 + 1)
 
 

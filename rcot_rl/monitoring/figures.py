@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rcot_rl.intervals import paired_difference
+from rcot_rl.intervals import clustered_interval, paired_difference
 from rcot_rl.monitoring.page import details, missing, section, table, text
 
 TRAINING = {"sft": "CoT-SFT", "grpo-aks": "GRPO-AKS", "grpo-ktg": "GRPO-KTG"}
@@ -128,24 +128,25 @@ def _benchmark(name: str, result: Any) -> str:
         + '<p class="soft">All in percent. Area ratio: the target’s area in the keyframe over its '
         "largest in the video, first choice → after AKS. Box IoU: best predicted box of each "
         "visible target. Change: paired difference of the expressions’ J&amp;F with its 95 % "
-        "interval (ReVOS: without those that have no target). Missing predictions count as 0.</p>"
+        "interval; clips are the sample (ReVOS: without expressions that have no target). Missing "
+        "predictions count as 0.</p>"
     )
 
 
 def _change(result: Any, base: Any) -> str:
     """Paired change of J&F over the expressions that both results score."""
-    before, after = _by_expression(base), _by_expression(result)
+    before, after = by_expression(base), by_expression(result)
     shared = [key for key in before if key in after]
     if result is base or not shared:
         return DASH
-    change = paired_difference([before[k] for k in shared], [after[k] for k in shared])
+    change = clustered_interval([after[k] - before[k] for k in shared], [v for v, _ in shared])
     if change.low is None or change.high is None:
         return f"{change.mean:+.1f}"
     sure = "up" if change.low > 0 else "down" if change.high < 0 else "soft"
     return f'<span class="{sure}">{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]</span>'
 
 
-def _by_expression(result: Any) -> dict[tuple[str, str], float]:
+def by_expression(result: Any) -> dict[tuple[str, str], float]:
     """(video, expression) -> J&F of the expressions that the benchmark's overall score counts."""
     rows = at(result, "per_expression")
     if not isinstance(rows, list):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.curves import COLOURS, Series, line_chart, window_of
+from rcot_rl.monitoring.curves import COLOURS, Series, how_drawn, line_chart
 from rcot_rl.monitoring.figures import (
     DASH,
     TRAINING,
@@ -115,7 +115,8 @@ def write_report(run_dir: Path) -> Path:
     if not any((run / name).exists() for name in known):
         raise InputError("holds nothing of a run", file=run)
     record = _yaml(run / "recipe.yaml")
-    scores = {path.stem: _json(path) for path in sorted((run / "eval").glob("*.json"))}
+    results = (p for p in sorted((run / "eval").glob("*.json")) if p.stem != "done")
+    scores = {path.stem: _json(path) for path in results}
     body = "".join(
         (
             _header(run, record),
@@ -197,7 +198,7 @@ def _training(run: Path, stage: str) -> str:
             charts.append(line_chart(chart.title, series, chart.note))
         else:
             absent.append(chart.title)
-    note = f"{len(lines)} steps. Thin: each step; thick: running mean of {window_of(len(lines))}."
+    note = f"{len(lines)} steps. {how_drawn(len(lines))}"
     return section(
         title,
         f'<p class="soft">{note}</p><div class="grid-of">{"".join(charts)}</div>',

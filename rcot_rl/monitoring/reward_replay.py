@@ -174,7 +174,18 @@ def _steps(run: Path, stage: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
             rows.append(row)
         if not rows:
             raise InputError("is empty", file=path)
-        yield int(path.stem), rows
+        yield int(path.stem), _last_turns(rows)
+
+
+def _last_turns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a response of several turns the last alone, which has its reward."""
+    last: dict[Any, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        turned = "turn" in row and "sample" in row
+        key = (row["prompt_id"], row["sample"]) if turned else number
+        if key not in last or row["turn"] >= last[key]["turn"]:
+            last[key] = row
+    return list(last.values())
 
 
 def _score(reward: Reward, row: dict[str, Any]) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rcot_rl.intervals import paired_difference
-from rcot_rl.monitoring.compare import score_changes
+from rcot_rl.monitoring.compare import read_object, score_changes
 from rcot_rl.recipe.schema import STAGES
 
 _TASKS = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
@@ -27,23 +26,29 @@ def _reward_lines(root: Path) -> list[str]:
     path = root / "predict" / "rewards.json"
     if not path.is_file():
         return []
-    rewards = json.loads(path.read_text(encoding="utf-8"))
+    rewards = read_object(path)
     lines = ["held-out reward   before → after, change with its 95 % interval"]
-    for task, after in _TASKS.items():
+    for task, own in _TASKS.items():
         results = rewards.get(task, {})
-        if "sft" not in results or after not in results:
+        # a recipe may have the last checkpoint measured alone
+        after = next((name for name in (own, *reversed(_TASKS.values())) if name in results), None)
+        if "sft" not in results or after is None:
             continue
+        late = "" if after == own else f"   after {after}"
         for way in ("sampled", "greedy"):
-            lines.append("  " + _reward_line(task, way, results["sft"][way], results[after][way]))
+            line = _reward_line(task, way, results["sft"][way], results[after][way])
+            lines.append(f"  {line}{late}")
     return lines
 
 
 def _reward_line(task: str, way: str, before: dict[str, Any], after: dict[str, Any]) -> str:
-    change = paired_difference(before["per_prompt"], after["per_prompt"])
-    return (
-        f"{task} {way:<8} {before['mean']:.3f} → {after['mean']:.3f}   "
-        f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]   {change.n} prompts"
-    )
+    means = f"{task} {way:<8} {before['mean']:.3f} → {after['mean']:.3f}"
+    try:
+        change = paired_difference(before["per_prompt"], after["per_prompt"])
+    except ValueError:
+        return f"{means}   change not known"
+    reach = "" if change.low is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
+    return f"{means}   {change.mean:+.3f}{reach}   {change.n} prompts"
 
 
 def _score_lines(root: Path) -> list[str]:
@@ -51,7 +56,7 @@ def _score_lines(root: Path) -> list[str]:
     for path in sorted((root / "eval").glob("*.json")):
         if path.name == "done.json":
             continue
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_object(path)
         lines.append(f"J&F {path.stem}   masks by {result.get('segmenter') or 'unknown'}")
         rows = {**result.get("checkpoints", {}), **result.get("baselines", {})}
         for name, row in rows.items():
@@ -114,7 +119,7 @@ def _time_lines(root: Path) -> list[str]:
         path = root / stage / "done.json"
         if not path.is_file():
             continue
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_object(path)
         stages[stage] = facts["minutes"]
         peak = max(peak, facts.get("peak_gib", 0.0))
     each = ", ".join(f"{name} {minutes:.1f}" for name, minutes in stages.items())

@@ -47,6 +47,19 @@ def test_agentic_aks(variant):
         assert {row["reward"] for row in of_response} == {last["reward"]}
 
 
+def test_many_workers(variant):
+    """As on a host with GPUs: several processes ask the engine at once, score, keep the data."""
+    steps, stage = variant(
+        "grpo-aks", "grpo_aks.steps=2", "cluster.agent_workers=4", "cluster.reward_workers=3",
+        "cluster.queue_storage_units=3",
+    )  # fmt: skip
+    aligned(steps)
+    for step in (1, 2):
+        rows = rollouts(stage, step)
+        assert len({(row["prompt_id"], row["sample"]) for row in rows}) == 4 * 8
+        assert all(row["response"] for row in rows)
+
+
 def test_lora(variant):
     steps, stage = variant("grpo-aks", "grpo.lora_rank=8", "grpo_aks.steps=3")
     aligned(steps)

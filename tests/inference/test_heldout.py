@@ -12,6 +12,8 @@ import pytest
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.heldout import heldout_rewards, read_rows
+from rcot_rl.inference.stage import heldout_reward
+from rcot_rl.recipe.loader import load_recipe
 from reward_fns.score import load_reward
 
 RIGHT = "<think>.</think><answer>A</answer>"
@@ -124,3 +126,28 @@ def test_bad_shards_are_named(tmp_path):
     pq.write_table(pa.table({"images": pa.array([], pa.list_(pa.string()))}), broken)
     with pytest.raises(InputError, match="no rows"):
         read_rows([broken])
+
+
+def test_a_reward_is_given_what_training_gives_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def f(response, ground_truth, response_length, num_turns):\n"
+        "    return response_length + 100 * num_turns\n"
+    )
+    reward = load_reward(f"{path}:f")
+    try:
+        found = heldout_rewards(Says(), [row(0)], reward, k=2, count=lambda text: len(text))
+    finally:
+        reward.close()
+    assert found["greedy"]["per_prompt"] == [len(RIGHT) + 1 + 200]
+
+
+def test_an_agentic_stages_rows_are_single_questions():
+    """Its own reward is of episodes, and refuses them."""
+    agentic = load_recipe("rcot_seg_3b_agentic")
+    assert agentic.grpo_aks.reward == "aks-agentic"
+    assert [heldout_reward(s) for s in (agentic.grpo_aks, agentic.grpo_ktg)] == ["aks", "ktg"]
+    with pytest.raises(InputError, match="agentic"):
+        heldout_rewards(Says(), [row(0)], load_reward(agentic.grpo_aks.reward), k=2)
+    found = heldout_rewards(Says(), [row(0)], load_reward(heldout_reward(agentic.grpo_aks)), k=2)
+    assert found["greedy"]["mean"] == 3.0

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.compare import compare, comparison_page, comparison_table
+from rcot_rl.monitoring.compare import (
+    compare,
+    comparison_page,
+    comparison_table,
+    score_changes,
+)
+from rcot_rl.monitoring.summary import summary_table
 
 T_OF_TWO_DEGREES = 4.302652729911275  # tables of Student's t, 97.5 %
 
@@ -96,7 +102,7 @@ def test_a_run_without_results_is_named(runs: list[Path], tmp_path: Path) -> Non
     assert str(tmp_path / "none") in str(caught.value.file)
 
 
-def test_the_page_has_a_curve_a_run_and_refuses_a_run_without_any(runs: list[Path]) -> None:
+def write_metrics(runs: list[Path]) -> None:
     for run in runs:
         for stage in ("grpo-aks", "grpo-ktg"):
             (run / stage).mkdir()
@@ -112,6 +118,10 @@ def test_the_page_has_a_curve_a_run_and_refuses_a_run_without_any(runs: list[Pat
             ]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (run / stage / "metrics.jsonl").write_text(text)
+
+
+def test_the_page_has_a_curve_a_run_and_refuses_a_run_without_any(runs: list[Path]) -> None:
+    write_metrics(runs)
     html = comparison_page(runs)
     assert html.count("<svg") == 8 and html.count('class="s3 line"') == 8
     (runs[1] / "grpo-ktg" / "metrics.jsonl").unlink()
@@ -148,3 +158,61 @@ def test_runs_without_a_finished_stage_are_refused(tmp_path: Path) -> None:
     (tmp_path / "predict" / "rewards.json").write_text('{"aks": {"sft": {}}}')
     with pytest.raises(InputError, match="no GRPO stage"):
         compare([tmp_path])
+
+
+def revos(gains: dict[str, float]) -> dict:
+    """A result whose no_target rows count apart, as the benchmark's own score has them."""
+    rows = [
+        {"video": f"{subset}{k}", "expression_id": "0", "J&F": 50.0 + gain, "subset": subset}
+        for subset, gain in gains.items()
+        for k in range(5)
+    ]
+    return {"benchmark": "revos", "J&F": 50.0, "J": 50.0, "F": 50.0, "per_expression": rows}
+
+
+def test_what_the_score_leaves_out_is_no_change(tmp_path: Path) -> None:
+    """Training that falls on all that counts must not be shown as a rise by what does not."""
+    before = revos({"referring": 0, "reasoning": 0, "no_target": -50})
+    after = revos({"referring": -5, "reasoning": -5, "no_target": 50})
+    (tmp_path / "eval").mkdir()
+    text = json.dumps(after | {"checkpoints": {"sft": before, "grpo-ktg": after}})
+    (tmp_path / "eval" / "revos.json").write_text(text)
+    (change,) = score_changes([tmp_path])
+    assert (change.over_prompts.mean, change.over_prompts.n) == (-5.0, 10)
+    assert "-5.0 [-5.0, -5.0]" in summary_table(tmp_path)
+
+
+def test_nothing_scored_and_no_numbers(runs: list[Path]) -> None:
+    for run in runs:
+        path = run / "eval" / "mevis.json"
+        result = json.loads(path.read_text())
+        for one in result["checkpoints"].values():
+            for row in one["per_expression"]:
+                row["J&F"] = None
+        path.write_text(json.dumps(result))
+    assert not any("mevis" in change.name for change in compare(runs))
+    path = runs[1] / "predict" / "rewards.json"
+    rewards = json.loads(path.read_text())
+    rewards["aks"]["sft"]["greedy"]["per_prompt"][3] = float("nan")
+    path.write_text(json.dumps(rewards))
+    with pytest.raises(InputError, match="no number") as caught:
+        compare(runs)
+    assert caught.value.file == str(runs[1])
+
+
+def test_a_page_says_what_it_cannot_draw(runs: list[Path]) -> None:
+    with pytest.raises(InputError, match="7 runs"):
+        comparison_page([runs[0]] * 7)
+    write_metrics(runs)
+    for run in runs:
+        path = run / "grpo-aks" / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["response_length/mean"] = float("nan")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Response length (response_length/mean) of grpo-aks" in comparison_page(runs)
+    path = runs[0] / "grpo-ktg" / "metrics.jsonl"
+    path.write_text("{not json}\n" + path.read_text())
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        comparison_page(runs)
+    assert caught.value.file == str(path)

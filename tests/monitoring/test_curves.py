@@ -14,6 +14,7 @@ from rcot_rl.monitoring.curves import (
     HEIGHT,
     WIDTH,
     Series,
+    how_drawn,
     label,
     labels,
     line_chart,
@@ -120,3 +121,22 @@ def test_outlines_run_along_pixel_edges() -> None:
     assert np.abs(xy.max(axis=0) - (21, 9)).max() <= 0.25
     assert '<rect class="box" x="2.00" y="3.00" width="6.00" height="6.00"/>' in svg
     assert '<path class="pred" d=""/>' in svg
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [
+        (40, "Thin: each step; thick: running mean of 5 steps."),
+        (400, "Thin: each step; thick: running mean of 15 steps."),
+        (500, "Thin: means of 2 steps; thick: running mean of 30 steps."),
+        (1000, "Thin: means of 3 steps; thick: running mean of 45 steps."),
+    ],
+)
+def test_how_a_curve_is_drawn_is_said_in_steps(n, said):
+    assert how_drawn(n) == said
+
+
+def test_the_latest_value_is_the_last_steps_own():
+    steps = list(range(500))
+    chart = line_chart("Reward", [Series("mean", steps, [0.0] * 499 + [10.0])])
+    assert "mean <b>10</b>" in chart

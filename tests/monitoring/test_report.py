@@ -99,7 +99,7 @@ def test_revos_change_leaves_out_what_its_score_leaves_out() -> None:
     def result(gains: list[float]) -> dict:
         subsets = ("referring", "reasoning", "no_target")
         rows = [
-            {"video": "v", "expression_id": str(k), "J&F": g, "subset": s}
+            {"video": f"v{k}", "expression_id": str(k), "J&F": g, "subset": s}
             for k, (g, s) in enumerate(zip(gains, subsets, strict=True))
         ]
         return {"benchmark": "revos", "per_expression": rows}
@@ -213,3 +213,26 @@ def test_input_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing of a run"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_expressions_of_one_clip_go_together() -> None:
+    """As in the run's own table: two clips are two values, however many sentences they have."""
+
+    def result(gain: dict[str, float]) -> dict:
+        rows = [
+            {"video": v, "expression_id": str(k), "J&F": 50.0 + g, "subset": None}
+            for v, g in gain.items()
+            for k in range(10)
+        ]
+        return {"benchmark": "mevis", "per_expression": rows}
+
+    stages = {"sft": result({"a": 0, "b": 0}), "grpo-ktg": result({"a": 10.0, "b": 2.0})}
+    page = scores_section({"mevis": stages["grpo-ktg"] | {"checkpoints": stages}})
+    assert "+6.0 [-44.8, +56.8]" in page
+
+
+def test_the_mark_of_a_finished_stage_is_no_benchmark(make_run) -> None:
+    run = make_run()
+    (run / "eval" / "done.json").write_text(json.dumps({"minutes": 1.0, "J&F": {}}))
+    page, _ = read(write_report(run))
+    assert "<h3>done" not in page and "corpus of done" not in page

@@ -114,3 +114,22 @@ def test_faults_name_file_and_line(run: Path):
     with pytest.raises(InputError, match="missing") as caught:
         replay(run, "grpo-ktg", {"a": rewards["a"]})
     assert (caught.value.line, caught.value.key) == (1, "prompt_id")
+
+
+def test_of_several_turns_the_last_is_the_response(tmp_path: Path) -> None:
+    """An agentic rollout's earlier turns bear the reward of its end, and are no responses."""
+    folder = tmp_path / "grpo-aks" / "rollouts"
+    folder.mkdir(parents=True)
+    lines = [
+        {
+            "prompt_id": "p", "sample": sample, "turn": turn, "data_source": "rcot/aks",
+            "response": f"<think>t</think><answer>{said}</answer>", "ground_truth": '"A"',
+            "reward": reward,
+        }
+        for sample, turns, reward in ((0, "BA", 3.0), (1, "AB", 1.0), (2, "A", 3.0))
+        for turn, said in enumerate(turns)
+    ]  # fmt: skip
+    (folder / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = ("aks", "aks-format-only")
+    found = replay(tmp_path, "grpo-aks", {name: load_reward(name) for name in names})
+    assert (found.n_responses, found.n_groups, found.dumped["aks"]) == (3, 1, 0.0)

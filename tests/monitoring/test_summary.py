@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from rcot_rl.errors import InputError
 from rcot_rl.monitoring.summary import LISTED, fault_lines, summary_table
 
 
@@ -43,3 +46,40 @@ def test_the_table_says_how_sure_a_change_of_jf_is(tmp_path: Path) -> None:
     )
     # +10 and -2 a clip: mean 4, and t(0.975, 1) = 12.706 times 6
     assert line.split() == ["mevis,", "grpo-ktg", "+4.0", "[-72.2,", "+80.2]", "2", "clips"]
+
+
+def rewards_of(root: Path, **values: list[float]) -> None:
+    def one(per_prompt: list[float]) -> dict:
+        mean = sum(per_prompt) / len(per_prompt)
+        return {way: {"mean": mean, "per_prompt": per_prompt} for way in ("sampled", "greedy")}
+
+    (root / "predict").mkdir(parents=True, exist_ok=True)
+    path = root / "predict" / "rewards.json"
+    names = {name.replace("_", "-"): one(v) for name, v in values.items()}
+    path.write_text(json.dumps({"aks": names}))
+
+
+def test_the_last_checkpoint_stands_in_for_one_that_was_not_measured(tmp_path: Path) -> None:
+    rewards_of(tmp_path, sft=[0.0, 1.0, 0.0], grpo_ktg=[1.0, 1.0, 1.0])
+    table = summary_table(tmp_path)
+    assert table.count("after grpo-ktg") == 2 and "0.333 → 1.000" in table
+    rewards_of(tmp_path, sft=[0.0, 1.0], grpo_aks=[1.0, 1.0], grpo_ktg=[0.0, 0.0])
+    table = summary_table(tmp_path)
+    assert "after" not in table.replace("before → after", "") and "0.500 → 1.000" in table
+
+
+def test_one_prompt_has_no_interval_and_nan_no_change(tmp_path: Path) -> None:
+    rewards_of(tmp_path, sft=[0.0], grpo_aks=[1.0])
+    assert "+1.000   1 prompts" in summary_table(tmp_path)
+    rewards_of(tmp_path, sft=[0.0, 1.0], grpo_aks=[float("nan"), 1.0])
+    assert "change not known" in summary_table(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["predict/rewards.json", "eval/mevis.json", "data/done.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_text('{"aks"')
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        summary_table(tmp_path)
+    assert caught.value.file == str(path)

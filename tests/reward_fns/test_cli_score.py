@@ -4,7 +4,9 @@ import io
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from rcot_rl.cli import app
 from rcot_rl.errors import InputError
 from reward_fns import load_reward
 from reward_fns.cli_score import score_file
@@ -221,3 +223,27 @@ def test_user_hash_follows_the_file_and_the_function(user, tmp_path):
     assert before == load_reward(f"{user}:number").hash != load_reward(f"{user}:parts").hash
     (tmp_path / "mine.py").write_text(USER + "\n# changed")
     assert load_reward(f"{user}:number").hash != before
+
+
+NAMES = ("self", "reward", "components", "reasons", "response_length", "kwargs", "row", "sample")
+
+
+@pytest.mark.parametrize("command", [[], ["explain"]])
+@pytest.mark.parametrize("spec", ["aks", "joint", "user"])
+def test_keys_of_a_line_are_nobodys_arguments(tmp_path, command, spec):
+    """Rollouts have a `reward`; a line may have any key."""
+    path = tmp_path / "mine.py"
+    path.write_text("def f(response, ground_truth, **row):\n    return 1.0\n")
+    line = {"response": "<think>t</think><answer>A</answer>", "ground_truth": "A"}
+    line |= {"data_source": "rcot/aks"} | dict.fromkeys(NAMES, 5)
+    text = json.dumps(line)
+    named = f"{path}:f" if spec == "user" else spec
+    done = CliRunner().invoke(app, ["score", *command, named], input=text + "\n")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("response", [5, None, ["a"], {"x": 1}])
+def test_a_response_that_is_no_text_can_be_explained(response):
+    text = json.dumps({"response": response, "ground_truth": "A"})
+    done = CliRunner().invoke(app, ["score", "explain", "aks"], input=text + "\n")
+    assert done.exit_code == 0 and "reward 0" in done.output

@@ -157,3 +157,28 @@ def test_rows_are_scaled_to_the_canvas_and_texts_are_what_they_say():
     texts = hostile_texts()
     assert len(texts["1 MB of words"]) == 10**6
     assert len(set(texts.values())) == len(texts)
+
+
+def test_a_changed_recipe_is_what_is_checked(tmp_path):
+    report = check_reward("aks", overrides={"components.accuracy.weight": 0.0})
+    assert "order" in {f.check for f in report.errors}, "with nothing for the right answer"
+    with pytest.raises(InputError, match="bogus"):
+        check_reward("aks", overrides={"components.accuracy.bogus": 3})
+
+
+def test_what_training_adds_to_a_row_is_there(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def f(response, ground_truth, response_length, num_turns):\n"
+        "    right = '>A<' in response if 'A' in ground_truth else '>B<' in response\n"
+        "    return float(right) + 1e-6 * response_length * num_turns\n"
+    )
+    report = check_reward(f"{path}:f", deadline_s=3.0)
+    assert not any("TypeError" in f.says for f in report.findings)
+
+
+def test_a_recipe_that_makes_masks_is_checked_with_its_segmenter():
+    from rcot_rl.inference.segmenter_actor import LocalSegmenter
+
+    report = check_reward("ktg-masks", segmenter=LocalSegmenter("flow"))
+    assert not any("segmenter" in f.says for f in report.findings)
