@@ -8,6 +8,7 @@ order of the caller's, so that it does not depend on scheduling or on interrupti
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -24,16 +25,26 @@ class Ledger:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Open or begin the ledger. identity: JSON values that decide the answers.
 
-        Raises InputError for a ledger of another identity, and for a broken line that is not the
-        last one.
+        Raises InputError for a ledger of another identity, for a broken line that is not the last
+        one, and while another process holds it.
         """
         self.path = path
         self.records: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_bytes() if path.is_file() else b""
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise InputError("another command is asking into this file", file=path) from error
+        self._file.seek(0)
+        text = self._file.read()
         whole = text.rfind(b"\n") + 1
-        self._read(text[:whole].decode("utf-8", "replace"), dict(identity))
-        self._file = path.open("r+b" if path.is_file() else "w+b")
+        try:
+            self._read(text[:whole].decode("utf-8", "replace"), dict(identity))
+        except InputError:
+            self._file.close()
+            raise
         self._file.truncate(whole)
         self._file.seek(whole)
         if whole == 0:

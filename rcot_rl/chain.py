@@ -308,6 +308,7 @@ def benchmark_root(folder: RunFolder, recipe: Recipe, benchmark: Benchmark) -> P
 
 
 def _eval(state: _Run) -> dict[str, Any]:
+    from data_pipelines.corpora import open_corpus
     from rcot_rl.evaluation.benchmarks import BASELINES, evaluate, evaluate_masks
     from rcot_rl.inference.stage import FIRST_FRAME
 
@@ -321,6 +322,12 @@ def _eval(state: _Run) -> dict[str, Any]:
         )
         state.console.line(f"eval: {benchmark.dataset} {split}")
         last = folder.root / "predictions" / benchmark.dataset
+        if not open_corpus(benchmark.dataset, root, split).has_masks:
+            state.console.line(
+                f"eval: {benchmark.dataset} {split} has no masks here and is not scored; "
+                f"its server takes {last}"
+            )
+            continue
         result = evaluate(benchmark.dataset, root, split, last, limit=limit)
         others = {}
         for name in recipe.eval.checkpoints[:-1]:

@@ -97,7 +97,10 @@ def ask_model(recipe: Recipe, what: str, out: Path) -> Path:
     """`rcot data describe` and `rcot data trace`: texts by a model, in the folder `out`."""
     console = Console()
     preload = launch.PRELOAD if recipe.device == "cpu" else ()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=out) from error
     own_ray = recipe.cluster.ray_address == "local"
     with Host(platform_of(recipe), preload, out / "zygote.log", own_ray) as host:
         return _ask(host, console, recipe, what, out, out / f"{what}.log")

@@ -34,7 +34,7 @@ _PORTIONS = (
     ".attention", ".max_num_seqs", ".max_num_batched_tokens", ".keep_checkpoints", ".save_every",
     ".dump_rollouts", "predict.batch", "data.workers",
 )  # fmt: skip
-_INFERENCE = ("engine.", "predict.", "eval.")
+_INFERENCE = ("engine.", "predict.")
 BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
 """What lies in a run's folder before its first stage: a start that was refused leaves no more."""
 
@@ -99,7 +99,9 @@ class RunFolder:
         return [key for key in changed if not is_where(key) and not self._is_ahead(key, recipe)]
 
     def _is_ahead(self, key: str, recipe: Recipe) -> bool:
-        """Whether only predictions depend on the key, and are not done."""
+        """Whether only predictions and scores depend on the key, and are not done."""
+        if key.startswith("eval."):
+            return not self.is_done("eval")
         asked = "model" in (recipe.data.describe, recipe.data.trace)
         agentic = any(g.agent != "single-turn" for g in (recipe.grpo_aks, recipe.grpo_ktg))
         used = key.startswith("predict.") and (asked or agentic)

@@ -226,8 +226,9 @@ def test_what_a_remedy_asks_for_may_change_under_way(tmp_path: Path, change: str
     changed = load_recipe("laptop", ["data.describe=template", change])
     check_folder(root, changed)
     assert RunFolder.claim(root, changed).root == root.resolve()
-    folder.stage("predict").mkdir()
-    folder.mark_done("predict")
+    for stage in ("predict", "eval"):
+        folder.stage(stage).mkdir()
+        folder.mark_done(stage)
     again = load_recipe("laptop", ["data.describe=template"])
     if change in AHEAD:
         for refuse in (check_folder, RunFolder.claim):

@@ -129,7 +129,13 @@ def corpora(case: Case, notes: Notes) -> None:
             else:
                 from data_pipelines.corpora import open_corpus
 
-                open_corpus(dataset, root, split)
+                found = open_corpus(dataset, root, split)
+                if key.startswith("eval") and "eval" in case.todo and not found.has_masks:
+                    notes.warning(
+                        "eval.masks", f"{key}: {dataset} {split} in {root} has no masks: it is "
+                        "predicted, and not scored", cost="a table without this benchmark",
+                        fix="hand its predictions to the benchmark's server, or name another split",
+                    )  # fmt: skip
     _leak(case, notes)
 
 

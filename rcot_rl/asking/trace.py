@@ -75,7 +75,7 @@ def trace(recipe: Recipe, out: Path) -> Path:
     tracer = _Tracer(recipe, out)
     with tracer.session.ledger, ExitStack() as stack:
         for number in range(tracer.section.replacements + 1):
-            wanted = tracer.plan_without_refused()
+            wanted = tracer.plan_or_verdicts(out)
             missing = [w for w in wanted if tracer.state(w) is None]
             say(message=f"round {number}: {len(wanted)} rows, {len(missing)} without a trace")
             if not missing:
@@ -84,7 +84,7 @@ def trace(recipe: Recipe, out: Path) -> Path:
                 stack.enter_context(ray_session(recipe))
                 tracer.started = True
             tracer.settle(missing + tracer.reserve(missing))
-        wanted = tracer.plan_without_refused()
+        wanted = tracer.plan_or_verdicts(out)
         missing = [w for w in wanted if tracer.state(w) is None]
         write_lines(out / FILE, tracer.lines(wanted))
     say(message=tracer.summary())
@@ -128,6 +128,21 @@ class _Tracer:
         self.started = False
         self._truths: dict[tuple[TraceKey, str], Truth] = {}
         self._verdicts: dict[str, tuple[str, ...]] = {}
+
+    def plan_or_verdicts(self, out: Path) -> list[_Wanted]:
+        """`plan_without_refused`; corpora that are used up have their verdicts written first, and
+        told: what is wrong may be the tracer."""
+        try:
+            return self.plan_without_refused()
+        except InputError as error:
+            if not self.refused:
+                raise
+            write_lines(out / FILE, self.lines([]))
+            raise InputError(
+                f"{error.message}, after {self.summary()}; what was refused, and why, is here",
+                file=out / FILE,
+                key=error.key,
+            ) from error
 
     def plan_without_refused(self) -> list[_Wanted]:
         """The plan, made again until it holds nothing that was given up."""

@@ -155,11 +155,14 @@ def _scored(
 def _request(row: Mapping[str, Any], index: int, seed: int) -> Request:
     """The row's prompt and image as the rollouts showed them."""
     prompt, images = _get(row, index, "prompt"), _get(row, index, "images")
-    texts = [m.get("content") for m in prompt] if isinstance(prompt, list) else []
-    if len(texts) != 1 or prompt[0].get("role") != "user" or not isinstance(texts[0], str):
+    turns = prompt if isinstance(prompt, list) else []
+    turns = [m if isinstance(m, Mapping) else {} for m in turns]
+    texts = [m.get("content") for m in turns]
+    if len(texts) != 1 or turns[0].get("role") != "user" or not isinstance(texts[0], str):
         raise InputError("must be one user message", key=f"row {index}: prompt")
     text = texts[0]
-    if not text.startswith(PLACEHOLDER) or text.count(PLACEHOLDER) != 1 or len(images) != 1:
+    one = isinstance(images, list) and len(images) == 1
+    if not one or not text.startswith(PLACEHOLDER) or text.count(PLACEHOLDER) != 1:
         raise InputError("must begin with its only image", key=f"row {index}: prompt")
     text = text.removeprefix(PLACEHOLDER)
     image = _image(images[0], index)

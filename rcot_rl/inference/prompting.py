@@ -58,7 +58,7 @@ class Prompter:
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        self._check_length(prompt, self._media_tokens(media, size, n_frames))
+        self._check_length(prompt, self.media_tokens(media, size, n_frames))
         return prompt
 
     def params(self, sampling: Sampling, seed: int | None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Prompter:
             text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
 
-    def _media_tokens(self, media: Media, size: tuple[int, int], n_frames: int) -> int:
+    def media_tokens(self, media: Media, size: tuple[int, int], n_frames: int) -> int:
         """Tokens of the image or video; InputError when the processor would resize it."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 

@@ -7,6 +7,7 @@ OUT/trace.json           all that the model said, boxes, and what made the masks
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -16,12 +17,14 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from data_pipelines.corpora.metadata import is_text
 from rcot_rl.errors import InputError
 from rcot_rl.inference.draw import overlay
 from rcot_rl.inference.engine import PolicyEngine
 from rcot_rl.inference.model_folder import PolicyCard, check_model, find_model, read_card
 from rcot_rl.inference.pipeline import Pipeline
 from rcot_rl.inference.predict import TRACE, masks_of, write_masks
+from rcot_rl.inference.prompting import Prompter
 from rcot_rl.inference.segmenter import load_segmenter
 from rcot_rl.inference.trace import Clip, Query, Trace, as_dict
 from rcot_rl.inference.video import Frames, read_clip, write_video
@@ -54,20 +57,28 @@ def segment(
     """
     if not query.strip():
         raise InputError("the query is empty")
+    for text, what in ((query, "the query"), (str(video), "the video's name")):
+        if not is_text(text):
+            raise InputError(f"{what} is not in this locale's encoding: {text!a}")
+    _check_device(device)
     if every < 1:
         raise InputError("must be at least 1", key="every")
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("already there and not empty; choose another folder", file=out)
+    _partial(out).rmdir()  # what cannot be written is said before anything is loaded
     folder = find_model(model)
     check_model(folder)
     card = read_card(folder) or PolicyCard()
     templates = load_prompts(prompts or card.prompts)
     canvas = _canvas(image_canvas or card.image_canvas, video_canvas or card.video_canvas)
     frames = read_clip(video, every)
+    given = section or PredictSection()
+    _check_length(folder, engine or EngineSection(), given, len(frames.names), canvas, every)
     segmenter = load_segmenter(sam2, device)
     clip = Clip(str(video), len(frames.names), frames.images.__getitem__)
     with PolicyEngine(folder, engine or EngineSection(), device=device) as policy:
-        pipeline = Pipeline(policy, templates, section or PredictSection(), canvas)
+        pipeline = Pipeline(policy, templates, given, canvas)
         trace = pipeline.run([Query(clip, query)])[0]
     masks = masks_of(trace, frames.images, segmenter)
     more = {
@@ -87,13 +98,11 @@ def segment(
 def write_result(
     out: Path, frames: Frames, masks_thw: np.ndarray, trace: dict, *, as_video: bool
 ) -> None:
-    """Masks, overlay and trace at `out`, in one step. Raises InputError if `out` cannot be made."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    """Masks, overlay and trace at `out`, in one step; in a folder that is there, the trace last.
+    Raises InputError if `out` cannot be made."""
+    partial = _partial(out)
     try:
-        (partial / "masks").mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=out) from error
-    try:
+        (partial / "masks").mkdir()
         write_masks(partial / "masks", frames.names, masks_thw)
         drawn = (_drawn(frames, masks_thw, trace, t) for t in range(len(frames.names)))
         if as_video:
@@ -106,9 +115,61 @@ def write_result(
                     raise RuntimeError(f"{file} could not be written")
         text = json.dumps(trace, ensure_ascii=False, indent=1)
         (partial / TRACE).write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, out)
+        if partial.parent == out:
+            for entry in sorted(partial.iterdir(), key=lambda e: e.name == TRACE):
+                os.replace(entry, out / entry.name)
+        else:
+            os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(out: Path) -> Path:
+    """A new folder in which `out` (resolved) is made: inside of it if it is there, since it may be
+    a mount. Raises InputError when that cannot be."""
+    name = f".{out.name}.partial-{os.getpid()}"
+    partial = out / name if out.is_dir() else out.with_name(name)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=out) from error
+    return partial
+
+
+def _check_device(device: str) -> None:
+    if device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("no GPU that torch can use is visible", key="--device")
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError("vLLM for GPUs is not installed", key="--device") from error
+
+
+def _check_length(
+    folder: Path,
+    engine: EngineSection,
+    section: PredictSection,
+    n_frames: int,
+    canvas: CanvasSection,
+    every: int,
+) -> None:
+    """That the model takes so long a video. Raises InputError with the stride that would do."""
+    if not (section.vdg or section.kfg or section.rounds):
+        return
+    shown = min(n for n in (section.max_frames, n_frames) if n)
+    prompter = Prompter(folder, engine.max_model_len)
+    tokens = prompter.media_tokens("video", (canvas.video, canvas.video), shown)
+    if tokens >= prompter.max_model_len:
+        stride = every * -(-11 * tokens // (10 * prompter.max_model_len))
+        raise InputError(
+            f"{n_frames} frames make {tokens} tokens, and the model takes "
+            f"{prompter.max_model_len}; take every {stride}th, say",
+            key="--every",
+        )
 
 
 def _drawn(frames: Frames, masks_thw: np.ndarray, trace: dict, t: int) -> np.ndarray:

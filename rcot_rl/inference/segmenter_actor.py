@@ -125,7 +125,8 @@ def _frames(paths: Sequence[str]) -> np.ndarray:
     """uint8 [T, H, W, 3] RGB."""
     frames = []
     for path in paths:
-        image = cv2.imread(path)
+        # boxes and labels are of the stored pixels, so an EXIF rotation must not be applied
+        image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise InputError("not a readable image", file=path)
         frames.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))

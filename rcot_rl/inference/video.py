@@ -14,11 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data_pipelines.corpora.metadata import is_text
 from rcot_rl.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MOST_FRAMES = 2000
-"""More decoded frames than this are refused."""
+MOST_BYTES = 6 << 30
+"""More decoded frames than this, or more bytes of them, are refused."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,34 @@ def _read_folder(path: Path, every: int) -> Frames:
     files = sorted(files, key=lambda f: natural_order(f.name))[::every]
     if not files:
         raise InputError(f"no frames in this folder ({', '.join(IMAGE_SUFFIXES)})", file=path)
-    _check_count(len(files), path)
-    images, names = [], []
-    for file in files:
-        bgr = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if bgr is None:
-            raise InputError("not a readable image", file=file)
-        if images and bgr.shape != images[0].shape:
-            raise InputError(_sizes(bgr, images[0]), file=file)
+    images: np.ndarray | None = None
+    names: list[str] = []
+    for number, file in enumerate(files):
+        rgb = _image(file)
+        if images is None:
+            _check_size(len(files), rgb, path)
+            images = np.empty((len(files), *rgb.shape), np.uint8)
+        if rgb.shape != images.shape[1:]:
+            raise InputError(_sizes(rgb, images[0]), file=file)
         if file.stem in names:
             raise InputError("two frames of this name, of different types", file=file)
         names.append(file.stem)
-        images.append(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-    return Frames(tuple(names), np.stack(images), Fraction(10))
+        images[number] = rgb
+    assert images is not None  # there are files
+    return Frames(tuple(names), images, Fraction(10))
+
+
+def _image(file: Path) -> np.ndarray:
+    if not is_text(file.name):
+        raise InputError(f"a name that is not in this locale's encoding: {file.name!a}")
+    try:
+        rgb = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        # a header that promises more pixels than OpenCV takes
+        raise InputError(f"not a readable image: {error}".strip(), file=file) from error
+    if rgb is None:
+        raise InputError("not a readable image", file=file)
+    return rgb
 
 
 def _read_video(path: Path, every: int) -> Frames:
@@ -120,18 +137,30 @@ def _read_video(path: Path, every: int) -> Frames:
                     raise InputError(_sizes(image, images[0]), file=path, key=f"frame {index}")
                 images.append(image)
                 names.append(f"{index:05d}")
-                _check_count(len(images), path)
+                _check_size(len(images), image, path)
     except av.error.FFmpegError as error:
         after = f" after {len(images)} frames" if images else ""
         raise InputError(f"cannot be decoded{after}: {error.strerror}", file=path) from error
     if not images:
         raise InputError("the video has no frames", file=path)
-    return Frames(tuple(names), np.stack(images), Fraction(rate) / every)
+    return Frames(tuple(names), _stacked(images), Fraction(rate) / every)
 
 
-def _check_count(count: int, path: Path) -> None:
-    if count > MOST_FRAMES:
-        raise InputError(f"more than {MOST_FRAMES} frames; take every k-th (--every)", file=path)
+def _stacked(images: list[np.ndarray]) -> np.ndarray:
+    """np.stack, which gives each image free as soon as it is copied."""
+    out = np.empty((len(images), *images[0].shape), np.uint8)
+    for number in range(len(images)):
+        out[number], images[number] = images[number], out[:0]
+    return out
+
+
+def _check_size(count: int, image: np.ndarray, path: Path) -> None:
+    most = min(MOST_FRAMES, MOST_BYTES // image.nbytes)
+    if count > most:
+        height, width = image.shape[:2]
+        raise InputError(
+            f"more than {most} frames of {width} x {height}; take every k-th (--every)", file=path
+        )
 
 
 def _sizes(image: np.ndarray, first: np.ndarray) -> str:

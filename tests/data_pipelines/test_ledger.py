@@ -64,3 +64,14 @@ def test_lines_are_written_whole(tmp_path):
         {"b": 1},
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_one_process_at_a_time(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, WHO) as first:
+        first.add("a", {"response": "x"})
+        with pytest.raises(InputError, match="another command"):
+            Ledger(path, WHO)
+        first.add("b", {"response": "y"})
+    with Ledger(path, WHO) as second:
+        assert list(second.records) == ["a", "b"]

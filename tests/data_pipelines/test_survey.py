@@ -149,3 +149,21 @@ def test_a_refusal_without_causes_is_a_refusal(tmp_path):
     path.write_text(json.dumps({**line, "causes": 5}))
     with pytest.raises(InputError, match="must be a list"):
         open_traces(str(path), [])
+
+
+def test_a_tracer_that_is_always_wrong_is_named_and_not_the_corpora(recipe, tmp_path):
+    """Everything is refused: the verdicts are written, and the message has them."""
+    data = recipe.data.model_copy(update={"allow_smaller": True})
+    tracer = _Tracer(recipe.model_copy(update={"data": data}), tmp_path / "texts")
+    with tracer.session.ledger as ledger, pytest.raises(InputError) as caught:
+        while True:
+            for wanted in tracer.plan_or_verdicts(tmp_path / "texts"):
+                for number in range(tracer.tries):
+                    ask = tracer._ask(wanted, number)
+                    if ask.key not in ledger:
+                        ledger.add(ask.key, {"response": "no", "tokens": 1})
+    assert "responses: malformed" in str(caught.value)
+    path = tmp_path / "texts" / "traces.jsonl"
+    assert caught.value.file == str(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines and not any(line["accepted"] for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.inference import segment as module
 from rcot_rl.inference.segment import segment, write_result
 from rcot_rl.inference.video import Frames, read_clip, write_video
+from rcot_rl.recipe.inference import EngineSection
 
 TRACE = {"keyframe": 1, "boxes_source": [[8, 8, 24, 24]], "points_source": [[16, 16]]}
 
@@ -94,3 +96,44 @@ def test_bad_input_is_refused_before_vllm(tmp_path, clip, no_vllm, monkeypatch):
     with pytest.raises(InputError, match="no such model folder"):
         segment(clip, "the cat", tmp_path / "out", model=str(tmp_path / "nothing"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["link", "empty", "here"])
+def test_a_folder_that_is_there_is_filled(tmp_path, monkeypatch, place):
+    """A link, the working folder, or a mount, which cannot be replaced."""
+    real = tmp_path / "real"
+    real.mkdir()
+    out = {"link": tmp_path / "link", "empty": real, "here": Path(".")}[place]
+    if place == "link":
+        out.symlink_to(real)
+    monkeypatch.chdir(real)
+    before = real.stat().st_ino
+    write_result(out.resolve(), frames(), masks(), TRACE, as_video=True)
+    assert sorted(p.name for p in real.iterdir()) == ["masks", "overlay.mp4", "trace.json"]
+    assert real.stat().st_ino == before, "the folder itself stays"
+
+
+def test_what_cannot_be_is_said_before_models_load(tmp_path, clip, no_vllm, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be written"):
+        segment(clip, "x", tmp_path / "file" / "out")
+    with pytest.raises(InputError, match="the query is not"):
+        segment(clip, "caf\udce9", tmp_path / "out")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="no GPU"):
+        segment(clip, "x", tmp_path / "out", device="cuda")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_too_long_for_the_model_is_told_with_a_stride(tmp_path, no_vllm):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for k in range(40):
+        cv2.imwrite(str(folder / f"{k}.png"), np.zeros((28, 28, 3), np.uint8))
+    short = EngineSection(max_model_len=128)
+    with pytest.raises(InputError, match=r"40 frames make \d+ tokens") as caught:
+        segment(folder, "x", tmp_path / "out", engine=short)
+    assert caught.value.key == "--every"
+    stride = int(caught.value.message.split("take every ")[1].split("th")[0])
+    with pytest.raises(ImportError):  # goes on to vLLM, which is not here
+        segment(folder, "x", tmp_path / "out", engine=short, every=stride)

@@ -96,3 +96,18 @@ def test_in_ray_every_worker_gets_the_same_actor(clip, monkeypatch):
         assert np.array_equal(second.union_masks([request(paths)])[0], here)
     finally:
         ray.shutdown()
+
+
+def test_stored_pixels_are_what_masks_are_of(clip, tmp_path):
+    """As for readers of corpora: an EXIF rotation would turn frames away from boxes and labels."""
+    from PIL import Image
+
+    paths, _ = clip
+    turned = []
+    for path in paths:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x0112] = 6
+            turned.append(f"{path}.jpg")
+            image.crop((0, 0, 128, 96)).save(turned[-1], exif=exif, quality=95)
+    assert LocalSegmenter("flow").union_masks([request(turned)])[0].shape == (4, 96, 128)

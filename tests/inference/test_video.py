@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -137,3 +140,26 @@ def test_overlays_change_only_what_they_mark():
     assert not changed[52:].any() and not changed[:8].any()
     with pytest.raises(ValueError, match="mask"):
         overlay(frame, mask.T)
+
+
+def test_clips_larger_than_memory_should_be_are_refused(tmp_path, monkeypatch):
+    write_folder(tmp_path / "clip", moving_square(6), [f"{k}.png" for k in range(6)])
+    monkeypatch.setattr("rcot_rl.inference.video.MOST_BYTES", 5 * 49 * 65 * 3)
+    with pytest.raises(InputError, match="more than 5 frames of 65 x 49"):
+        read_clip(tmp_path / "clip")
+    assert len(read_clip(tmp_path / "clip", 2).names) == 3
+
+
+def test_a_header_that_promises_too_much_and_a_name_that_is_no_text(tmp_path):
+    write_folder(tmp_path / "clip", moving_square(1), ["a.png"])
+    raw = bytearray((tmp_path / "clip" / "a.png").read_bytes())
+    raw[16:24] = (100_000).to_bytes(4, "big") * 2
+    raw[29:33] = zlib.crc32(bytes(raw[12:29])).to_bytes(4, "big")
+    (tmp_path / "clip" / "a.png").write_bytes(raw)
+    with pytest.raises(InputError, match="not a readable image") as caught:
+        read_clip(tmp_path / "clip")
+    assert caught.value.file == str(tmp_path / "clip" / "a.png")
+    (tmp_path / "clip" / "a.png").unlink()
+    Path(os.fsdecode(os.fsencode(tmp_path / "clip") + b"/\xff.png")).write_bytes(b"x")
+    with pytest.raises(InputError, match="encoding"):
+        read_clip(tmp_path / "clip")
