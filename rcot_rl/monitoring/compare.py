@@ -26,7 +26,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.intervals import Interval, clustered_interval, mean_interval
 from rcot_rl.monitoring import page
 from rcot_rl.monitoring.curves import COLOURS, Series, line_chart
-from rcot_rl.monitoring.figures import by_expression, is_number
+from rcot_rl.monitoring.figures import by_expression, is_number, result_files
 from rcot_rl.monitoring.metrics import read_metrics
 
 BEFORE = "sft"
@@ -153,7 +153,7 @@ def score_changes(runs: Sequence[Path]) -> list[Change]:
 
     Raises InputError as `compare`.
     """
-    names = sorted(p.stem for p in (runs[0] / "eval").glob("*.json") if p.stem != "done")
+    names = [p.stem for p in result_files(runs[0])]
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         files = [run / "eval" / f"{name}.json" for run in runs]

@@ -6,6 +6,7 @@ Each takes a document of the run as it was read, or None, and gives HTML that sa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rcot_rl.intervals import clustered_interval, paired_difference
@@ -144,6 +145,11 @@ def _change(result: Any, base: Any) -> str:
         return f"{change.mean:+.1f}"
     sure = "up" if change.low > 0 else "down" if change.high < 0 else "soft"
     return f'<span class="{sure}">{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]</span>'
+
+
+def result_files(run: Path) -> list[Path]:
+    """RUN/eval/<benchmark>.json, by name; the mark of the finished stage is none of them."""
+    return sorted(p for p in (run / "eval").glob("*.json") if p.stem != "done")
 
 
 def by_expression(result: Any) -> dict[tuple[str, str], float]:

@@ -23,6 +23,7 @@ from rcot_rl.monitoring.figures import (
     at,
     is_number,
     number,
+    result_files,
     rewards_section,
     scores_section,
 )
@@ -115,8 +116,7 @@ def write_report(run_dir: Path) -> Path:
     if not any((run / name).exists() for name in known):
         raise InputError("holds nothing of a run", file=run)
     record = _yaml(run / "recipe.yaml")
-    results = (p for p in sorted((run / "eval").glob("*.json")) if p.stem != "done")
-    scores = {path.stem: _json(path) for path in results}
+    scores = {path.stem: _json(path) for path in result_files(run)}
     body = "".join(
         (
             _header(run, record),

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rcot_rl.intervals import paired_difference
+from rcot_rl.monitoring.compare import STAGES as STAGES_OF
 from rcot_rl.monitoring.compare import read_object, score_changes
+from rcot_rl.monitoring.figures import result_files
 from rcot_rl.recipe.schema import STAGES
-
-_TASKS = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
 
 
 def summary_table(root: Path) -> str:
@@ -28,10 +28,12 @@ def _reward_lines(root: Path) -> list[str]:
         return []
     rewards = read_object(path)
     lines = ["held-out reward   before → after, change with its 95 % interval"]
-    for task, own in _TASKS.items():
+    for task, own in STAGES_OF.items():
         results = rewards.get(task, {})
         # a recipe may have the last checkpoint measured alone
-        after = next((name for name in (own, *reversed(_TASKS.values())) if name in results), None)
+        after = next(
+            (name for name in (own, *reversed(STAGES_OF.values())) if name in results), None
+        )
         if "sft" not in results or after is None:
             continue
         late = "" if after == own else f"   after {after}"
@@ -53,9 +55,7 @@ def _reward_line(task: str, way: str, before: dict[str, Any], after: dict[str, A
 
 def _score_lines(root: Path) -> list[str]:
     lines = []
-    for path in sorted((root / "eval").glob("*.json")):
-        if path.name == "done.json":
-            continue
+    for path in result_files(root):
         result = read_object(path)
         lines.append(f"J&F {path.stem}   masks by {result.get('segmenter') or 'unknown'}")
         rows = {**result.get("checkpoints", {}), **result.get("baselines", {})}
