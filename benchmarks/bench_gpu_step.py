@@ -4,9 +4,12 @@
 
 The stage is `rcot_seg_3b_1gpu`'s GRPO-AKS: 16 prompts of 900 vision tokens, 8 responses each, all
 of 300 tokens (the end of a text is ignored), bf16; Ray, verl's trainer, FSDP2, vLLM and our agent
-loop, reward and metrics. Nothing is saved. Prints seconds of each part, tokens a second, the share
-of the device's peak that the update reaches (verl's count of operations), and the ratio of a step
-to its rollout. KEY=VALUE overrides the recipe; `--shape tiny device=cpu` rehearses it on a CPU.
+loop, reward (a user's function) and metrics. Nothing is saved. Each step is printed as a JSON line
+as soon as verl logs it and `--json` is written with it, so that a run that is cut short keeps its
+steps; `--seconds` ends the run before a limit. A model and rows that `--out` holds are used again.
+At the end: medians over the steps after the first, tokens per second, the share of the device's
+peak that the update reaches, and the ratio of a step to its rollout. KEY=VALUE overrides the
+recipe; `--shape small device=cpu` with a few prompts rehearses it on a CPU.
 """
 
 from __future__ import annotations
@@ -14,40 +17,48 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from gpu.flops import PEAK_FLOPS, passes
 from gpu.random_model import SHAPES, write_model
+from gpu.record import GpuMemory, Record, host
 
 from data_pipelines.build import build
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.runfolder import git_commit
 from rcot_rl.training import jobs
 
 RESPONSE_TOKENS = 300
-PACKAGES = ("verl", "ray", "torch", "transformers", "vllm", "tensordict", "numpy")
+IMAGE_PATCHES = 60 * 60
 TIMINGS = ("gen", "reward", "old_log_prob", "ref", "adv", "update_actor", "update_weights", "step")
 GAUGES = (
-    "perf/mfu/actor", "actor/perf/max_memory_allocated_gb", "actor/perf/max_memory_reserved_gb",
-    "training/rollout_probs_diff_mean", "training/rollout_probs_diff_max",
-    "training/rollout_actor_probs_pearson_corr", "response_length/mean", "prompt_length/mean",
-    "actor/grad_norm", "actor/kl_loss", "memory_gib/node/used_max",
-)  # fmt: skip
+    "perf/mfu/actor",
+    "actor/perf/max_memory_allocated_gb",
+    "actor/perf/max_memory_reserved_gb",
+    "training/rollout_probs_diff_mean",
+    "training/rollout_probs_diff_max",
+    "training/rollout_actor_probs_pearson_corr",
+    "actor/rollout_probs_diff_mean",
+    "response_length/mean",
+    "prompt_length/mean",
+    "actor/grad_norm",
+    "actor/kl_loss",
+    "memory_gib/node/used_max",
+)
 
 
 def recipe_for(folder: Path, steps: int, settings: list[str]) -> Recipe:
-    """The 3B recipe on one GPU, on toy clips, its responses of one length."""
+    """Return the 3B recipe on one GPU, on toy clips, with responses of one length."""
     verl = {"actor_rollout_ref.rollout.ignore_eos": True, "trainer.save_freq": -1}
     return load_recipe(
         "rcot_seg_3b_1gpu",
@@ -62,33 +73,63 @@ def recipe_for(folder: Path, steps: int, settings: list[str]) -> Recipe:
             f"grpo.max_response_length={RESPONSE_TOKENS}",
             "grpo.max_prompt_length=1300",
             f"grpo_aks.verl={json.dumps(verl)}",
+            f"grpo_aks.reward={Path(__file__).parent / 'gpu' / 'digits_reward.py'}:reward",
             "wandb.mode=disabled",
             *settings,
         ],
     )
 
 
-def run(folder: Path, recipe: Recipe, shape: str) -> list[dict[str, Any]]:
-    """Make model and rows, run the stage to its end; verl's metrics of every step."""
+def run(folder: Path, recipe: Recipe, shape: str, record: Record) -> str | None:
+    """Make model and rows where they are missing and run the stage; every step goes to `record`.
+
+    Returns:
+        None, or why the stage did not end well.
+    """
     device = "cuda" if recipe.device == "cuda" else "cpu"
-    _timed("corpus", lambda: write_corpus(folder / "mevis", "mevis", "train", 24, 1, "rich"))
     name = recipe.grpo_aks.shard_set
-    data = recipe.data.model_copy(update={"sets": {name: recipe.data.sets[name]}})
-    _timed("rows", lambda: build(data, folder / "shards", recipe.prompts, seed=recipe.seed))
+    shards = folder / "shards" / name
+    if not (shards / "manifest.json").exists():
+        _timed("corpus", lambda: write_corpus(folder / "mevis", "mevis", "train", 24, 1, "rich"))
+        data = recipe.data.model_copy(update={"sets": {name: recipe.data.sets[name]}})
+        _timed("rows", lambda: build(data, folder / "shards", recipe.prompts, seed=recipe.seed))
     model = _timed("model", lambda: write_model(folder / "model", shape, device))
-    out, attempt = folder / "grpo-aks", folder / "grpo-aks" / "attempt-1"
-    job = jobs.grpo_job(recipe, "grpo-aks", model, folder / "shards" / name, out, attempt)
+    out = next(p for k in range(1, 1000) if not (p := folder / f"grpo-aks-{k}").exists())
+    attempt = out / "attempt-1"
+    job = jobs.grpo_job(recipe, "grpo-aks", model, shards, out, attempt)
     log = attempt / "log.txt"
     with log.open("wb") as file:
-        done = subprocess.run(
+        child = subprocess.Popen(
             [sys.executable, *job.arguments],
             env=os.environ | job.environment,
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    if done.returncode:
-        sys.exit(log.read_text(errors="replace")[-6000:] + "\nthe stage ended badly")
-    return [json.loads(row) for row in job.verl_log.read_text().splitlines()]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    known = 0
+    try:
+        while True:
+            status = child.poll()
+            rows = job.verl_log.read_text().split("\n")[:-1] if job.verl_log.exists() else []
+            for row in rows[known:]:
+                record.add(json.loads(row)["data"])
+            known = len(rows)
+            if status is not None:
+                break
+            if record.left() < 0:
+                return f"stopped at --seconds after {known} steps"
+            time.sleep(0.2)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            try:
+                child.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+    if status:
+        return log.read_text(errors="replace")[-6000:] + "\nthe stage ended badly"
+    return None
 
 
 def _timed(what: str, call: Any) -> Any:
@@ -99,49 +140,33 @@ def _timed(what: str, call: Any) -> Any:
 
 
 def figures(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """Medians over the steps after the first, in which kernels are compiled."""
-    data = [row["data"] for row in rows][1:]
-    found = {
-        f"seconds/{t}": statistics.median(d[f"timing_s/{t}"] for d in data)
-        for t in TIMINGS
-        if all(f"timing_s/{t}" in d for d in data)
+    """Return medians over the steps after the first, which compiles kernels, or of the only one."""
+    data = rows[1:] or rows
+    values = {
+        name: statistics.median(row[key] for row in data)
+        for name, key in {f"seconds/{t}": f"timing_s/{t}" for t in TIMINGS}.items()
+        | {key: key for key in GAUGES}.items()
+        if all(isinstance(row.get(key), int | float) for row in data)
     }
-    found |= {k: statistics.median(d[k] for d in data) for k in GAUGES if all(k in d for d in data)}
     section = recipe.grpo_aks
     responses = section.prompts_per_step * section.n
-    length = found["prompt_length/mean"] + found["response_length/mean"]
-    found["tokens/rollout_per_s"] = responses * found["response_length/mean"] / found["seconds/gen"]
-    found["tokens/update_per_s"] = responses * length / found["seconds/update_actor"]
-    found["tokens/step_per_s"] = responses * length / found["seconds/step"]
-    found["ratio/step_to_gen"] = found["seconds/step"] / found["seconds/gen"]
-    return found
-
-
-def host() -> dict[str, Any]:
-    """Hardware, versions, commit."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        gpu = "none"
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "gpu": gpu,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": git_commit() or os.environ.get("RCOT_COMMIT"),
-    }
+    length = values["prompt_length/mean"] + values["response_length/mean"]
+    generated = responses * values["response_length/mean"]
+    values["tokens/rollout_per_s"] = generated / values["seconds/gen"]
+    values["tokens/update_per_s"] = responses * length / values["seconds/update_actor"]
+    values["tokens/step_per_s"] = responses * length / values["seconds/step"]
+    values["ratio/step_to_gen"] = values["seconds/step"] / values["seconds/gen"]
+    work = passes(recipe.models.policy, responses, length, IMAGE_PATCHES)
+    values["mfu/update"] = work["update"] / values["seconds/update_actor"] / PEAK_FLOPS
+    values["tflop/update"] = work["update"] / 1e12
+    return values
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--seconds", type=float, help="end the run before so many seconds")
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, help="where model and run lie; default: temporary")
@@ -154,14 +179,20 @@ def main() -> None:
         if recipe.device == "cuda" and host()["gpu"] == "none":
             print("no GPU on this host: nothing measured")
             return
-        rows = run(folder, recipe, options.shape)
-    found = figures(rows, recipe)
-    for key, value in found.items():
-        print(f"{key:<46}{value:14.5g}")
-    if options.json:
-        whole = {"host": host(), "settings": options.settings, "shape": options.shape}
-        whole |= {"figures": found, "steps": [row["data"] for row in rows]}
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        record = Record(
+            options.json, options.seconds, settings=options.settings, shape=options.shape
+        )
+        with GpuMemory() as memory:
+            fault = run(folder, recipe, options.shape, record)
+        values: dict[str, Any] = {}
+        if record.rows:
+            values = figures(record.rows, recipe)
+            values["memory_gib/gpu/used_max"] = memory.most_mib / 1024
+        for key, value in values.items():
+            print(f"{key:<46}{value:14.5g}")
+        record.write(figures=values, fault=fault)
+    if fault is not None:
+        sys.exit(fault)
 
 
 if __name__ == "__main__":

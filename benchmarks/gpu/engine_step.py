@@ -1,12 +1,13 @@
-"""The trainer's part of a GRPO step alone: verl's actor and reference workers, without Ray or vLLM.
+"""What the trainer part of a GRPO step costs under several settings: verl's worker, no Ray or vLLM.
 
-    python benchmarks/gpu/engine_step.py [--shape 3b] [--steps 3] [--json FILE] [KEY=VALUE …]
+    python benchmarks/gpu/engine_step.py [--shape 3b] [--prompts 4] [--json FILE] [KEY=VALUE …]
 
-For a host on which no rollout engine can be had. The batch is that of `bench_gpu_step.py`: 16
-prompts with an image of 900 vision tokens, 8 responses of 300 tokens each, drawn at random;
-configuration, workers, engine and loss are those of the 3B recipe on one GPU. Prints seconds and
-tokens a second of the old log-probabilities, the reference's and the update, and the share of the
-device's peak.
+The batch is that of `bench_gpu_step.py` with fewer prompts: an image of 900 vision tokens, 8
+responses of 300 tokens each, drawn at random; configuration, worker, engine and loss are those of
+the 3B recipe on one GPU. One worker takes every setting in turn: the size of a micro-batch, the
+vision tower run once per response or once per group, gradient checkpointing on or off. Prints a
+JSON line for each: seconds of the forward pass (what old log-probabilities and the reference cost)
+and of the update, peak memory, the share of the device's peak, and the ratio to the first setting.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bench_gpu_step as whole
+from gpu.flops import PEAK_FLOPS, passes
 from gpu.random_model import SHAPES, write_model
+from gpu.record import Record
+
+from rcot_rl.training.shared_vision import TOWER, share_vision
 
 VISION, TEXT = 900, 250
 PATCHES = (1, 60, 60)  # of an 840 x 840 image, 14 pixels each; four make a token
@@ -73,58 +79,102 @@ def batch(model: Path, prompts: int, n: int, response: int) -> Any:
     return TensorDict(made, batch_size=[len(rows)])
 
 
-def workers(config: Any) -> tuple[Any, Any]:
-    """verl's workers of the actor and of the reference, in this process."""
+@dataclass(frozen=True)
+class Setting:
+    """One way to run the trainer's part."""
+
+    name: str
+    micro_batch: int
+    shared_vision: bool
+    checkpointing: bool
+
+
+SETTINGS = (
+    Setting("micro-batch 4, as before", 4, shared_vision=False, checkpointing=True),
+    Setting("micro-batch 8", 8, shared_vision=False, checkpointing=True),
+    Setting("micro-batch 8, shared vision", 8, shared_vision=True, checkpointing=True),
+    Setting("micro-batch 4, shared vision", 4, shared_vision=True, checkpointing=True),
+    Setting("micro-batch 4, shared vision, no checkpointing", 4, True, False),
+)
+
+
+def actor_worker(config: Any) -> Any:
+    """Start verl's worker of the actor in this process."""
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
-    made = []
-    for role in ("ref", "actor"):
-        worker = ActorRolloutRefWorker(config, role=role)
-        worker.init_model()
-        made.append(worker)
-    return made[1], made[0]
+    worker = ActorRolloutRefWorker(config, role="actor")
+    worker.init_model()
+    return worker
 
 
-def step(actor: Any, reference: Any, data: Any, config: Any) -> dict[str, float]:
-    """One step on `data`; seconds of each part, and the update's metrics."""
+def apply(setting: Setting, actor: Any, own_forward: dict[Any, Any]) -> None:
+    """Switch the model of a running worker to `setting`.
+
+    own_forward: each vision tower and its `forward` before vision was shared.
+    """
+    module = actor.actor.engine.module
+    if setting.checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        module.gradient_checkpointing_disable()
+    for tower, forward in own_forward.items():
+        tower.forward = forward
+    if setting.shared_vision:
+        share_vision(module)
+
+
+def towers(actor: Any) -> dict[Any, Any]:
+    """Return each vision tower of the model with its class's `forward`."""
+    modules = actor.actor.engine.module.modules()
+    return {m: type(m).forward.__get__(m) for m in modules if TOWER in type(m).__name__}
+
+
+def step(actor: Any, data: Any, config: Any, micro_batch: int) -> dict[str, float]:
+    """Run a forward pass and an update on `data`; returns their seconds and the metrics."""
+    import torch
     from verl.utils import tensordict_utils as tu
-    from verl.utils.device import get_torch_device
     from verl.workers.utils.padding import response_from_nested
 
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
+    cuda = torch.cuda.is_available()
 
     def timed(name: str, call: Any) -> Any:
-        get_torch_device().synchronize()
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         result = call(data.clone(recurse=False))
-        get_torch_device().synchronize()
-        found[f"seconds/{name}"] = time.perf_counter() - started
+        if cuda:
+            torch.cuda.synchronize()
+            values[f"peak_gib/{name}"] = torch.cuda.max_memory_allocated() / 2**30
+        values[f"seconds/{name}"] = time.perf_counter() - started
         return result
 
-    temperature = config.rollout.temperature
-    tu.assign_non_tensor(data, temperature=temperature, compute_loss=False, calculate_entropy=True)
-    out = timed("old_log_prob", actor.compute_log_prob)
-    data["old_log_probs"] = response_from_nested(out["log_probs"], data["response_mask"])
-    tu.assign_non_tensor(data, calculate_entropy=False)
-    out = timed("ref", reference.compute_ref_log_prob)
-    data["ref_log_prob"] = response_from_nested(out["log_probs"], data["response_mask"])
+    tu.assign_non_tensor(
+        data, temperature=config.rollout.temperature, compute_loss=False,
+        calculate_entropy=False, micro_batch_size_per_gpu=micro_batch,
+    )  # fmt: skip
+    out = timed("forward", actor.compute_log_prob)
+    log_probs = response_from_nested(out["log_probs"], data["response_mask"])
+    data["old_log_probs"] = data["ref_log_prob"] = log_probs
     size = len(data)
     tu.assign_non_tensor(
         data, global_batch_size=size, mini_batch_size=size, epochs=1, seed=1,
-        dataloader_kwargs={"shuffle": False},
+        dataloader_kwargs={"shuffle": False}, compute_loss=True,
     )  # fmt: skip
-    metrics = tu.get(timed("update_actor", actor.update_actor), "metrics")
-    for key in ("mfu", "perf/max_memory_allocated_gb", "perf/max_memory_reserved_gb", "grad_norm"):
-        value = metrics.get(key)
-        if value is not None:
-            found[key] = float(value[-1] if isinstance(value, list) else value)
-    return found
+    metrics = tu.get(timed("update", actor.update_actor), "metrics")
+    value = metrics["grad_norm"]
+    values["grad_norm"] = float(value[-1] if isinstance(value, list) else value)
+    return values
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="3b", choices=SHAPES)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--seconds", type=float, help="start no setting after so many seconds")
+    parser.add_argument("--out", type=Path, help="where the model lies; default: temporary")
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
@@ -133,37 +183,45 @@ def main() -> None:
         "MASTER_PORT": "29577", "RCOT_RL_PLUGIN": "required",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="rcot-gpu-") as temporary:
-        recipe = whole.recipe_for(Path(temporary), options.steps, options.settings)
+        folder = (options.out or Path(temporary)).resolve()
+        recipe = whole.recipe_for(folder, 1, options.settings)
         if recipe.device == "cpu":
             os.environ["VERL_PLATFORM"] = "cpu"
         import verl  # noqa: F401  loads the plug-in
 
         from rcot_rl.training.verl_config import grpo_config
 
+        record = Record(
+            options.json, options.seconds, settings=options.settings, shape=options.shape
+        )
         section = recipe.grpo_aks
-        model = write_model(Path(temporary) / "model", options.shape, recipe.device)
+        model = write_model(folder / "model", options.shape, recipe.device)
         here = Path(temporary)
         config = grpo_config(recipe, "grpo-aks", model=model, train=[here], val=[here], out=here)
-        actor, reference = workers(config.actor_rollout_ref)
-        rows = []
-        for _ in range(options.steps):
-            data = batch(model, section.prompts_per_step, section.n, section.max_response_length)
-            rows.append(step(actor, reference, data, config.actor_rollout_ref))
-            print(json.dumps(rows[-1]), flush=True)
-    tokens = section.prompts_per_step * section.n * (
-        VISION + 2 + TEXT + section.max_response_length
-    )  # fmt: skip
-    last = rows[-1]
-    for name in ("old_log_prob", "ref", "update_actor"):
-        last[f"tokens/{name}_per_s"] = tokens / last[f"seconds/{name}"]
-    last["ratio/update_to_old_log_prob"] = (
-        last["seconds/update_actor"] / last["seconds/old_log_prob"]
-    )
-    for key, value in last.items():
-        print(f"{key:<40}{value:14.5g}")
-    if options.json:
-        found = {"host": whole.host(), "settings": options.settings, "shape": options.shape}
-        options.json.write_text(json.dumps(found | {"figures": last, "steps": rows}, indent=1))
+        actor = actor_worker(config.actor_rollout_ref)
+        own_forward = towers(actor)
+        length = VISION + 2 + TEXT + section.max_response_length
+        work = passes(model, options.prompts * section.n, length, PATCHES[1] * PATCHES[2])
+        first: dict[str, Any] = {}
+        for setting in SETTINGS:
+            apply(setting, actor, own_forward)
+            for run in ("first", "second"):  # the first one loads kernels
+                if record.left() < 10:
+                    return
+                data = batch(model, options.prompts, section.n, section.max_response_length)
+                values = step(actor, data, config.actor_rollout_ref, setting.micro_batch)
+                seconds = values["seconds/update"]
+                first = first or values
+                if run == "second" and setting is SETTINGS[0]:
+                    first = values
+                record.add(
+                    asdict(setting) | {"run": run} | values | {
+                        "sequences": options.prompts * section.n,
+                        "mfu/update": work["update"] / seconds / PEAK_FLOPS,
+                        "ratio/update": seconds / first["seconds/update"],
+                        "ratio/forward": values["seconds/forward"] / first["seconds/forward"],
+                    }
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Checkpoint folders of Qwen2.5-VL's published shapes, with random weights.
 
-Tokenizer and chat template are the shipped tiny model's, so that special tokens have its ids; the
-vocabulary has the published size, and the processor Qwen's limits of pixels.
+Tokenizer and chat template are the shipped tiny model's, so that special tokens have its ids, with
+filler tokens up to the published size of the vocabulary: vLLM and the trainer then normalise over
+the same tokens. The processor has Qwen's limits of pixels.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,25 +16,41 @@ from typing import Any
 from cluster.checks.policy_facts import PUBLISHED
 from rcot_rl.inference.model_folder import TINY
 
-SHAPES = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "tiny": ""}
+SHAPES = {
+    "3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "small": "",
+    "tiny": "",
+}
+"""`tiny` is the shipped model's shape; `small` is the 3B with two layers, to rehearse on a CPU."""
+DONE = ".complete"
 LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 16384
 _ROPE = {"mrope_section": [16, 24, 24], "rope_theta": 1e6, "rope_type": "default"}
 
 
 def write_model(folder: Path, shape: str, device: str) -> Path:
-    """A checkpoint of `shape` (a key of SHAPES) in bf16, its weights drawn on `device`."""
-    folder.mkdir(parents=True)
+    """Write a checkpoint of `shape` (a key of SHAPES) in bf16, its weights drawn on `device`.
+
+    A folder that is complete already is left as it is.
+    """
+    if (folder / DONE).exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
     for file in TINY.iterdir():
         if file.suffix != ".safetensors" and file.name != "README.md":
             shutil.copy(file, folder)
     config = json.loads((folder / "config.json").read_text())
-    if SHAPES[shape]:
-        _enlarge(config, dict(PUBLISHED[SHAPES[shape]]))
+    if shape != "tiny":
+        _enlarge(config, copy.deepcopy(PUBLISHED[SHAPES[shape] or SHAPES["3b"]]))
+        _fill_vocabulary(folder / "tokenizer.json", config["text_config"]["vocab_size"])
+    if shape == "small":
+        _shrink(config)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _open_limits(folder / "processor_config.json")
     card = {"prompts": "qwen", "image_canvas": 840, "video_canvas": 448}
     (folder / "rcot.json").write_text(json.dumps(card))
     _draw(folder, device)
+    (folder / DONE).touch()
     return folder
 
 
@@ -47,6 +65,26 @@ def _enlarge(config: dict[str, Any], published: dict[str, Any]) -> None:
         "tokens_per_second": 2,
         "initializer_range": 0.02,
     }
+
+
+def _shrink(config: dict[str, Any]) -> None:
+    text, vision = config["text_config"], config["vision_config"]
+    text |= {"hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 512}
+    text |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "layer_types": ["full_attention"] * 2,
+    }
+    vision |= {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
+    vision |= {"out_hidden_size": 256, "fullatt_block_indexes": [1]}
+
+
+def _fill_vocabulary(file: Path, size: int) -> None:
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    known = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
+    vocabulary |= {f"filler{i}": i for i in range(size) if i not in known}
+    file.write_text(json.dumps(tokenizer))
 
 
 def _open_limits(file: Path) -> None:
@@ -65,3 +103,6 @@ def _draw(folder: Path, device: str) -> None:
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the card belongs to the benchmark's other processes

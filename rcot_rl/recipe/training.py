@@ -66,6 +66,10 @@ class GrpoSection(Section):
     """A response's reward less its group's mean, over: the group's standard deviation (eq. 14;
     unbiased, + 1e-6), nothing, or the spread of all its task's responses in this step."""
 
+    old_log_probs: Literal["recompute", "reuse"] = "recompute"
+    """reuse: take the old log-probabilities of eq. 15 from the update's own forward pass, which is
+    exact as long as each batch gets one update, instead of from a pass before it."""
+
     dynamic_sampling: bool = False
     """Sample further prompts in place of groups whose rewards are all equal (DAPO's filter)."""
 

@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from verl.workers.engine.fsdp import transformer_impl
 
+from rcot_rl.training import on_policy_loss  # noqa: F401  registers the loss with verl
+from rcot_rl.training.shared_vision import share_vision
+
 CHUNK_TOKENS = 1024
 """Rows of logits that are in fp32 at once: 0.6 GB with Qwen2.5-VL's vocabulary."""
 WINDOWS = "rcot_windows_as_flash"
@@ -30,6 +33,7 @@ class InFewCalls:
     def _build_module(self) -> torch.nn.Module:
         module = super()._build_module()  # type: ignore[misc]
         windows_together(module)
+        share_vision(module)
         return module
 
     def prepare_model_outputs(self, *args: Any, **kwargs: Any) -> Any:

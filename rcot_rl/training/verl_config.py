@@ -103,6 +103,7 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.load_format": "auto",
         f"{rollout}.agent.agent_loop_manager_class": f"{AGENT_LOOP}.CachedAgentLoopManager",
+        **_old_log_probs(section),
         **_agent(recipe, section),
         "reward.reward_manager.source": "importlib",
         "reward.reward_manager.name": "RCoTRewardManager",
@@ -120,6 +121,15 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "trainer.total_epochs": 100_000,
         "trainer.resume_mode": "auto",
         **_lora(section),
+    }
+
+
+def _old_log_probs(section: GrpoSection) -> dict[str, Any]:
+    if section.old_log_probs == "recompute":
+        return {}
+    return {
+        "algorithm.rollout_correction.bypass_mode": True,
+        "actor_rollout_ref.actor.policy_loss.loss_mode": "rcot_on_policy",
     }
 
 
@@ -195,6 +205,8 @@ def _attention(recipe: Recipe, model: str) -> dict[str, Any]:
     }
     if recipe.device == "cpu" or not flash:
         values[f"{model}.external_lib"] = f"rcot_rl.training.engine_{recipe.device}"
+    else:
+        values[f"{model}.external_lib"] = "rcot_rl.training.on_policy_loss"
     return values
 
 

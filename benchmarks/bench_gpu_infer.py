@@ -1,0 +1,287 @@
+"""Inference at the real sizes, random weights, on one GPU: rollouts, the pipeline, SAM2, J and F.
+
+    python benchmarks/bench_gpu_infer.py [--parts rollout,pipeline,sam2,jf] [--json FILE]
+                                         [--seconds S] [--out DIR] [--shape 3b] [--device cuda]
+
+- rollout: 16 prompts of 900 vision tokens, 8 responses of 300 tokens each, in one vLLM engine.
+- pipeline: VDG, KFG, AKS and KTG on videos of 32 and 128 frames, 1 and 8 queries at once (one video
+  each), with and without reading the prefix cache. The engine really generates every response, of a
+  fixed length; what the pipeline then reads is scripted, so that the first two keyframes of each
+  query are refused. Counts how often the vision tower encoded a video.
+- sam2: SAM2.1-large in fp32, bf16, and bf16 with a compiled image encoder; 1, 4 and 16 objects.
+- jf: J and F on one core and on all.
+
+Each figure is printed as a JSON line as soon as it is known and `--json` is written anew with it.
+`--shape tiny --device cpu` rehearses all of it on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+from gpu.random_model import SHAPES, write_model
+from gpu.record import GpuMemory, Record
+
+PARTS = ("rollout", "pipeline", "sam2", "jf")
+REFUSALS = 2
+LENGTHS = {"vdg": 256, "kfg": 128, "aks": 200, "ktg": 300}
+"""Tokens of a response; all differ, since the scripted policy tells a task by its limit."""
+
+
+@dataclass
+class ScriptedPolicy:
+    """Generates with the real engine, and answers what makes the pipeline take a known path."""
+
+    engine: Any
+    read_prefix: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def generate(self, requests: Sequence[Any], sampling: Any) -> list[list[str]]:
+        """Generate `sampling.max_tokens` tokens for each request; returns scripted answers."""
+        task = next(t for t, n in LENGTHS.items() if n == sampling.max_tokens)
+        started = time.perf_counter()
+        count = run_engine(self.engine, requests, sampling, read_prefix=self.read_prefix)
+        self.seconds[task] = self.seconds.get(task, 0.0) + time.perf_counter() - started
+        self.tokens[task] = self.tokens.get(task, 0) + count
+        self.calls[task] = self.calls.get(task, 0) + 1
+        turn = self.calls[task]
+        answer = {
+            "vdg": "a clip",
+            "kfg": str(turn),
+            "aks": "B" if turn <= REFUSALS else "A",
+            "ktg": '[{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]',
+        }[task]
+        return [[f"<think>scripted</think><answer>{answer}</answer>"] for _ in requests]
+
+
+def run_engine(
+    engine: Any, requests: Sequence[Any], sampling: Any, *, read_prefix: bool = True
+) -> int:
+    """Generate responses of exactly `sampling.max_tokens` tokens; returns how many tokens."""
+    prompts = [engine._prompt(request) for request in requests]
+    params = [engine._params(sampling, request.seed) for request in requests]
+    for each in params:
+        each.ignore_eos = True
+        each.skip_reading_prefix_cache = not read_prefix
+    outputs = engine._llm.generate(prompts, params, use_tqdm=False)
+    return sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
+
+
+class VisionPasses:
+    """Counts the media that the engine's vision tower encodes. Needs the engine in this process."""
+
+    def __init__(self, engine: Any) -> None:
+        self.media = 0
+        worker = engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
+        runner = worker.worker.model_runner
+        encode = runner._execute_mm_encoder
+
+        def counted(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+            self.media += sum(len(v) for v in scheduled.scheduled_encoder_inputs.values())
+            return encode(scheduled, *args, **kwargs)
+
+        runner._execute_mm_encoder = counted
+
+
+def rollout(engine: Any, record: Record, side: int) -> None:
+    """A GRPO step's rollouts."""
+    from rcot_rl.inference.policy import Request, Sampling
+
+    rng = np.random.default_rng(0)
+    text = "Find the object that moves last and give its box. " * 20
+    for label in ("first", "second"):
+        images = rng.integers(0, 255, (16, side, side, 3), dtype=np.uint8)
+        requests = [Request(text, image=image, seed=i) for i, image in enumerate(images)]
+        started = time.perf_counter()
+        tokens = run_engine(engine, requests, Sampling(300, n=8, temperature=1.0))
+        seconds = time.perf_counter() - started
+        record.add(
+            {"part": "rollout", "run": label, "seconds": seconds, "tokens": tokens,
+             "tokens_per_s": tokens / seconds}
+        )  # fmt: skip
+
+
+def pipeline(engine: Any, record: Record, canvas: Any, lengths: tuple[int, ...]) -> None:
+    """Both stages of reasoning, on fresh videos each time."""
+    from rcot_rl.inference.pipeline import Pipeline
+    from rcot_rl.inference.trace import Clip, Query
+    from rcot_rl.protocol.prompts import load_prompts
+    from rcot_rl.recipe.inference import PredictSection
+
+    section = PredictSection(rounds=5, **{f"{task}_tokens": n for task, n in LENGTHS.items()})
+    passes = VisionPasses(engine)
+    rng = np.random.default_rng(1)
+    for n_frames in lengths:
+        for n_queries in (1, 8):
+            for read_prefix in (True, False):
+                if record.left() < 30:
+                    return
+                videos = rng.integers(0, 255, (n_queries, n_frames, 64, 64, 3), dtype=np.uint8)
+                queries = [
+                    Query(Clip(f"{rng.random()}", n_frames, video.__getitem__), "the last one")
+                    for video in videos
+                ]
+                policy = ScriptedPolicy(engine, read_prefix)
+                passes.media = 0
+                started = time.perf_counter()
+                traces = Pipeline(policy, load_prompts("qwen"), section, canvas).run(queries)
+                seconds = time.perf_counter() - started
+                assert all(t.rounds == REFUSALS + 1 and t.boxes_source for t in traces)
+                tokens = sum(policy.tokens.values())
+                record.add(
+                    {
+                        "part": "pipeline", "frames": n_frames, "queries": n_queries,
+                        "prefix_cache": read_prefix, "seconds": seconds,
+                        "seconds_per_query": seconds / n_queries,
+                        "seconds_of_task": policy.seconds, "tokens": tokens,
+                        "tokens_per_s": tokens / seconds,
+                        "media_encoded": passes.media,
+                        "images_shown": n_queries * (REFUSALS + 2),
+                        "videos": n_queries,
+                    }
+                )  # fmt: skip
+
+
+def sam2(record: Record, device: str, tiny: bool) -> None:
+    """SAM2 through the product's own segmenter."""
+    import torch
+    from gpu.sam2_large import build, propagate
+
+    size, n_frames = ((128, 128), 6) if tiny else ((720, 1280), 24)
+    frames = np.random.default_rng(2).integers(0, 255, (n_frames, *size, 3), dtype=np.uint8)
+    for dtype, compiled in (("bfloat16", False), ("float32", False), ("bfloat16", True)):
+        segmenter = build(device, dtype, tiny=tiny)
+        if compiled:
+            # not the neck: compiled, its position encoding comes in float32
+            encoder = segmenter.model.vision_encoder
+            encoder.backbone = torch.compile(encoder.backbone)
+        parameters = sum(p.numel() for p in segmenter.model.parameters())
+        propagate(segmenter, frames[:4], 1)  # kernels are loaded, or compiled
+        for objects in (1, 4, 16):
+            if record.left() < 15:
+                return
+            row = propagate(segmenter, frames, objects)
+            about = {"part": "sam2", "dtype": dtype, "compiled": compiled, "objects": objects}
+            record.add(
+                about | row | {"frames": n_frames, "size": list(size), "parameters": parameters}
+            )
+        del segmenter
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def jf(record: Record, tiny: bool) -> None:
+    """J and F of clips at 480 x 854, the product's against the plain implementation."""
+    from bench_jf import plain_jf
+
+    frames = 16 if tiny else 240
+    cores = os.cpu_count() or 1
+    score(4)
+    started = time.perf_counter()
+    score(frames)
+    one = frames / (time.perf_counter() - started)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(score, [4] * 2 * cores))
+        started = time.perf_counter()
+        list(pool.map(score, [frames] * 4 * cores))
+        every = 4 * cores * frames / (time.perf_counter() - started)
+    gt, pred = masks()
+    started = time.perf_counter()
+    for g, p in zip(gt, pred, strict=True):
+        plain_jf(g, p)
+    plain = len(gt) / (time.perf_counter() - started)
+    record.add(
+        {"part": "jf", "masks_per_s_one_core": one, "masks_per_s_all_cores": every,
+         "cores": cores, "plain_masks_per_s": plain, "ratio_to_plain": one / plain}
+    )  # fmt: skip
+
+
+@functools.cache
+def masks() -> tuple[np.ndarray, np.ndarray]:
+    """Ground truth and prediction: bool [4, 480, 854] each, a disk of 13 % of the image."""
+    ys, xs = np.mgrid[:480, :854]
+    gt = np.stack([np.hypot(ys - 240 - t, xs - 300 - 9 * t) < 130 for t in range(4)])
+    return gt, np.roll(gt, (3, -5), axis=(1, 2))
+
+
+def score(frames: int) -> None:
+    """Score so many frames, four at a time."""
+    from rcot_rl.evaluation.jf import jf_video
+
+    gt, pred = masks()
+    for _ in range(frames // len(gt)):
+        jf_video(gt, pred)
+
+
+def main() -> None:
+    """Run the chosen parts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--shape", default="3b", choices=SHAPES)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, help="end before so many seconds")
+    parser.add_argument("--out", type=Path, help="where the model lies; default: temporary")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    record = Record(
+        options.json, options.seconds, shape=options.shape, parts=parts, lengths=LENGTHS
+    )
+    tiny = options.shape == "tiny"
+    with GpuMemory() as memory:
+        if "sam2" in parts:
+            sam2(record, options.device, tiny)
+        if "jf" in parts:
+            jf(record, tiny)
+        if {"rollout", "pipeline"} & set(parts):
+            with tempfile.TemporaryDirectory(prefix="rcot-gpu-") as temporary:
+                with_engine(record, options, (options.out or Path(temporary)) / "model", parts)
+    record.write(memory_gib_gpu_used_max=memory.most_mib / 1024)
+
+
+def with_engine(record: Record, options: Any, model: Path, parts: list[str]) -> None:
+    """Start one engine for the parts that need it."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its vision passes are counted here
+    from rcot_rl.inference.engine import PolicyEngine
+    from rcot_rl.recipe.inference import EngineSection
+    from rcot_rl.recipe.schema import CanvasSection
+
+    tiny = options.shape == "tiny"
+    write_model(model.resolve(), options.shape, options.device)
+    canvas = CanvasSection(image=112, video=112) if tiny else CanvasSection()
+    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    section = EngineSection(
+        enforce_eager=options.eager,
+        max_num_seqs=128,
+        gpu_memory_utilization=0.4,
+        vllm={} if options.eager or tiny else {"compilation_config": graphs},
+    )
+    started = time.perf_counter()
+    with PolicyEngine(model.resolve(), section, device=options.device) as engine:
+        record.add({"part": "engine", "start_s": time.perf_counter() - started})
+        if "rollout" in parts:
+            rollout(engine, record, canvas.image)
+        if "pipeline" in parts:
+            pipeline(engine, record, canvas, (8, 16) if tiny else (32, 128))
+
+
+if __name__ == "__main__":
+    main()

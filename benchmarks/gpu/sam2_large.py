@@ -1,0 +1,65 @@
+"""SAM2.1-large's exact shapes with random weights, propagated through a clip."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Sam2VideoConfig, Sam2VideoModel
+
+from rcot_rl.inference.sam2 import Sam2Segmenter
+
+LARGE = {
+    "backbone_config": {
+        "hidden_size": 144,
+        "num_attention_heads": 2,
+        "blocks_per_stage": [2, 6, 36, 4],
+        "embed_dim_per_stage": [144, 288, 576, 1152],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "window_size_per_stage": [8, 4, 16, 8],
+        "global_attention_blocks": [23, 33, 43],
+    },
+    "backbone_channel_list": [1152, 576, 288, 144],
+}
+"""`vision_config` of facebook/sam2.1-hiera-large, where it differs from the library's defaults."""
+
+
+def build(device: str, dtype: str, *, tiny: bool = False) -> Sam2Segmenter:
+    """Make the model with random weights on `device`; tiny: the shipped one's shapes."""
+    torch.manual_seed(0)
+    if tiny:
+        from rcot_rl.inference.segmenter import TINY
+
+        config = Sam2VideoConfig.from_pretrained(TINY)
+    else:
+        config = Sam2VideoConfig(vision_config=dict(LARGE))
+    with torch.device(device):
+        model = Sam2VideoModel(config).to(getattr(torch, dtype))
+    return Sam2Segmenter(model, f"random SAM2, {dtype}")
+
+
+def propagate(segmenter: Sam2Segmenter, frames: np.ndarray, objects: int) -> dict[str, Any]:
+    """Segment `objects` in a clip; seconds, frames per second and peak memory.
+
+    frames: uint8 [T, H, W, 3]. The key frame is in the middle, so that both passes run.
+    """
+    cuda = segmenter.model.device.type == "cuda"
+    height, width = frames.shape[1:3]
+    left = np.linspace(0.05, 0.6, objects) * width
+    boxes = np.stack(
+        [left, left * 0 + 0.2 * height, left + 0.3 * width, left * 0 + 0.8 * height], 1
+    )
+    points = boxes.reshape(-1, 2, 2).mean(1)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    masks = segmenter.segment(frames, len(frames) // 2, boxes, points)
+    seconds = time.perf_counter() - started
+    assert masks.shape == (objects, *frames.shape[:3])
+    row: dict[str, Any] = {"seconds": seconds, "frames_per_s": len(frames) / seconds}
+    if cuda:
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return row
