@@ -31,7 +31,7 @@ def host() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
-        "commit": git_commit() or os.environ.get("RCOT_COMMIT"),
+        "commit": os.environ.get("RCOT_COMMIT") or git_commit(),
     }
 
 

@@ -66,9 +66,10 @@ class GrpoSection(Section):
     """A response's reward less its group's mean, over: the group's standard deviation (eq. 14;
     unbiased, + 1e-6), nothing, or the spread of all its task's responses in this step."""
 
-    old_log_probs: Literal["recompute", "reuse"] = "recompute"
-    """reuse: take the old log-probabilities of eq. 15 from the update's own forward pass, which is
-    exact as long as each batch gets one update, instead of from a pass before it."""
+    old_log_probs: Literal["reuse", "recompute"] = "reuse"
+    """Where eq. 15's old log-probabilities come from. `reuse`: the update's own forward pass, which
+    is exact because each batch gets one update. `recompute`: a pass of its own before the update,
+    as verl does it, which also logs `training/rollout_probs_diff_max`."""
 
     dynamic_sampling: bool = False
     """Sample further prompts in place of groups whose rewards are all equal (DAPO's filter)."""

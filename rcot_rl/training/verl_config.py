@@ -60,7 +60,11 @@ def grpo_config(
     values.update(_grpo_method(recipe, section))
     values.update(_grpo_host(recipe, section))
     values.update(_grpo_paths(recipe, stage, section, model, train, val, out))
-    return _write(_compose("ppo_trainer", ["actor_rollout_ref.rollout.name=vllm"]), values, section)
+    config = _compose("ppo_trainer", ["actor_rollout_ref.rollout.name=vllm"])
+    _write(config, values, section)
+    if section.old_log_probs == "reuse":
+        _check_one_update(config)
+    return config
 
 
 def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
@@ -124,12 +128,41 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
     }
 
 
+_ON_POLICY = "rcot_on_policy"
+
+
+def _check_one_update(config: DictConfig) -> None:
+    """Raise InputError if keys under `verl:` leave `old_log_probs: reuse` inexact."""
+    actor = config.actor_rollout_ref.actor
+    wanted = {
+        "actor_rollout_ref.actor.ppo_epochs": (actor.ppo_epochs, 1),
+        "actor_rollout_ref.actor.ppo_mini_batch_size": (
+            actor.ppo_mini_batch_size,
+            config.data.train_batch_size,
+        ),
+        "actor_rollout_ref.actor.policy_loss.loss_mode": (
+            actor.policy_loss.loss_mode,
+            _ON_POLICY,
+        ),
+        "algorithm.rollout_correction.bypass_mode": (
+            config.algorithm.rollout_correction.bypass_mode,
+            True,
+        ),
+    }
+    for key, (value, needed) in wanted.items():
+        if value != needed:
+            raise InputError(
+                f"is {value}, and old_log_probs: reuse needs {needed}; set old_log_probs: recompute",
+                key=f"verl.{key}",
+            )
+
+
 def _old_log_probs(section: GrpoSection) -> dict[str, Any]:
     if section.old_log_probs == "recompute":
         return {}
     return {
         "algorithm.rollout_correction.bypass_mode": True,
-        "actor_rollout_ref.actor.policy_loss.loss_mode": "rcot_on_policy",
+        "actor_rollout_ref.actor.policy_loss.loss_mode": _ON_POLICY,
     }
 
 

@@ -120,7 +120,8 @@ def variant(branch, rcot):
     """Run a branch to its end: the metrics of its steps, and its stage's folder."""
 
     def go(stage: str, *settings: str) -> tuple[list[dict], Path]:
-        folder, words = branch("run", stage, *settings)
+        # the pass that it brings back logs the largest difference between engine and trainer
+        folder, words = branch("run", stage, "grpo.old_log_probs=recompute", *settings)
         log = folder.parent / "console.txt"
         process = rcot(*words, stdout=-3, stderr=log.open("w"))
         assert process.wait(timeout=900) == 0, log.read_text()[-3000:]

@@ -120,8 +120,7 @@ def test_the_engine_samples_from_the_weights_that_were_just_trained(finished):
     run, *_ = finished
     last = metrics(run, "grpo-aks")[-1]
     assert last["actor/kl_loss"] > 1e-5
-    assert last["training/rollout_probs_diff_max"] < 1e-3
-    assert last["training/rollout_actor_probs_pearson_corr"] > 0.9999
+    assert last["actor/rollout_probs_diff_mean"] < 1e-4
 
 
 def test_the_second_stage_starts_where_the_first_ended_with_sft_as_reference(finished):

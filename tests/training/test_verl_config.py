@@ -216,6 +216,24 @@ def test_further_verl_keys_are_written_last() -> None:
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.seed == 3
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        (f"{ACTOR}.ppo_epochs", 2),
+        (f"{ACTOR}.ppo_mini_batch_size", 8),
+        (f"{ACTOR}.policy_loss.loss_mode", "gspo"),
+        ("algorithm.rollout_correction.bypass_mode", False),
+    ],
+)
+def test_reused_log_probs_refuse_a_second_update_of_a_batch(key: str, value: Any) -> None:
+    inexact = f"grpo_aks.verl={{{key}: {str(value).lower()}}}"
+    with pytest.raises(InputError, match="old_log_probs: recompute") as error:
+        grpo(load_recipe("rcot_seg_3b", [inexact]), "grpo-aks")
+    assert key in str(error.value)
+    allowed = load_recipe("rcot_seg_3b", [inexact, "grpo.old_log_probs=recompute"])
+    assert OmegaConf.select(grpo(allowed, "grpo-aks"), key) == value
+
+
 def test_nested_keys_leave_their_neighbours_alone() -> None:
     """Each spelling is the same configuration; a whole section in its place would be none."""
     nested = "{actor_rollout_ref: {actor: {entropy_coeff: 0.5, optim.lr_warmup_steps: 3}}}"
