@@ -152,7 +152,8 @@ def _check_one_update(config: DictConfig) -> None:
     for key, (value, needed) in wanted.items():
         if value != needed:
             raise InputError(
-                f"is {value}, and old_log_probs: reuse needs {needed}; set old_log_probs: recompute",
+                f"is {value}, but old_log_probs: reuse needs {needed}; "
+                "set old_log_probs: recompute",
                 key=f"verl.{key}",
             )
 
