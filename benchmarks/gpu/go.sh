@@ -52,6 +52,7 @@ export VLLM_LOGGING_LEVEL=INFO                              # verl's WARN hides 
 export RAY_memory_monitor_refresh_ms=0                      # the machine's RAM grows with use: it would kill
 export TORCH_COMPILE_DISABLE=${TORCH_COMPILE_DISABLE-1}     # else Inductor at start and in the first step
 export TORCH_CUDNN_SDPA_DEPRIORITIZED=1                     # else cuDNN plans attention anew for each length
+export VLLM_USE_FLASHINFER_SAMPLER=0                       # its kernels are not packed
 rm -rf "$RCOT_STACKS"
 env | grep -E '^(VLLM|RAY|TORCH|OMP)_' >"$OUT/trace"
 keep() {

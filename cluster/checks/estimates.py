@@ -65,6 +65,15 @@ def states(case: Case, section: GrpoSection) -> tuple[Estimate, Estimate]:
     return train, rest
 
 
+def optimizer_step(case: Case, section: GrpoSection) -> Estimate:
+    """What AdamW needs beside the states for the moment of its step: a copy of what is trained."""
+    if section.verl_value(f"{_ACTOR}.fsdp_config.offload_policy"):
+        return Estimate(0.0, "in host memory (offload_policy)")
+    p = adapter_parameters(case, section) if section.lora_rank else _parameters(case)
+    why = f"4 bytes x {p / 1e6:.1f} M / {case.ranks} ranks for the step of AdamW"
+    return Estimate(4 * p / case.ranks / GIB, why)
+
+
 def offloads(section: GrpoSection) -> tuple[bool, bool]:
     """Whether weights, and the optimizer's moments, wait in host memory."""
     config = f"{_ACTOR}.fsdp_config"

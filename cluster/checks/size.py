@@ -67,9 +67,10 @@ def _gpu(case: Case, notes: Notes, stage: str, g: GrpoSection) -> None:
             fix=f"lower {key}.gpu_memory_utilization, add ranks, or {key}.offload=all",
         )  # fmt: skip
     held = 0.0 if estimates.sleeps(g) else share
-    if train.gib + held + estimates.CONTEXT_GIB > total:
+    step = estimates.optimizer_step(case, g)
+    if train.gib + step.gib + held + estimates.CONTEXT_GIB > total:
         notes.error(
-            f"{stage}.gpu_states", f"cluster: a rank's {train}"
+            f"{stage}.gpu_states", f"cluster: a rank's {train}, and {step},"
             + (f", beside vLLM's {held:.1f} GiB," if held else "")
             + f" are more than there is {of}",
             cost="out of memory at the first update",

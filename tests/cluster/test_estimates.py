@@ -84,6 +84,14 @@ def test_states_are_cut_by_ranks_and_moved_by_offloading() -> None:
     assert estimates.host_memory(away).gib > estimates.host_memory(four).gib
 
 
+def test_an_update_of_the_3b_peaks_as_measured_on_one_gpu() -> None:
+    """70.03 GiB allocated on an H200, whatever the micro-batch (docs/results/gpu/engine-h200)."""
+    one = case("rcot_seg_3b_1gpu", "grpo.offload=none")
+    section = one.recipe.grpo_aks
+    peak = estimates.states(one, section)[0].gib + estimates.optimizer_step(one, section).gib
+    assert peak == pytest.approx(70.03, rel=0.01)
+
+
 def test_activations_grow_with_the_micro_batch_and_the_engine_shrinks_with_its_ranks() -> None:
     one, two = (case("rcot_seg_3b", f"grpo.micro_batch_size={n}") for n in (1, 2))
     small, large = (estimates.activations(c, n, 5000) for c, n in ((one, 1), (two, 2)))
