@@ -19,6 +19,7 @@ from rcot_rl.cli_checkpoints import checkpoints_app
 from rcot_rl.cli_data import data_app
 from rcot_rl.cli_faults import exit_with
 from rcot_rl.cli_launch import launch_app
+from rcot_rl.cli_recipe import recipe_app
 from rcot_rl.cli_score import score_app
 from rcot_rl.errors import InputError
 
@@ -32,6 +33,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(score_app, name="score")
 app.add_typer(launch_app, name="launch")
+app.add_typer(recipe_app, name="recipe")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")
@@ -61,6 +63,25 @@ def _root(
 def run(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
     """Run the whole chain of a recipe; finished stages are skipped, unfinished ones resume."""
     _run_stages(recipe, overrides, out, None)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A training stage; may be repeated (default: all).")
+    ] = None,
+) -> None:
+    """The training stages only (the data stage must be done)."""
+    from rcot_rl.chain import TRAINING
+
+    for name in stage or ():
+        if name not in TRAINING:
+            raise InputError(f"'{name}' is not one of {', '.join(TRAINING)}", key="--stage")
+    chosen = tuple(s for s in TRAINING if s in (stage or TRAINING))
+    _run_stages(recipe, overrides, out, chosen, some=stage is None)
 
 
 @app.command()

@@ -39,11 +39,22 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     overrides: `key.path=value`, values in YAML.
     Raises InputError with file, line and key.
     """
+    return resolve_recipe(name_or_path, overrides)[0]
+
+
+def resolve_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Source]:
+    """Return the resolved recipe and the merged tree of what was given, with every value's place.
+
+    Arguments and errors are those of `load_recipe`.
+    """
     source = _read_with_parents(_find(name_or_path), ())
     given = Source({})
     for text in overrides:
         given = given.merge(_override(text))
-    return _validate(source.merge(_spread_shared(given)), Recipe)
+    merged = source.merge(_spread_shared(given))
+    return _validate(merged, Recipe), merged
 
 
 def recipe_hash(recipe: BaseModel) -> str:
