@@ -1,11 +1,11 @@
-# make setup | run | test | drills | lint | bench | models | lock. Each does what it needs first.
+# make setup | run | test | drills | lint | docs | bench | models | lock. Each does what it needs first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 LOCK := requirements/cpu.lock
 
-.PHONY: setup run test test-fast test-slow drills lint format bench models lock
+.PHONY: setup run test test-fast test-slow drills lint docs format bench models lock
 
 setup: $(SETUP)
 
@@ -40,6 +40,17 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the documentation site, in build/site; its tools live in an environment of their own
+DOCS := build/docs-venv
+$(DOCS)/.installed: requirements/docs.lock | setup
+	$(BIN)/python -m venv $(DOCS)
+	VIRTUAL_ENV=$(CURDIR)/$(DOCS) $(BIN)/uv pip install --no-deps --require-hashes -r requirements/docs.lock
+	touch $@
+
+docs: $(DOCS)/.installed
+	$(BIN)/rcot recipe page docs/recipe-keys.md
+	$(DOCS)/bin/mkdocs build --strict --quiet
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,6 +64,8 @@ models: setup
 	$(BIN)/python -m rcot_rl.tiny.sam2_train --out rcot_rl/assets/tiny-sam2
 
 lock: setup
+	$(BIN)/uv pip compile -q requirements/docs.in --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --python-version 3.11 -o requirements/docs.lock
 	for kind in cpu gpu; do $(BIN)/uv pip compile -q requirements/$$kind.in \
 	  --override requirements/overrides.txt --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate --python-version 3.11 -o requirements/$$kind.lock; done

@@ -41,6 +41,7 @@ setup(
     description="RCoT-Seg as a platform: reinforced reasoning about video, and segmentation",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["rcot_rl*", "reward_fns*", "data_pipelines*", "cluster*"]),
     package_data={

@@ -47,3 +47,12 @@ def list_keys(
             typer.echo(
                 textwrap.fill(doc.meaning, 100, initial_indent="    ", subsequent_indent="    ")
             )
+
+
+@recipe_app.command("page", hidden=True)
+def write_page(out: Annotated[Path, typer.Argument(help="A Markdown file.")]) -> None:
+    """Write the key reference of the documentation."""
+    from rcot_rl.files import write_text
+    from rcot_rl.recipe.reference import keys_page
+
+    write_text(out, keys_page())

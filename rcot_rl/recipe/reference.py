@@ -192,3 +192,33 @@ def _origin(key: Key, source: Source) -> str:
         node = children[part]
     file, line = source.place(key)
     return "default" if file is None else file + (f":{line}" if line is not None else "")
+
+
+def keys_page() -> str:
+    """Return the documentation's key reference: a table for each top-level key, in Markdown."""
+    rows: dict[str, list[KeyDoc]] = {"Top level": []}
+    for doc in recipe_keys():
+        first, _, below = doc.key.partition(".")
+        if below:
+            rows.setdefault(first.removesuffix("[]"), []).append(doc)
+        else:
+            rows["Top level"].append(doc)
+    parts = [
+        "# Recipe keys\n\nGenerated from the schema by `make docs`. `[]` stands for an entry of a "
+        "list, `<name>` for a name of\nyour own. `rcot recipe keys PREFIX` prints the same.\n"
+    ]
+    for name, docs in rows.items():
+        parts.append(f"## {name}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")
+        parts += [
+            f"| `{d.key}` | {_cell(d.type)} | {'' if d.default == 'required' else '`'}"
+            f"{_cell(d.default)}{'' if d.default == 'required' else '`'} | {_cell(d.meaning)} |"
+            for d in docs
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    """Escape a table cell; in code spans Markdown takes `<` as it is."""
+    spans = text.replace("|", "\\|").split("`")
+    return "`".join(s if i % 2 else s.replace("<", "&lt;") for i, s in enumerate(spans))

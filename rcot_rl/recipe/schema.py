@@ -33,6 +33,8 @@ class CanvasSection(Section):
 
 
 class ModelsSection(Section):
+    """The networks of a run."""
+
     policy: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """The base policy: a folder, a hub id, or `tiny` for the shipped one."""
 
@@ -73,6 +75,8 @@ class Benchmark(Section):
 
 
 class EvalSection(Section):
+    """What the predict and eval stages score."""
+
     benchmarks: list[Benchmark] = Field(default_factory=list)
     checkpoints: list[Literal["base", "sft", "grpo-aks", "grpo-ktg"]] = Field(
         default=["sft", "grpo-ktg"], min_length=1
@@ -99,6 +103,8 @@ class EvalSection(Section):
 
 
 class WandbSection(Section):
+    """Weights & Biases."""
+
     mode: Literal["offline", "online", "disabled"] = "offline"
     """`online` needs `wandb login` or WANDB_API_KEY."""
 
@@ -110,9 +116,17 @@ class Recipe(Section):
     """One run, from corpora to report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; `runs/<name>` is its default folder."""
+
     seed: int = Field(default=1, ge=0)
+    """Seed of data, training and sampling."""
+
     device: Literal["cuda", "cpu"] = "cuda"
+    """Where training and inference run."""
+
     stages: list[Stage] = Field(default=list(STAGES), min_length=1)
+    """Stages of `rcot run`; their order is fixed."""
+
     prompts: str = "qwen"
     """A shipped prompt set, or the path of one's own."""
 

@@ -10,7 +10,7 @@ import yaml
 
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import RECIPES, load_recipe, resolve_recipe
-from rcot_rl.recipe.reference import recipe_keys, show
+from rcot_rl.recipe.reference import keys_page, recipe_keys, show
 from rcot_rl.recipe.schema import Recipe
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
@@ -94,6 +94,11 @@ def test_a_prefix_selects_and_an_unknown_one_is_refused() -> None:
     assert [doc.key for doc in recipe_keys("seed")] == ["seed"]
     with pytest.raises(InputError, match="no such key"):
         recipe_keys("nonsense")
+
+
+def test_the_documentation_has_the_generated_reference() -> None:
+    """`make docs` writes it anew."""
+    assert (RECIPES.parent / "docs" / "recipe-keys.md").read_text() == keys_page()
 
 
 def test_the_commands() -> None:
