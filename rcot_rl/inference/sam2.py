@@ -4,14 +4,17 @@ The model is transformers' `Sam2VideoModel` with its own inference session; rele
 and the shipped tiny ones go the same way. Its processor needs torchvision and does no more than
 `preprocess` and `_decide` below, so it is not used. Objects are tracked independently of one
 another: their masks may overlap, as in the original. Memory does not grow with the clip: frames
-wait as bytes, and what is remembered of an object is bounded by the model's own reach. Left out:
-prompts on several frames.
+wait as bytes, image features are kept up to a limit, and what is remembered of an object is bounded
+by the model's own reach. Left out: prompts on several frames.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,10 +30,25 @@ STD = (0.229, 0.224, 0.225)
 BOX_FIRST, BOX_SECOND, POSITIVE = 2, 3, 1  # SAM's prompt labels; a box's corners come first
 
 
-def preprocess(frames_thwc: np.ndarray, side: int) -> torch.Tensor:
-    """uint8 [T, H, W, 3] RGB to float32 [T, 3, side, side], normalised as ImageNet is.
+FEATURE_BYTES = 2 << 30
+"""Most bytes of image features that are kept on the model's device: 8 MiB a frame in bf16 for
+SAM2.1-large, so that all queries of a video of 250 frames share them."""
 
-    The aspect is not kept, as SAM2 was trained.
+
+def preprocess(
+    frames_thwc: np.ndarray, side: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Resize and normalize frames for SAM2, which was trained without keeping the aspect ratio.
+
+    Frames are resized on the host and normalized on `device`, so that bytes travel, not floats.
+
+    Args:
+        frames_thwc: uint8 [T, H, W, 3] RGB.
+        side: the model's image size in pixels.
+        device: where the result lies.
+
+    Returns:
+        float32 [T, 3, side, side], normalized with ImageNet's mean and standard deviation.
     """
     if frames_thwc.shape[1:3] != (side, side):
         shrink = frames_thwc.shape[1] * frames_thwc.shape[2] > side * side
@@ -38,18 +56,21 @@ def preprocess(frames_thwc: np.ndarray, side: int) -> torch.Tensor:
         frames_thwc = np.stack(
             [cv2.resize(f, (side, side), interpolation=how) for f in frames_thwc]
         )
-    scaled = (frames_thwc.astype(np.float32) / 255.0 - np.float32(MEAN)) / np.float32(STD)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+    pixels = torch.from_numpy(np.ascontiguousarray(frames_thwc)).to(device)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255.0).sub_(mean).div_(std)
 
 
 class _Pixels(Mapping[int, torch.Tensor]):
-    """A session's video, each frame prepared when it is asked for: 1 byte a value, not 4."""
+    """A session's video. Each frame is prepared when it is requested: 1 byte a value, not 4."""
 
-    def __init__(self, frames_thwc: np.ndarray, side: int, dtype: torch.dtype) -> None:
-        self._frames, self._side, self._dtype = frames_thwc, side, dtype
+    def __init__(
+        self, frames_thwc: np.ndarray, side: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._frames, self._side, self._device, self._dtype = frames_thwc, side, device, dtype
 
     def __getitem__(self, t: int) -> torch.Tensor:
-        return preprocess(self._frames[t : t + 1], self._side)[0].to(self._dtype)
+        return preprocess(self._frames[t : t + 1], self._side, self._device)[0].to(self._dtype)
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self)))
@@ -58,12 +79,66 @@ class _Pixels(Mapping[int, torch.Tensor]):
         return len(self._frames)
 
 
+class FeatureStore:
+    """Image features by the content of their frame, the least recently used dropped first.
+
+    Several queries about one video, and the two passes of each, share a frame's features: SAM2's
+    image encoder is most of its work for few objects.
+    """
+
+    def __init__(self, most_bytes: int = FEATURE_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._kept: OrderedDict[bytes, tuple[int, dict[str, Any]]] = OrderedDict()
+
+    def get(self, key: bytes) -> dict[str, Any] | None:
+        """Return the features of the frame with digest `key`, or None."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+    def put(self, key: bytes, features: dict[str, Any]) -> None:
+        """Keep features; the newest ones stay even if they alone exceed the limit."""
+        # position encodings are the same tensors for every frame: they cost nothing more
+        size = sum(t.numel() * t.element_size() for t in features["vision_feats"])
+        self._kept[key] = (size, features)
+        self.bytes += size
+        while self.bytes > self.most_bytes and len(self._kept) > 1:
+            self.bytes -= self._kept.popitem(last=False)[1][0]
+
+
+class _SharedFeatures:
+    """What a session takes for its cache of vision features: a view of the store by frame index."""
+
+    def __init__(self, store: FeatureStore, frames_thwc: np.ndarray) -> None:
+        self._store, self._frames = store, frames_thwc
+        self._digests: dict[int, bytes] = {}
+
+    def cache_vision_features(self, frame_idx: int, features: dict[str, Any]) -> None:
+        self._store.put(self._digest(frame_idx), features)
+
+    def get_vision_features(self, frame_idx: int) -> dict[str, Any] | None:
+        return self._store.get(self._digest(frame_idx))
+
+    def clear_all(self) -> None:
+        """Part of the session's interface; the store outlives sessions."""
+
+    def _digest(self, t: int) -> bytes:
+        if t not in self._digests:
+            frame = np.ascontiguousarray(self._frames[t])
+            size = np.array(frame.shape).tobytes()
+            self._digests[t] = hashlib.blake2b(frame, digest_size=16, salt=size[:16]).digest()
+        return self._digests[t]
+
+
 class Sam2Segmenter:
     """SAM2 from a transformers Sam2Video folder (or a model id that transformers can resolve)."""
 
     def __init__(self, model: Sam2VideoModel, name: str) -> None:
         self.model = model.eval()
         self.name = name
+        self.features = FeatureStore()
 
     @classmethod
     def load(cls, source: str | Path, device: str = "cpu", dtype: str = "float32") -> Sam2Segmenter:
@@ -138,7 +213,9 @@ class Sam2Segmenter:
             dtype=self.model.dtype,
         )
         # Given a video, it would hold every frame as floats: 12 MiB each at SAM2's own size.
-        session.processed_frames = _Pixels(frames, self.model.image_size, self.model.dtype)
+        model = self.model
+        session.processed_frames = _Pixels(frames, model.image_size, model.device, model.dtype)
+        session.cache = _SharedFeatures(self.features, frames)
         return session
 
     def _reach(self) -> int:

@@ -220,6 +220,48 @@ def test_sam2_memory_is_bounded_and_bounding_changes_nothing(untrained, monkeypa
     assert np.array_equal(bounded, untrained.segment(frames, 7, box, point))
 
 
+def encoded_frames(segmenter):
+    """Count the frames that the image encoder sees from now on."""
+    count = []
+    segmenter.model.vision_encoder.register_forward_hook(
+        lambda _, args, kwargs, out: count.append(1), with_kwargs=True
+    )
+    return count
+
+
+def test_queries_about_one_video_encode_each_frame_once():
+    frames, truth = moving_square(7)
+    shared, alone = (load_segmenter("tiny") for _ in range(2))
+    count = encoded_frames(shared)
+    for key in (0, 3, 6):
+        alone.features = sam2.FeatureStore()
+        expected = alone.segment(frames, key, *prompt(truth[key]))
+        # another array with the same content, as when the video is read again
+        assert np.array_equal(shared.segment(frames.copy(), key, *prompt(truth[key])), expected)
+    assert len(count) == len(frames)
+
+
+def test_changed_frames_are_encoded_again():
+    frames, truth = moving_square(4)
+    segmenter = load_segmenter("tiny")
+    segmenter.segment(frames, 1, *prompt(truth[1]))
+    count = encoded_frames(segmenter)
+    frames[2] = 255 - frames[2]
+    segmenter.segment(frames, 1, *prompt(truth[1]))
+    assert len(count) == 1
+
+
+def test_features_stay_within_their_limit_and_masks_do_not_depend_on_it():
+    frames, truth = moving_square(9)
+    segmenter = load_segmenter("tiny")
+    expected = segmenter.segment(frames, 4, *prompt(truth[4]))
+    one = segmenter.features.bytes // len(frames)
+    for room in (0, one, 3 * one):
+        segmenter.features = sam2.FeatureStore(room)
+        assert np.array_equal(segmenter.segment(frames, 4, *prompt(truth[4])), expected)
+        assert segmenter.features.bytes <= max(room, one)
+
+
 def test_sam2_in_bfloat16_agrees_with_float32():
     frames, truth = moving_square(4)
     box, point = prompt(truth[1])
