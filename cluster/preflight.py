@@ -88,7 +88,7 @@ def check_rollout_engine(recipe: Recipe) -> None:
 
 def check_reward(recipe: Recipe, stage: str) -> None:
     """That the reward loads and, if it is a user's function, keeps its contract."""
-    from reward_fns.contract_check import check_reward
+    from reward_fns.lab.contract_check import check_reward
     from reward_fns.score import UserReward, load_reward
 
     section = recipe.grpo(stage)

@@ -21,9 +21,9 @@ from typing import Any
 from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import parse_option, parse_response
 from rcot_rl.recipe.data import TracerSection
+from reward_fns.components.reasoning import NonRepeat, ReasoningLength, non_repeat, reasoning_length
 from reward_fns.registry import Response, Settings
 from reward_fns.score import Reward, load_reward
-from reward_fns.thought import NonRepeat, ReasoningLength, non_repeat, reasoning_length
 
 CAUSES = (
     "malformed", "wrong_option", "wrong_count", "inaccurate", "leak", "short", "long", "repeated",

@@ -29,7 +29,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, harmless, user_turn
 from rcot_rl.recipe.data import has_traces
-from reward_fns.mask_iou import clip_text
+from reward_fns.components.mask_iou import clip_text
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 _ENDS = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}

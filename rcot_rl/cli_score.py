@@ -71,14 +71,14 @@ def responses(
 
         maker = LocalSegmenter(segmenter)
     if check:
-        from reward_fns.contract_check import check_reward
+        from reward_fns.lab.contract_check import check_reward
 
         report = check_reward(reward, overrides=read_overrides(overrides), segmenter=maker)
         typer.echo(report.text())
         if not report.ok:
             exit_with([f"{reward}: {f.check}: {f.says}" for f in report.errors])
         return
-    from reward_fns.cli_score import score_file
+    from reward_fns.score_lines import score_file
 
     score_file(reward, source, target, overrides=read_overrides(overrides), segmenter=maker)
 
@@ -92,9 +92,9 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """One response: each item's match and distances, and the reason for every point lost."""
-    from reward_fns.cli_score import others_of, read_line
-    from reward_fns.explain import explain as explain_response
+    from reward_fns.lab.explain import explain as explain_response
     from reward_fns.score import load_reward
+    from reward_fns.score_lines import others_of, read_line
 
     row = read_line(source, line)
     known = load_reward(reward, overrides=read_overrides(overrides))
@@ -110,8 +110,8 @@ def probe(
     strict: Annotated[bool, typer.Option(help="Status 2 when an exploit pays.")] = False,
 ) -> None:
     """What known exploits earn beside honest attempts."""
-    from reward_fns.probe import probe as probe_reward
-    from reward_fns.probe import table
+    from reward_fns.lab.probe import probe as probe_reward
+    from reward_fns.lab.probe import table
     from reward_fns.score import load_reward
 
     findings = probe_reward(load_reward(reward, overrides=read_overrides(overrides)), task)

@@ -21,17 +21,17 @@ from rcot_rl.protocol.parser import ParsedResponse, parse_response
 from rcot_rl.recipe.base import Section
 
 BUILTIN = (
-    "format",
-    "option_accuracy",
-    "hungarian_match",
-    "thought",
-    "keyframe_area",
-    "chosen_area",
-    "mask_iou",
-    "veason",
-    "lineage",
+    "components.format",
+    "components.option_accuracy",
+    "components.hungarian_match",
+    "components.reasoning",
+    "components.keyframe_area",
+    "components.chosen_area",
+    "components.mask_iou",
+    "baselines.veason",
+    "baselines.visionreasoner",
 )
-"""The files of this package that register modules."""
+"""The modules of this package that register reward modules."""
 
 Task = Literal["aks", "ktg", "kfg", "veason", "seg-zero"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

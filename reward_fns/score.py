@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rcot_rl.errors import InputError
-from reward_fns import user
 from reward_fns.ground_truth import read_ground_truth
 from reward_fns.recipe import SHIPPED, Recipe, RoutedRecipe, load_recipe, recipe_hash
 from reward_fns.registry import Response, modules
+from reward_fns.user import sources as user
 
 if TYPE_CHECKING:
-    from reward_fns import guard
-    from reward_fns.mask_iou import Segmenter
+    from reward_fns.components.mask_iou import Segmenter
+    from reward_fns.user import guard
 
 _LOG = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class UserReward(Reward):
     """
 
     def __init__(self, source: user.Source, canvas: int | None, deadline_s: float | None) -> None:
-        from reward_fns import guard
+        from reward_fns.user import guard
 
         self.name, self.canvas = source.spec, canvas
         self.deadline_s = guard.DEADLINE_S if deadline_s is None else deadline_s
@@ -185,7 +185,7 @@ class UserReward(Reward):
 
     def finish(self, response: Any, result: guard.Result) -> Score:
         """The score that one result of the guard makes, with the keys of every other row."""
-        from reward_fns.guard import BAD_RESULT
+        from reward_fns.user.guard import BAD_RESULT
 
         failed, says = result.failed, result.says
         if not failed:

@@ -264,7 +264,7 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
 
 def test_the_script_and_scoring_do_without_numpy() -> None:
     code = (
-        "import sys, rcot_rl.cli, reward_fns.cli_score\n"
+        "import sys, rcot_rl.cli, reward_fns.score_lines\n"
         "from reward_fns.score import load_reward\n"
         f"assert load_reward('aks').score({RIGHT!r}, 'A').reward == 3.0\n"
         "print(*sorted(sys.modules.keys() & {'numpy', 'scipy', 'cv2', 'pyarrow'}))"

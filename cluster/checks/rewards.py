@@ -10,7 +10,7 @@ from cluster.checks.findings import Notes
 from rcot_rl.errors import InputError
 from reward_fns.recipe import Recipe as RewardRecipe
 from reward_fns.recipe import RoutedRecipe, load_recipe
-from reward_fns.user import find_source
+from reward_fns.user.sources import find_source
 
 
 def section_key(stage: str) -> str:

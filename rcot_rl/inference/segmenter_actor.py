@@ -19,7 +19,7 @@ import numpy as np
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.segmenter import Segmenter, load_segmenter, union
-from reward_fns.mask_iou import MaskRequest
+from reward_fns.components.mask_iou import MaskRequest
 
 NAME = "rcot_segmenter"
 GATHER_S = 0.005

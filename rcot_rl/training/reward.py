@@ -26,11 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from reward_fns.guard import DEADLINE_S, TIMEOUT
-from reward_fns.guard_async import Multiplexer
 from reward_fns.recipe import Recipe, RoutedRecipe, load_recipe
 from reward_fns.score import Reward, Score, UserReward, load_reward
-from reward_fns.user import find_source
+from reward_fns.user.guard import DEADLINE_S, TIMEOUT
+from reward_fns.user.guard_async import Multiplexer
+from reward_fns.user.sources import find_source
 
 DEADLINE = "deadline"
 """The reason of a sample that overran, whichever way."""

@@ -25,7 +25,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training import GrpoSection
-from reward_fns.user import absolute
+from reward_fns.user.sources import absolute
 
 FREE_KEYS = (
     "ray_kwargs.ray_init.",

@@ -12,7 +12,7 @@ import pytest
 from rcot_rl.errors import InputError
 from rcot_rl.inference.segmenter_actor import LocalSegmenter, SegmenterActor
 from reward_fns import load_reward
-from reward_fns.mask_iou import MaskRequest, clip_text
+from reward_fns.components.mask_iou import MaskRequest, clip_text
 
 
 @pytest.fixture

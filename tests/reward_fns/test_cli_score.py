@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from rcot_rl.cli import app
 from rcot_rl.errors import InputError
 from reward_fns import load_reward
-from reward_fns.cli_score import score_file
+from reward_fns.score_lines import score_file
 
 GOOD = {"response": "<think>t</think><answer>A</answer>", "ground_truth": "A"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rcot_rl.errors import InputError
-from reward_fns import contract_check
-from reward_fns.contract_check import check_reward
-from reward_fns.contract_rows import hostile_texts, sample_rows
+from reward_fns.lab import contract_check
+from reward_fns.lab.contract_check import check_reward
+from reward_fns.lab.contract_rows import hostile_texts, sample_rows
 
 GOOD = """
 import json

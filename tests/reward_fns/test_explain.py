@@ -8,7 +8,7 @@ import random
 import pytest
 
 from reward_fns import load_reward
-from reward_fns.explain import explain
+from reward_fns.lab.explain import explain
 from reward_fns.recipe import SHIPPED
 from reward_fns.score import RecipeReward
 

@@ -186,7 +186,7 @@ def test_equal_to_brute_force(rules):
 @pytest.mark.parametrize("counts", [(9, 9), (12, 6), (3, 30)])
 def test_many_objects_decide_every_pair_as_few_do(counts, monkeypatch):
     """Arrays and plain Python, on the same scenes."""
-    from reward_fns import hungarian_match
+    from reward_fns.components import hungarian_match
 
     rng = random.Random(3)
     scenes = [scene(rng, *counts) for _ in range(60)]
@@ -200,7 +200,7 @@ def test_many_objects_decide_every_pair_as_few_do(counts, monkeypatch):
 
 def test_absurdly_many_predictions_leave_the_optimum_alone(monkeypatch):
     """Predictions past a chunk are thinned out exactly, and all of them count."""
-    from reward_fns import pair_arrays
+    from reward_fns.components import pair_arrays
 
     rng = random.Random(5)
     scenes = [scene(rng, 3, 90) for _ in range(40)]

@@ -9,7 +9,7 @@ import pytest
 
 from rcot_rl.errors import InputError
 from reward_fns import load_reward
-from reward_fns.lineage import first_answer, thinking_then_answer
+from reward_fns.baselines.visionreasoner import first_answer, thinking_then_answer
 
 VR = load_reward("visionreasoner")
 SZ = load_reward("seg-zero")

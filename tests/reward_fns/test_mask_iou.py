@@ -11,7 +11,7 @@ import pytest
 
 from rcot_rl.errors import InputError
 from reward_fns import load_reward
-from reward_fns.mask_iou import MaskRequest, clip_text
+from reward_fns.components.mask_iou import MaskRequest, clip_text
 
 SIZE = (60, 84)  # H, W; the canvas is 840 wide and high
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from reward_fns import load_reward
-from reward_fns.mask_iou import clip_text
+from reward_fns.components.mask_iou import clip_text
 from reward_fns.recipe import SHIPPED
 from reward_fns.score import RoutedReward
 

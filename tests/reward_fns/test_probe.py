@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rcot_rl.errors import InputError
-from reward_fns import exploits, load_reward
-from reward_fns.probe import ROWS, probe, table
+from reward_fns import load_reward
+from reward_fns.lab import exploits
+from reward_fns.lab.probe import ROWS, probe, table
 
 
 def paying(name: str) -> set[tuple[str, str]]:

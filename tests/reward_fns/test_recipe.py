@@ -196,7 +196,7 @@ def test_broken_ground_truths(broken):
 
 def test_scoring_alone_imports_nothing_heavy():
     code = (
-        "import sys; from reward_fns.cli_score import load_reward\n"
+        "import sys; from reward_fns.score_lines import load_reward\n"
         "gt = [{'bbox_2d': [1, 2, 3, 4], 'point_2d': [2, 3]}]\n"
         "load_reward('joint').score('<answer>' + repr(gt), gt, data_source='rcot/ktg')\n"
         "heavy = 'numpy scipy torch ray verl vllm transformers wandb'.split()\n"

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from reward_fns import hungarian_match, load_reward
+from reward_fns import load_reward
+from reward_fns.components import hungarian_match
 from reward_fns.score import Reward
 
 GT = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from rcot_rl.errors import InputError
-from reward_fns import load_reward, user
+from reward_fns import load_reward
+from reward_fns.user import sources as user
 
 FUNCTIONS = """
 import asyncio, functools, json, time

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from rcot_rl.protocol.parser import parse_keyframe
 from rcot_rl.recipe.base import Section
+from reward_fns.baselines.veason_answer import veason_answer
 from reward_fns.ground_truth import Frames
 from reward_fns.registry import Response, Settings, Term, register
-from reward_fns.veason_answer import veason_answer
 
 
 class KeyframeArea(Section):

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcot_rl.errors import InputError
-from reward_fns.guard_process import DIED, TIMEOUT, CallFailed, Child, encode
-from reward_fns.user import Source
+from reward_fns.user.guard_process import DIED, TIMEOUT, CallFailed, Child, encode
+from reward_fns.user.sources import Source
 
 RAISED = "reward_function_raised"
 BAD_RESULT = "reward_function_bad_result"

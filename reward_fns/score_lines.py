@@ -22,7 +22,7 @@ from rcot_rl.errors import InputError
 from reward_fns.score import Reward, Score, load_reward
 
 if TYPE_CHECKING:
-    from reward_fns.mask_iou import Segmenter
+    from reward_fns.components.mask_iou import Segmenter
 
 NEEDED = ("response", "ground_truth")
 OURS = ("reward", "components", "reasons")

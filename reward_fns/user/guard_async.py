@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rcot_rl.errors import InputError
-from reward_fns.guard import GRACE_S, Guard, Result, read
-from reward_fns.guard_process import DIED, TIMEOUT, CallFailed, Child, encode
+from reward_fns.user.guard import GRACE_S, Guard, Result, read
+from reward_fns.user.guard_process import DIED, TIMEOUT, CallFailed, Child, encode
 
 
 class Multiplexer:

@@ -17,16 +17,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rcot_rl.errors import InputError
-from reward_fns.contract_report import CheckReport
-from reward_fns.contract_rows import SampleRow, hostile_texts, sample_rows
-from reward_fns.contract_run import Case, Runner, case_of
-from reward_fns.guard import BAD_RESULT, Result
-from reward_fns.guard_process import DIED, TIMEOUT
+from reward_fns.lab.contract_report import CheckReport
+from reward_fns.lab.contract_rows import SampleRow, hostile_texts, sample_rows
+from reward_fns.lab.contract_run import Case, Runner, case_of
 from reward_fns.recipe import Recipe, RoutedRecipe
 from reward_fns.score import Reward, UserReward, load_reward
+from reward_fns.user.guard import BAD_RESULT, Result
+from reward_fns.user.guard_process import DIED, TIMEOUT
 
 if TYPE_CHECKING:
-    from reward_fns.mask_iou import Segmenter
+    from reward_fns.components.mask_iou import Segmenter
 
 USER_TASKS = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
 """The rows that a user's function is tried on; it need not serve both."""

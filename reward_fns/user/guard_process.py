@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from rcot_rl.errors import InputError
-from reward_fns.user import FileSource, Source
+from reward_fns.user.sources import FileSource, Source
 
 TIMEOUT = "reward_function_timeout"
 DIED = "reward_function_died"

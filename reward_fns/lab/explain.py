@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rcot_rl.protocol.grounding import Item
-from reward_fns.assignment import best_assignment
-from reward_fns.format import Format
+from reward_fns.components.assignment import best_assignment
+from reward_fns.components.format import Format
+from reward_fns.components.hungarian_match import LOST, HungarianMatch, Rule, rule_of
 from reward_fns.ground_truth import Objects, read_ground_truth
-from reward_fns.hungarian_match import LOST, HungarianMatch, Rule, rule_of
 from reward_fns.recipe import Component, Recipe
 from reward_fns.registry import Response, Term, modules
 from reward_fns.score import RecipeReward, Reward, RoutedReward, Score

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reward_fns.contract_report import CheckReport
-from reward_fns.guard import Guard, Result
+from reward_fns.lab.contract_report import CheckReport
 from reward_fns.score import Reward, UserReward, load_reward
-from reward_fns.user import ModuleSource
+from reward_fns.user.guard import Guard, Result
+from reward_fns.user.sources import ModuleSource
 
 if TYPE_CHECKING:
-    from reward_fns.mask_iou import Segmenter
+    from reward_fns.components.mask_iou import Segmenter
 
 
 @dataclass(frozen=True)

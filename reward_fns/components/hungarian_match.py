@@ -26,7 +26,7 @@ from pydantic import Field
 
 from rcot_rl.protocol.grounding import Box, Point
 from rcot_rl.recipe.base import Section
-from reward_fns.assignment import best_assignment
+from reward_fns.components.assignment import best_assignment
 from reward_fns.ground_truth import Objects
 from reward_fns.registry import NonNegative, Positive, Response, Settings, Term, register
 
@@ -118,7 +118,7 @@ def match(
         pairs = best_assignment([[cell[0] for cell in row] for row in cells])
         chosen = [cells[i][j] for i, j in pairs]
         return [value for value, _ in chosen], [full for _, full in chosen]
-    from reward_fns.pair_arrays import pair_scores
+    from reward_fns.components.pair_arrays import pair_scores
 
     scores, masks = pair_scores(scored, truth, rule)
     pairs = best_assignment(scores)

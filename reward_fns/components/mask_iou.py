@@ -26,9 +26,9 @@ import msgspec
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.grounding import Box, Point
 from rcot_rl.recipe.base import Section
+from reward_fns.baselines.veason_answer import veason_answer
 from reward_fns.ground_truth import Frames, Objects
 from reward_fns.registry import Response, Settings, Term, register
-from reward_fns.veason_answer import veason_answer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,11 +14,11 @@ import math
 from typing import Any
 
 from rcot_rl.recipe.base import Section
-from reward_fns.assignment import best_assignment
+from reward_fns.baselines.veason_answer import veason_answer
+from reward_fns.components.assignment import best_assignment
+from reward_fns.components.hungarian_match import SMALL, box_iou
 from reward_fns.ground_truth import Frames
-from reward_fns.hungarian_match import SMALL, box_iou
 from reward_fns.registry import Response, Settings, Term, register
-from reward_fns.veason_answer import veason_answer
 
 
 class Veason(Section):
@@ -60,7 +60,7 @@ def veason_spatial(response: Response, truth: Frames, params: Veason, settings: 
     if len(boxes) * len(targets) <= SMALL:
         scores: Any = [[box_iou(box, target) for target in targets] for box in boxes]
     else:
-        from reward_fns.pair_arrays import iou_table
+        from reward_fns.components.pair_arrays import iou_table
 
         scores = iou_table(boxes, targets)
     total = math.fsum(float(scores[i][j]) for i, j in best_assignment(scores))

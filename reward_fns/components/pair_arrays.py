@@ -15,7 +15,7 @@ from rcot_rl.protocol.grounding import Box, Point
 from reward_fns.ground_truth import Objects
 
 if TYPE_CHECKING:
-    from reward_fns.hungarian_match import Rule
+    from reward_fns.components.hungarian_match import Rule
 
 CHUNK = 4096
 """Predictions at a time; bounds the memory that an absurd answer can take."""

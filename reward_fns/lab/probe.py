@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcot_rl.errors import InputError
-from reward_fns import exploits
+from reward_fns.lab import exploits
 from reward_fns.score import Reward, RoutedReward, UserReward
 
 ONE = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]

@@ -1,0 +1,1 @@
+"""Rewards of public projects, reproduced: VisionReasoner, Seg-Zero, Veason-R1."""

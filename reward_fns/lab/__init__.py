@@ -1,0 +1,1 @@
+"""What can be learned about a reward without training: contract, explanation, exploits."""
