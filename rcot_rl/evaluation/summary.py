@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rcot_rl.benchmark_means import SUBSET_MEANS, rounded
+
 PROTOCOLS = {
     "ref-youtube-vos": "mean over annotated frames, then over expressions",
     "mevis": "mean over frames, then over expressions",
@@ -49,8 +51,8 @@ def summarise(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     means = {name: _means(dataset, members) for name, members in subsets.items() if members}
     if "no_target" in means:
         means["no_target"] |= _accuracies(rows)
-    if dataset == "revos":
-        parts = [means[name] for name in ("referring", "reasoning") if name in means]
+    if dataset in SUBSET_MEANS:
+        parts = [means[name] for name in SUBSET_MEANS[dataset] if name in means]
         overall = {key: _mean([part[key] for part in parts]) for key in ("J", "F", "J&F")}
     else:
         overall = _means(dataset, rows)
@@ -73,8 +75,7 @@ def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _means(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    decimals = 2 if dataset == "revos" else None
-    jaccard, boundary = (_mean([row[key] for row in rows], decimals) for key in ("J", "F"))
+    jaccard, boundary = (_mean(rounded(dataset, [r[key] for r in rows])) for key in ("J", "F"))
     both = None if jaccard is None or boundary is None else (jaccard + boundary) / 2
     return {"J": jaccard, "F": boundary, "J&F": both, **_counts(rows)}
 
@@ -88,12 +89,10 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def _mean(values: Sequence[float | None], decimals: int | None = None) -> float | None:
-    """Mean of the values that are there, each rounded first as numpy rounds."""
+def _mean(values: Sequence[float | None] | np.ndarray) -> float | None:
+    """Mean of the values that are there."""
     there = np.array([value for value in values if value is not None], dtype=float)
-    if not there.size:
-        return None
-    return float(np.mean(there if decimals is None else np.round(there, decimals)))
+    return float(np.mean(there)) if there.size else None
 
 
 def _accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
