@@ -174,13 +174,20 @@ def _decoded(image: Image.Image) -> _Png:
         return _Png(
             high != 0, frozenset(seen), False, "16-bit masks, of which the upper 8 bits count"
         )
-    values = frozenset(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
     if image.mode == "L":
-        return _Png(pixels != 0, values, palette=False)
+        return _Png(pixels != 0, _values(pixels), palette=False)
     mask = np.asarray(image.convert("L")) != 0
     same = np.array_equal(mask, pixels != 0)
     cause = "palette images in which black is not index 0, and colours count, not indices"
-    return _Png(mask, values, palette=True, odd="" if same else cause)
+    return _Png(mask, _values(pixels), palette=True, odd="" if same else cause)
+
+
+def _values(pixels: np.ndarray) -> frozenset[int]:
+    """The values of uint8 pixels. Proper masks, which most are, need no histogram."""
+    objects = np.count_nonzero(pixels)
+    if np.count_nonzero(pixels == 255) == objects:
+        return frozenset(([0] if objects < pixels.size else []) + ([255] if objects else []))
+    return frozenset(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
 
 
 def read_trace(

@@ -7,6 +7,7 @@ or unusable counts 0 and stays in the mean. Every deviation from a flawless corp
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -124,16 +125,20 @@ def targets_at(
 
 
 def clip_size(corpus: Corpus, video: Video, expression: Expression) -> _Size | None:
-    """Return (H, W) of an expression's masks; without any mask, that of the video's JPEGs.
+    """Return (H, W) of an expression's masks.
 
-    Masks of several sizes: the most frequent one. None if neither a mask nor a JPEG is readable.
+    Masks of several sizes: the most frequent one. Without any mask it is the size of the video's
+    JPEGs, or else of other expressions' masks. None if none of them is readable.
     """
     frame = _jpeg_size(corpus, video)
     shapes = _mask_shapes(corpus, video, expression)
     first = next(shapes, None)
-    if first is None or first == frame:
+    if first is not None and first != frame:
+        return Counter([first, *shapes]).most_common(1)[0][0]
+    if frame is not None:
         return frame
-    return Counter([first, *shapes]).most_common(1)[0][0]
+    others = (_mask_shapes(corpus, video, other) for other in video.expressions)
+    return next(itertools.chain.from_iterable(others), None)
 
 
 def _mask_shapes(corpus: Corpus, video: Video, expression: Expression) -> Iterator[_Size]:

@@ -137,13 +137,13 @@ def value_cause(values: Collection[int], palette: bool = False) -> tuple[str, st
     what = f"values {_spans(found)} where 0 and 255 are expected; {COUNTS_AS_OBJECT}"
     if len(objects) == 1 and len(found) > 1:
         return what, f"objects are {objects[0]} instead of 255"
+    labels = "labels of several objects"
+    if palette:
+        return what, labels
     if found == list(range(found[-1] + 1)) and len(found) <= _LABELS:
-        labels = "labels of several objects"
-        return what, labels if palette else f"JPEG-compressed or soft mask, or {labels}"
+        return what, f"JPEG-compressed or soft mask, or {labels}"
     if all(v < _NEAR or v > 255 - _NEAR for v in found):
         return what, "JPEG-compressed or soft mask"
-    if palette:
-        return what, "labels of several objects"
     return what, "soft mask: grey values that were saved without a threshold"
 
 

@@ -230,15 +230,18 @@ def _change(
     def of_parts(values: Sequence[float] | np.ndarray) -> Interval:
         return stratified_interval(values, clusters, parts)
 
-    levels = [[of_parts([one[k].value for k in order]).mean for one in s] for s in (before, after)]
+    def levels(answers: list[Units]) -> list[float]:
+        return [of_parts([one[key].value for key in order]).mean for one in answers]
+
     table = np.array(
         [[a[k].value - b[k].value for k in order] for b, a in zip(before, after, strict=True)]
     )
     return Change(
         name,
-        *levels,
-        of_parts(table.mean(axis=0)),
-        mean_interval([of_parts(row).mean for row in table]),
+        before=levels(before),
+        after=levels(after),
+        over_prompts=of_parts(table.mean(axis=0)),
+        over_runs=mean_interval([of_parts(row).mean for row in table]),
     )
 
 

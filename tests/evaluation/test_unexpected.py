@@ -268,5 +268,6 @@ def test_values_of_labels_and_of_two_kinds() -> None:
     assert value_cause([]) is None and value_cause([0, 255]) is None and value_cause([255]) is None
     assert value_cause([0, 7], palette=True) is None
     assert value_cause([0, 1, 2], palette=True)[1] == "labels of several objects"
+    assert value_cause([0, 1, 255], palette=True)[1] == "labels of several objects"
     assert value_cause([0, 7]) is not None
     assert "0..3" in value_cause([0, 1, 2, 3])[0]
