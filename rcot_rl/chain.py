@@ -311,6 +311,7 @@ def _eval(state: _Run) -> dict[str, Any]:
     from data_pipelines.corpora import open_corpus
     from rcot_rl.evaluation.benchmarks import BASELINES, evaluate, evaluate_masks
     from rcot_rl.inference.stage import FIRST_FRAME
+    from rcot_rl.monitoring.summary import fault_lines
 
     recipe, folder = state.recipe, state.folder
     scores = {}
@@ -329,6 +330,8 @@ def _eval(state: _Run) -> dict[str, Any]:
             )
             continue
         result = evaluate(benchmark.dataset, root, split, last, limit=limit)
+        for line in fault_lines(result):
+            state.console.line(f"eval: {benchmark.dataset}: {line}")
         others = {}
         for name in recipe.eval.checkpoints[:-1]:
             place = folder.root / "predict" / name / benchmark.dataset

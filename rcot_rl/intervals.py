@@ -3,8 +3,9 @@
 Student's t interval of the paired differences: prompts are the sample, and pairing takes out how
 hard each one is. It assumes that the mean of n differences is about normal, which at the tens to
 hundreds of bounded rewards that are compared here it is. Expressions of one clip share its frames
-and its description: of J&F, clips are the sample (`clustered_interval`). Left out: the spread
-between training runs (seeds), for which differences are given per seed.
+and its description: of J&F, clips are the sample (`clustered_interval`), also where it is a mean of
+subsets' means (`stratified_interval`). Left out: the spread between training runs (seeds), for
+which differences are given per seed.
 """
 
 from __future__ import annotations
@@ -52,19 +53,63 @@ def clustered_interval(
     G - 1 degrees of freedom; with one value in each cluster it is `mean_interval`. n is G. Raises
     ValueError as `mean_interval`, and when the two lists differ in length.
     """
+    return stratified_interval(values, clusters, [None] * len(clusters))
+
+
+def stratified_interval(
+    values: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable],
+    strata: Sequence[Hashable],
+) -> Interval:
+    """Return the unweighted mean of the strata's means with its 95 % interval.
+
+    Clusters are the sample, and one may have values in several strata. The variance is the
+    cluster-robust one of the linearised statistic, with G / (G - 1) and Student's t of G - 1
+    degrees of freedom, where G is the number of clusters in the stratum with the fewest. It agrees
+    with a bootstrap over clusters; with one stratum it is `clustered_interval`.
+
+    Args:
+        values: Finite numbers.
+        clusters: The cluster of each value.
+        strata: The stratum of each value.
+
+    Returns:
+        The interval; `n` is the number of clusters. Without two clusters in each stratum, low and
+        high are None.
+
+    Raises:
+        ValueError: No values, values that are not finite, or lists of different lengths.
+    """
     import numpy as np
     from scipy.special import stdtrit
 
-    mean = mean_interval(values).mean
-    rests: dict[Hashable, float] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        rests[cluster] = rests.get(cluster, 0.0) + float(value) - mean
-    n = len(rests)
-    if n < 2:
+    mean_interval(values)
+    members: dict[Hashable, list[float]] = {}
+    spread: dict[Hashable, set[Hashable]] = {}
+    for value, cluster, stratum in zip(values, clusters, strata, strict=True):
+        members.setdefault(stratum, []).append(float(value))
+        spread.setdefault(stratum, set()).add(cluster)
+    means = {stratum: float(np.mean(inside)) for stratum, inside in members.items()}
+    mean, n = float(np.mean(list(means.values()))), len(set(clusters))
+    fewest = min(map(len, spread.values()))
+    if fewest < 2:
         return Interval(mean, None, None, n)
-    variance = sum(r * r for r in rests.values()) * n / (n - 1) / len(values) ** 2
-    reach = float(stdtrit(n - 1, 0.975) * np.sqrt(variance))
+    influence: dict[Hashable, float] = {}
+    for value, cluster, stratum in zip(values, clusters, strata, strict=True):
+        share = (float(value) - means[stratum]) / len(members[stratum]) / len(means)
+        influence[cluster] = influence.get(cluster, 0.0) + share
+    variance = sum(u * u for u in influence.values()) * fewest / (fewest - 1)
+    reach = float(stdtrit(fewest - 1, 0.975) * np.sqrt(variance))
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def shown_change(before: float, after: float, digits: int) -> float:
+    """Return the difference of two levels as they are shown, rounded to `digits` decimals.
+
+    A change that is rounded by itself can differ by one in the last digit from the levels beside
+    it.
+    """
+    return round(round(after, digits) - round(before, digits), digits) + 0.0
 
 
 def paired_difference(

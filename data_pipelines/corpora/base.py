@@ -64,6 +64,8 @@ class Expression:
     """What `object_mask` takes for each of `object_ids`; the same ids where masks are PNGs."""
     type_id: int | None = None
     """ReVOS: 0 referring, 1 reasoning, 2 no target."""
+    unlabelled: bool = False
+    """True if the corpus has labels but does not say which objects this sentence describes."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,26 @@ class Corpus(abc.ABC):
 
         anno_id: one of `Expression.anno_ids`. Raises CorpusFault.
         """
+
+    def annotation_fault(self, video: Video, anno_id: str) -> CorpusFault | None:
+        """Return why an annotation as a whole does not fit its video, or None if it does.
+
+        Readers whose masks are one image a frame have nothing to check here.
+        """
+        return None
+
+    def published_mask(self, video: Video, anno_id: str, frame_index: int) -> np.ndarray | None:
+        """Read one object's mask as the public evaluation scripts do.
+
+        Unlike `object_mask` this does not ask whether the annotation as a whole fits the video.
+
+        Returns:
+            bool [H, W], or None if the corpus says that the object is not in the frame.
+
+        Raises:
+            CorpusFault: The mask is missing or cannot be decoded.
+        """
+        return self.object_mask(video.id, anno_id, frame_index)
 
     def videos(self) -> list[Video]:
         """All videos with their expressions, in the file's order; metadata only."""

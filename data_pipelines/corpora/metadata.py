@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +24,40 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         # ValueError: text that is not UTF-8, or an integer of very many digits
         raise InputError(f"cannot be read: {error}", file=path) from error
+
+
+class _Repeating(dict[str, Any]):
+    """An object of a JSON document in which a key occurs several times."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def repeated_keys(path: Path) -> list[str]:
+    """Return the dotted keys that occur several times in one object of a JSON document.
+
+    `read_json` keeps the last of them, as Python does.
+    """
+
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) == len(pairs):
+            return members
+        marked = _Repeating(members)
+        counts = Counter(key for key, _ in pairs)
+        marked.repeated = tuple(key for key, count in counts.items() if count > 1)
+        return marked
+
+    def walk(value: Any, key: str) -> Iterator[str]:
+        if isinstance(value, _Repeating):
+            yield from (f"{key}{name}" for name in value.repeated)
+        if isinstance(value, dict):
+            for name, member in value.items():
+                yield from walk(member, f"{key}{name}.")
+
+    try:
+        return list(walk(json.loads(path.read_bytes(), object_pairs_hook=build), ""))
+    except (OSError, ValueError, RecursionError):
+        return []  # `read_json` reports it
 
 
 HALF_A_CHARACTER = "holds half of a surrogate pair, which is no character"

@@ -178,4 +178,6 @@ def _expression(name: str, node: Node, labelled: bool, meant: str | None) -> Exp
         # The corpus has one object an expression; a list of them, or of none, is read as well.
         found = node["obj_id"].identifiers()
         objects = tuple(sorted(set(found), key=id_order))
+    elif meant is None:
+        return Expression(name, node["exp"].of(str), (), unlabelled=True)
     return Expression(name, node["exp"].of(str), objects, objects)

@@ -41,6 +41,21 @@ class RleMasks(Corpus):
         found = self._rle(self.video(video_id), anno_id, frame_index)
         return None if found is None else self._read(rle.decode, found, anno_id, frame_index)
 
+    def annotation_fault(self, video: Video, anno_id: str) -> CorpusFault | None:
+        try:
+            self._whole(video, anno_id)
+        except CorpusFault as fault:
+            return fault
+        return None
+
+    def published_mask(self, video: Video, anno_id: str, frame_index: int) -> np.ndarray | None:
+        listed = self._listed(video, anno_id)
+        if frame_index >= len(listed):
+            raise self._miscounted(video, anno_id, len(listed))
+        found = listed[frame_index]
+        # the scripts take anything that is false for an absent object
+        return self._read(rle.decode, found, anno_id, frame_index) if found else None
+
     def object_area(
         self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
     ) -> int:
@@ -94,14 +109,25 @@ class RleMasks(Corpus):
         return None
 
     def _rle(self, video: Video, anno_id: str, frame_index: int) -> Any:
+        return self._whole(video, anno_id)[frame_index]
+
+    def _whole(self, video: Video, anno_id: str) -> list[Any]:
+        """The masks of an annotation, one for each frame. Raises CorpusFault."""
+        listed = self._listed(video, anno_id)
+        if len(listed) != len(video.frames):
+            raise self._miscounted(video, anno_id, len(listed))
+        return listed
+
+    def _listed(self, video: Video, anno_id: str) -> list[Any]:
         listed = self._masks.get(anno_id)
         if not isinstance(listed, list):
             place, detail = f"{self.masks_file} {anno_id}", f"named by an expression of {video.id}"
             raise CorpusFault("absent_object", place, detail)
-        if len(listed) != len(video.frames):
-            detail = f"{len(listed)} masks, {len(video.frames)} frames"
-            raise CorpusFault("mask_count", f"{self.masks_file} {anno_id}", detail)
-        return listed[frame_index]
+        return listed
+
+    def _miscounted(self, video: Video, anno_id: str, count: int) -> CorpusFault:
+        detail = f"{count} masks, {len(video.frames)} frames"
+        return CorpusFault("mask_count", f"{self.masks_file} {anno_id}", detail)
 
     def _read(self, how: Callable[[Any], _T], found: Any, anno_id: str, frame_index: int) -> _T:
         try:

@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from data_pipelines.corpora import Corpus, Expression, Video
+from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
+from rcot_rl.evaluation.truth import clip_size
 
 CENTRE_SIDE = 0.5
 """The centre box' share of the image's height and of its width."""
 
 
 def whole_frame(corpus: Corpus, video: Video, expression: Expression) -> np.ndarray:
-    """Every pixel of every frame, bool [T, H, W]. Raises CorpusFault without a first frame."""
-    return np.ones(_shape(corpus, video), dtype=bool)
+    """Every pixel of every frame, bool [T, H, W]. Raises CorpusFault if no file tells H and W."""
+    return np.ones(_shape(corpus, video, expression), dtype=bool)
 
 
 def centre_box(corpus: Corpus, video: Video, expression: Expression) -> np.ndarray:
     """A centred box of half the height and width in every frame, bool [T, H, W]."""
-    masks = np.zeros(_shape(corpus, video), dtype=bool)
+    masks = np.zeros(_shape(corpus, video, expression), dtype=bool)
     rows, columns = (_middle(length, CENTRE_SIDE) for length in masks.shape[1:])
     masks[:, rows, columns] = True
     return masks
@@ -31,8 +32,11 @@ BASELINES: Mapping[str, Callable[[Corpus, Video, Expression], np.ndarray]] = {
 }
 
 
-def _shape(corpus: Corpus, video: Video) -> tuple[int, int, int]:
-    return (len(video.frames), *corpus.frame_size(video.id, video.frames[0]))
+def _shape(corpus: Corpus, video: Video, expression: Expression) -> tuple[int, int, int]:
+    size = clip_size(corpus, video, expression)
+    if size is None:
+        raise CorpusFault("no_frames", f"{corpus.frames_root} {video.id}")
+    return (len(video.frames), *size)
 
 
 def _middle(length: int, share: float) -> slice:

@@ -9,9 +9,15 @@
 | revos           | J and F of an expression in percent rounded to 2 decimals; means over the      |
 |                 | referring and over the reasoning ones; overall is the mean of the two means    |
 
-J&F is the mean of J and F, all in percent. Deviations from the public scripts, which drop
-expressions in silence: a missing or unusable prediction scores 0 and is listed; an expression whose
-ground truth is defective is left out of the means and listed as unscorable.
+J&F is the mean of J and F, all in percent. Every expression stays in the mean:
+
+- A missing or unusable prediction of a frame counts 0 and is listed. In ReVOS it makes the whole
+  expression count 0, as in the public script; the other scripts skip such expressions or crash.
+- Ground truth is read as the public scripts read it: a mask list with more entries than frames is
+  scored, and JPEGs are not needed. A frame whose ground truth is missing or unusable counts 0; in
+  ReVOS the whole expression does, as in the public script. Each such defect is listed.
+- Any pixel that is not 0 counts as object, as in the public scripts. Other values than 0 and 255,
+  and names that no frame or expression has, are listed with their likely cause.
 
 ReVOS' expressions without a target (type 2) are in no mean of J or F; like those of any benchmark
 they are reported apart, with N-Acc (how many are left empty in every frame) beside T-Acc (how many
@@ -22,7 +28,7 @@ Left out: DAVIS' own route over four merged annotators, and ReVOS' accuracy and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,13 +36,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video, open_corpus
+from data_pipelines.corpora.metadata import repeated_keys
 from data_pipelines.parallel import ordered_map
 from rcot_rl.errors import InputError
 from rcot_rl.evaluation.baselines import BASELINES
 from rcot_rl.evaluation.jf import jf_video
 from rcot_rl.evaluation.keyframes import keyframe_figures
-from rcot_rl.evaluation.predictions import Predicted, read_masks, read_trace
+from rcot_rl.evaluation.predictions import Predicted, first_size, read_masks, read_trace
 from rcot_rl.evaluation.summary import summarise
+from rcot_rl.evaluation.truth import Defect, Truth, read_truth, targets_at
+from rcot_rl.evaluation.unexpected import Unexpected, looks_inverted, unknown_folders
 
 __all__ = ["BASELINES", "Predict", "Progress", "evaluate", "evaluate_masks"]
 
@@ -55,26 +64,14 @@ class Pair(NamedTuple):
 
 
 @dataclass
-class Truth:
-    """The ground truth of one expression."""
-
-    masks_thw: np.ndarray
-    """bool [T, H, W], the union of the targets."""
-
-    annotated: np.ndarray
-    """bool [T]: frames that are scored."""
-
-
-@dataclass
 class Scored:
     """One expression's line of the result, and what is to be listed."""
 
-    row: dict[str, Any] | None
-    """None when the ground truth is defective."""
-
+    row: dict[str, Any]
     missing: list[str] = field(default_factory=list)
     faults: list[dict[str, str]] = field(default_factory=list)
-    unscorable: list[dict[str, str]] = field(default_factory=list)
+    unexpected: list[Unexpected] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)
 
 
 def evaluate(
@@ -95,7 +92,8 @@ def evaluate(
         benchmark, root, split, limit     what was scored; root is the corpus' folder
         missing      `video/expression` or `video/expression/frame` without a prediction
         faults       [{"place", "reason"}] predictions and traces that cannot be used
-        unscorable   [{"place", "reason"}] expressions whose ground truth is defective
+        unexpected   [{"place", "reason", "cause"}] names and values no prediction should have
+        defects      [{"file", "key", "reason", "effect", "expressions"}] of the ground truth
 
     Raises InputError for a missing folder, a limit below 1 and a corpus that is unknown, unreadable
     or published without masks.
@@ -109,7 +107,9 @@ def evaluate(
         return _score_files(corpus, pair, root)
 
     result = _run(corpus, score, limit, workers, progress)
-    return {**result, "predictions_dir": str(root)}
+    places = [(v.id, e.id) for v in corpus.videos() for e in v.expressions]
+    unexpected = [*unknown_folders(root, places), *result["unexpected"]]
+    return {**result, "unexpected": unexpected, "predictions_dir": str(root)}
 
 
 def evaluate_masks(
@@ -163,102 +163,131 @@ def _run(
         "root": str(corpus.root),
         "split": corpus.split,
         "limit": limit,
-        **summarise(corpus.dataset, [s.row for s in scored if s.row is not None]),
+        **summarise(corpus.dataset, [s.row for s in scored]),
         "missing": [m for s in scored for m in s.missing],
         "faults": [f for s in scored for f in s.faults],
-        "unscorable": [u for s in scored for u in s.unscorable],
+        "unexpected": [u for s in scored for u in s.unexpected],
+        "defects": [*_repeated(corpus), *_listed(corpus, pairs, scored)],
     }
+
+
+def _repeated(corpus: Corpus) -> Iterator[dict[str, Any]]:
+    for key in repeated_keys(corpus.expressions_file):
+        yield {
+            "file": str(corpus.expressions_file),
+            "key": key,
+            "reason": "the key occurs several times",
+            "effect": "only the last one is read, as by the public scripts",
+            "expressions": [],
+        }
+
+
+def _listed(
+    corpus: Corpus, pairs: Sequence[Pair], scored: Sequence[Scored]
+) -> list[dict[str, Any]]:
+    """Each defect once, with what it costs and the expressions that it touches."""
+    expressions: dict[tuple[Defect, str], list[str]] = {}
+    for pair, one in zip(pairs, scored, strict=True):
+        for defect in one.defects:
+            effect = _effect(corpus, defect, len(pair.video.frames))
+            expressions.setdefault((defect, effect), []).append(_name(pair))
+    return [
+        {
+            "file": defect.file,
+            "key": defect.key,
+            "reason": defect.reason,
+            "effect": effect,
+            "expressions": names,
+        }
+        for (defect, effect), names in expressions.items()
+    ]
+
+
+def _effect(corpus: Corpus, defect: Defect, n_frames: int) -> str:
+    if n_frames and not defect.frames:
+        return "does not change the score"
+    if corpus.dataset == "revos" or defect.frames == n_frames:
+        return "the expression counts 0"
+    return f"{defect.frames} of {n_frames} frames count 0"
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair.video.id}/{pair.expression.id}"
 
 
 def _score_files(corpus: Corpus, pair: Pair, root: Path) -> Scored:
     video, expression = pair
-    try:
-        truth = _truth(corpus, pair)
-        size = truth.masks_thw.shape[1:]
-        predicted = read_masks(root, video.id, expression.id, video.frames, size)
-        # A frame without ground truth may be missing.
-        listed = set(_scored_names(pair, truth))
-        predicted.missing = [m for m in predicted.missing if m in listed]
-        row = _row(corpus, pair, truth, predicted)
-        trace, wrong = read_trace(root, video.id, expression.id, len(video.frames))
-        if wrong is not None:
-            place = f"{video.id}/{expression.id}/trace.json"
-            predicted.faults.append({"place": place, "reason": wrong})
-        if trace is not None:
-            there = truth.annotated[trace.keyframe]
-            objects = corpus.masks(video, expression, trace.keyframe) if there else None
-            areas = np.where(truth.annotated, truth.masks_thw.sum(axis=(1, 2)), -1)
-            row |= keyframe_figures(trace, areas, objects) | {"segmenter": trace.segmenter}
-    except CorpusFault as fault:
-        return _unscorable(pair, fault)
-    return Scored(row, predicted.missing, predicted.faults)
+    assumed = first_size(root, video.id, expression.id, video.frames)
+    truth = read_truth(corpus, video, expression, assumed)
+    height, width = truth.masks_thw.shape[1:]
+    size = (height, width)
+    predicted = read_masks(root, video.id, expression.id, video.frames, size)
+    # A frame without ground truth may be missing.
+    listed = {_name(pair), *_scored_names(pair, truth)}
+    predicted.missing = [m for m in predicted.missing if m in listed]
+    cause = looks_inverted(*_usable_masks(truth, predicted))
+    if cause:
+        reason = "the complement of the masks fits the ground truth"
+        predicted.unexpected.append(Unexpected(place=_name(pair), reason=reason, cause=cause))
+    row = _row(corpus, pair, truth, predicted)
+    trace, wrong = read_trace(root, video.id, expression.id, len(video.frames))
+    if wrong is not None:
+        predicted.faults.append({"place": f"{_name(pair)}/trace.json", "reason": wrong})
+    if trace is not None:
+        objects = None
+        if (truth.scored & truth.known)[trace.keyframe]:
+            objects = targets_at(corpus, video, expression, trace.keyframe, size)
+        areas = np.where(truth.scored & truth.known, truth.masks_thw.sum(axis=(1, 2)), -1)
+        row |= keyframe_figures(trace, areas, objects) | {"segmenter": trace.segmenter}
+    return Scored(row, predicted.missing, predicted.faults, predicted.unexpected, truth.defects)
 
 
 def _score_made(corpus: Corpus, pair: Pair, predict: Predict) -> Scored:
+    truth = read_truth(corpus, *pair)
+    wanted = truth.masks_thw.shape
     try:
-        truth = _truth(corpus, pair)
-    except CorpusFault as fault:
-        return _unscorable(pair, fault)
-    masks = np.asarray(predict(corpus, *pair))
-    if masks.shape != truth.masks_thw.shape:
-        wanted = truth.masks_thw.shape
-        raise ValueError(f"{pair.video.id}/{pair.expression.id}: {masks.shape}, not {wanted}")
+        masks = np.asarray(predict(corpus, *pair))
+    except CorpusFault:
+        # no file tells the size of this clip: its ground truth is unusable in any case
+        truth.known[:], masks = False, np.zeros(wanted, dtype=bool)
+    if masks.shape != wanted:
+        raise ValueError(f"{_name(pair)}: {masks.shape}, not {wanted}")
     everywhere = np.ones(len(masks), dtype=bool)
-    return Scored(_row(corpus, pair, truth, Predicted(masks != 0, everywhere)))
+    row = _row(corpus, pair, truth, Predicted(masks != 0, everywhere))
+    return Scored(row, defects=truth.defects)
 
 
-def _truth(corpus: Corpus, pair: Pair) -> Truth:
-    """The union of the targets in each frame. Raises CorpusFault."""
-    video, expression = pair
-    place = f"{corpus.root} {video.id}/{expression.id}"
-    if not video.frames:
-        raise CorpusFault("no_frames", place)
-    size = corpus.frame_size(video.id, video.frames[0])
-    masks = np.zeros((len(video.frames), *size), dtype=bool)
-    annotated = np.ones(len(video.frames), dtype=bool)
-    for t in range(len(video.frames)):
-        try:
-            objects = corpus.masks(video, expression, t)
-        except CorpusFault as fault:
-            if fault.reason != "missing_mask":
-                raise
-            annotated[t] = False
-            continue
-        for mask in objects.values():
-            if mask.shape != size:
-                raise CorpusFault("frame_size", place, f"frame {video.frames[t]} is {mask.shape}")
-            masks[t] |= mask
-    if not annotated.any():
-        raise CorpusFault("no_annotation", place)
-    return Truth(masks, annotated)
+def _scored_names(pair: Pair, truth: Truth) -> Iterator[str]:
+    frames = zip(pair.video.frames, truth.scored, strict=True)
+    return (f"{_name(pair)}/{frame}" for frame, scored in frames if scored)
 
 
-def _scored_names(pair: Pair, truth: Truth) -> Sequence[str]:
-    name = f"{pair.video.id}/{pair.expression.id}"
-    frames = zip(pair.video.frames, truth.annotated, strict=True)
-    return [name, *(f"{name}/{frame}" for frame, there in frames if there)]
-
-
-def _unscorable(pair: Pair, fault: CorpusFault) -> Scored:
-    place = f"{pair.video.id}/{pair.expression.id}"
-    return Scored(None, unscorable=[{"place": place, "reason": str(fault)}])
+def _usable_masks(truth: Truth, predicted: Predicted) -> tuple[np.ndarray, np.ndarray]:
+    at = truth.scored & truth.known & predicted.usable
+    return predicted.masks_thw[at], truth.masks_thw[at]
 
 
 def _row(corpus: Corpus, pair: Pair, truth: Truth, predicted: Predicted) -> dict[str, Any]:
     """The expression's line; J and F are fractions here, `summarise` makes percent of them."""
     video, expression = pair
-    at, usable = truth.annotated, predicted.usable[truth.annotated]
+    at = truth.scored
+    present, known = predicted.usable[at], truth.known[at]
+    usable = present & known
     jaccard, boundary = jf_video(truth.masks_thw[at], predicted.masks_thw[at])
+    counts = usable.size and (corpus.dataset != "revos" or usable.all())
     return {
         "video": video.id,
         "expression_id": expression.id,
         "expression": expression.text,
         "subset": _subset(corpus, pair),
-        "J": float(np.where(usable, jaccard, 0.0).mean()),
-        "F": float(np.where(usable, boundary, 0.0).mean()),
+        "J": float(np.where(usable, jaccard, 0.0).mean()) if counts else 0.0,
+        "F": float(np.where(usable, boundary, 0.0).mean()) if counts else 0.0,
         "n_frames": int(at.sum()),
-        "n_unusable_frames": int((~usable).sum()),
-        "empty": bool(usable.all() and not predicted.masks_thw[at].any()),
+        "n_unusable_frames": int((~present).sum()),
+        "n_frames_without_truth": int((~known).sum()),
+        "defective": bool(truth.defects),
+        "unexpected": bool(predicted.unexpected),
+        "empty": bool(present.all() and not predicted.masks_thw[at].any()),
         "found": bool(predicted.masks_thw[at].any()),
     }
 

@@ -1,31 +1,38 @@
 """Predicted masks and the traces beside them, read from a folder that nobody vouches for.
 
-    DIR/<video>/<expression_id>/<frame>.png      single channel, any non-zero pixel is foreground
+    DIR/<video>/<expression_id>/<frame>.png      single channel, 0 or 255
     DIR/<video>/<expression_id>/trace.json       where the pipeline looked and what it boxed
 
-What is missing or broken is said, never raised: a run's predictions are scored whatever they hold.
-Only an id of the corpus that cannot name a folder is an InputError.
+Every pixel that is not 0 is foreground, as in the public scripts; they read a palette image by its
+colours and the upper 8 of 16 bits, and so does this module. Values other than 0 and 255 (or 0 and
+1) are reported.
+
+What is missing or broken is reported, never raised: a run's predictions are scored whatever they
+hold. Only an id of the corpus that cannot name a folder is an InputError.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rcot_rl.errors import InputError
+from rcot_rl.evaluation.unexpected import Unexpected, unknown_files, value_cause
 
 TRACE = "trace.json"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _MODES = ("1", "L", "P", "I;16", "I")
+_Size = tuple[int, int]
 _Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 
 
@@ -64,6 +71,20 @@ class Predicted:
     faults: list[dict[str, str]] = field(default_factory=list)
     """{"place", "reason"}"""
 
+    unexpected: list[Unexpected] = field(default_factory=list)
+    """Names and values that the masks should not have."""
+
+
+class _Png(NamedTuple):
+    """One decoded mask."""
+
+    mask: np.ndarray
+    """bool [H, W]"""
+    values: frozenset[int]
+    palette: bool
+    odd: str = ""
+    """Why its pixels may not mean what they seem to."""
+
 
 def expression_folder(root: Path, video: str, expression: str) -> Path:
     """ROOT/<video>/<expression>, which lies below ROOT whatever the ids are, or InputError."""
@@ -74,39 +95,99 @@ def expression_folder(root: Path, video: str, expression: str) -> Path:
     return root / video / expression
 
 
+def first_size(root: Path, video: str, expression: str, frames: Sequence[str]) -> _Size | None:
+    """Return (H, W) of the first mask of `frames` (stems) whose header is readable."""
+    folder = expression_folder(root, video, expression)
+    for frame in frames:
+        try:
+            with Image.open(folder / f"{frame}.png", formats=["PNG"]) as image:
+                return image.height, image.width
+        except (*_BROKEN, Image.DecompressionBombError):
+            continue
+    return None
+
+
 def read_masks(
-    root: Path, video: str, expression: str, frames: Sequence[str], size: tuple[int, int]
+    root: Path, video: str, expression: str, frames: Sequence[str], size: _Size
 ) -> Predicted:
     """The masks of `frames` (stems), which should be of `size` (H, W)."""
     folder = expression_folder(root, video, expression)
     name = f"{video}/{expression}"
     found = Predicted(np.zeros((len(frames), *size), dtype=bool), np.zeros(len(frames), dtype=bool))
+    values: set[int] = set()
+    odd: dict[str, int] = {}
+    palette = True
     for t, frame in enumerate(frames):
         path = folder / f"{frame}.png"
         if not path.is_file():
             found.missing.append(f"{name}/{frame}")
             continue
-        mask = _read_png(path, size)
-        if isinstance(mask, str):
-            found.faults.append({"place": f"{name}/{frame}.png", "reason": mask})
+        png = _read_png(path, size)
+        if isinstance(png, str):
+            found.faults.append({"place": f"{name}/{frame}.png", "reason": png})
             continue
-        found.masks_thw[t], found.usable[t] = mask, True
+        found.masks_thw[t], found.usable[t] = png.mask, True
+        values |= png.values
+        palette = palette and png.palette
+        if png.odd:
+            odd[png.odd] = odd.get(png.odd, 0) + 1
     if len(found.missing) == len(frames):
         found.missing = [name]
+    found.unexpected += unknown_files(name, frames, _file_names(folder))
+    improper = value_cause(values, palette)
+    if improper is not None:
+        found.unexpected.append(Unexpected(place=name, reason=improper[0], cause=improper[1]))
+    for cause, count in odd.items():
+        reason = f"{count} of {len(frames)} masks are not 8-bit grey"
+        found.unexpected.append(Unexpected(place=name, reason=reason, cause=cause))
     return found
 
 
-def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray | str:
-    """bool [H, W], or the reason why not. The header is checked before pixels are decoded."""
+def _file_names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _read_png(path: Path, size: _Size) -> _Png | str:
+    """The mask, or the reason why not. The header is checked before pixels are decoded."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if (image.height, image.width) != size:
                 return f"is {image.height} x {image.width}, not {size[0]} x {size[1]}"
             if image.mode not in _MODES:
-                return f"has mode {image.mode}, not a single channel"
-            return np.asarray(image) != 0
+                return f"has mode {image.mode}, not a single channel; save 8-bit grey, 0 or 255"
+            return _decoded(image)
     except (*_BROKEN, Image.DecompressionBombError) as error:
         return f"cannot be read ({type(error).__name__})"
+
+
+def _decoded(image: Image.Image) -> _Png:
+    pixels = np.asarray(image)
+    if image.mode == "1":
+        return _Png(pixels, frozenset(), palette=False)
+    if image.mode in ("I", "I;16"):
+        high = pixels >> 8
+        seen = {int(high.min()), int(high.max())}
+        return _Png(
+            high != 0, frozenset(seen), False, "16-bit masks, of which the upper 8 bits count"
+        )
+    if image.mode == "L":
+        return _Png(pixels != 0, _values(pixels), palette=False)
+    mask = np.asarray(image.convert("L")) != 0
+    same = np.array_equal(mask, pixels != 0)
+    cause = "palette images in which black is not index 0, and colours count, not indices"
+    return _Png(mask, _values(pixels), palette=True, odd="" if same else cause)
+
+
+def _values(pixels: np.ndarray) -> frozenset[int]:
+    """The values of uint8 pixels. Proper masks, which most are, need no histogram."""
+    objects = np.count_nonzero(pixels)
+    if np.count_nonzero(pixels == 255) == objects:
+        return frozenset(([0] if objects < pixels.size else []) + ([255] if objects else []))
+    return frozenset(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
 
 
 def read_trace(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rcot_rl.benchmark_means import SUBSET_MEANS, rounded
+
 PROTOCOLS = {
     "ref-youtube-vos": "mean over annotated frames, then over expressions",
     "mevis": "mean over frames, then over expressions",
@@ -27,12 +29,17 @@ def summarise(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one benchmark.
 
     rows: a dictionary an expression, with "J" and "F" as fractions, "subset" (one of SUBSETS),
-    "empty" (nothing predicted in any frame), "found" (something predicted in some frame) and, where
-    there was a trace, the keyframe figures and "segmenter". Returns, scores in percent and None
-    where nothing was to be averaged:
+    "empty" (nothing predicted in any frame), "found" (something predicted in some frame),
+    "defective" (its ground truth has a defect), "n_unusable_frames", "unexpected" (odd names or
+    values) and, where there was a trace, the keyframe figures and "segmenter". Returns, scores in
+    percent and None where nothing was to be averaged:
 
-        protocol, J, F, J&F, n_expressions
-        per_subset      {subset: {J, F, J&F, n_expressions}}; no_target also has N-Acc and T-Acc
+        protocol, J, F, J&F
+        n_expressions   all of them; of these
+        n_defective     have defective ground truth
+        n_unusable      lack a usable prediction in some frame
+        n_unexpected    have names or values that predictions should not have
+        per_subset      {subset: {J, F, J&F, n_…}}; no_target also has N-Acc and T-Acc
         per_expression  the rows, in percent, with J&F
         keyframe_area_ratio_initial, keyframe_area_ratio, aks_rounds, box_iou
                         means over the expressions that have them (Tables 13 and 14)
@@ -44,8 +51,8 @@ def summarise(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     means = {name: _means(dataset, members) for name, members in subsets.items() if members}
     if "no_target" in means:
         means["no_target"] |= _accuracies(rows)
-    if dataset == "revos":
-        parts = [means[name] for name in ("referring", "reasoning") if name in means]
+    if dataset in SUBSET_MEANS:
+        parts = [means[name] for name in SUBSET_MEANS[dataset] if name in means]
         overall = {key: _mean([part[key] for part in parts]) for key in ("J", "F", "J&F")}
     else:
         overall = _means(dataset, rows)
@@ -53,7 +60,7 @@ def summarise(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "protocol": PROTOCOLS[dataset],
         **overall,
-        "n_expressions": len(rows),
+        **_counts(rows),
         "per_subset": means,
         **{key: _mean([row[key] for row in traced]) for key in KEYFRAME_FIGURES},
         "n_traces": len(traced),
@@ -68,18 +75,24 @@ def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _means(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    decimals = 2 if dataset == "revos" else None
-    jaccard, boundary = (_mean([row[key] for row in rows], decimals) for key in ("J", "F"))
+    jaccard, boundary = (_mean(rounded(dataset, [r[key] for r in rows])) for key in ("J", "F"))
     both = None if jaccard is None or boundary is None else (jaccard + boundary) / 2
-    return {"J": jaccard, "F": boundary, "J&F": both, "n_expressions": len(rows)}
+    return {"J": jaccard, "F": boundary, "J&F": both, **_counts(rows)}
 
 
-def _mean(values: Sequence[float | None], decimals: int | None = None) -> float | None:
-    """Mean of the values that are there, each rounded first as numpy rounds."""
+def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "n_expressions": len(rows),
+        "n_defective": sum(row["defective"] for row in rows),
+        "n_unusable": sum(row["n_unusable_frames"] > 0 for row in rows),
+        "n_unexpected": sum(row["unexpected"] for row in rows),
+    }
+
+
+def _mean(values: Sequence[float | None] | np.ndarray) -> float | None:
+    """Mean of the values that are there."""
     there = np.array([value for value in values if value is not None], dtype=float)
-    if not there.size:
-        return None
-    return float(np.mean(there if decimals is None else np.round(there, decimals)))
+    return float(np.mean(there)) if there.size else None
 
 
 def _accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

@@ -73,15 +73,21 @@ def predict(
     pairs = [(v, e) for v in corpus.videos() for e in v.expressions][:limit]
     if not pairs:
         raise InputError("the corpus has no expressions", file=corpus.expressions_file)
-    places = [expression_dir(out_dir, video.id, expression.id) for video, expression in pairs]
+    # Expressions that share an id share a folder, which holds the prediction of the last one.
+    # A video without frames has nothing to predict; the evaluation lists it.
+    places = {
+        expression_dir(out_dir, video.id, expression.id): (video, expression)
+        for video, expression in pairs
+        if video.frames
+    }
     _claim(out_dir, _settings(prompts, section, canvas, segmenter, model, seed))
     _remove_partial(out_dir)
-    summary = Summary(skipped=sum((place / TRACE).is_file() for place in places))
     todo = [
-        (*pair, place)
-        for pair, place in zip(pairs, places, strict=True)
-        if not (place / TRACE).is_file()
+        (video, expression, place)
+        for place, (video, expression) in places.items()
+        if not _is_whole(place, video)
     ]
+    summary = Summary(skipped=len(places) - len(todo))
     pipeline = Pipeline(policy, prompts, section, canvas, seed)
     shown: str | None = None
     for start in range(0, len(todo), section.batch):
@@ -93,7 +99,7 @@ def predict(
             summary.predicted += 1
             summary.faults += bool(trace.faults)
             if progress is not None:
-                progress(summary.predicted + summary.skipped, len(pairs))
+                progress(summary.predicted + summary.skipped, len(places))
     return summary
 
 
@@ -105,6 +111,12 @@ def expression_dir(out_dir: Path, video_id: str, expression_id: str) -> Path:
         if odd or any(part.startswith(".") for part in parts):
             raise InputError(f"the id of this {what} cannot name a folder", key=name)
     return out_dir / video_id / expression_id
+
+
+def _is_whole(place: Path, video: Video) -> bool:
+    """Return True if an expression's trace and all of its masks are there, as after a copy."""
+    names = (TRACE, *(f"{frame}.png" for frame in video.frames))
+    return all((place / name).is_file() for name in names)
 
 
 def masks_of(trace: Trace, frames_thwc: np.ndarray, segmenter: Segmenter) -> np.ndarray:
@@ -153,7 +165,7 @@ def write_expression(
         }
         text = json.dumps(as_dict(trace, **more), ensure_ascii=False, indent=1)
         (partial / TRACE).write_text(text + "\n", encoding="utf-8")
-        if place.exists():  # without a trace: not ours, or half removed by hand
+        if place.exists():  # without a trace or a mask: not ours, or half removed or copied
             shutil.rmtree(place)
         os.replace(partial, place)
     finally:

@@ -5,6 +5,8 @@ minus after CoT-SFT of the same run. Two intervals are given, for two questions:
 
     over prompts   each prompt's change is first averaged over the runs; prompts are the sample,
                    of J&F clips, each with its expressions. Would others show it, with these runs?
+                   J&F and its change are the benchmark's own figure (ReVOS: the mean of the
+                   referring and the reasoning mean); "all expressions" is the mean over them.
     over runs      each run's mean change is one value; runs are the sample. Would other seeds
                    show it? With three runs, Student's t makes it 2.5 times as wide as z would.
 
@@ -15,15 +17,15 @@ is refused, never averaged over.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.intervals import Interval, clustered_interval, mean_interval
+from rcot_rl.intervals import Interval, mean_interval, shown_change, stratified_interval
 from rcot_rl.monitoring import page
 from rcot_rl.monitoring.curves import COLOURS, Series, line_chart
 from rcot_rl.monitoring.figures import by_expression, is_number, result_files
@@ -39,8 +41,19 @@ CHARTS = {
     "KL to CoT-SFT": "actor/kl_loss",
     "Groups without variance": "group/zero_variance_fraction",
 }
-Units = dict[str, float]
-"""A figure of each prompt or expression, by name."""
+
+
+class Unit(NamedTuple):
+    """The figure of one prompt or expression."""
+
+    value: float
+    cluster: Hashable
+    """The clip: units of one cluster are not independent."""
+    part: str
+    """A run's figure is the mean of its parts' means."""
+
+
+Units = dict[Hashable, Unit]
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,15 @@ class Change:
 
     name: str
     before: list[float]
-    """A mean a run."""
+    """The level of each run: of J&F, the benchmark's own figure."""
     after: list[float]
     over_prompts: Interval
     over_runs: Interval
+
+    def shown(self, digits: int) -> float:
+        """Return the mean change of the levels as they are shown with `digits` decimals."""
+        pairs = zip(self.before, self.after, strict=True)
+        return round(float(np.mean([shown_change(b, a, digits) for b, a in pairs])), digits) + 0.0
 
 
 def compare(runs: Sequence[Path]) -> list[Change]:
@@ -115,8 +133,7 @@ def _cells(runs: Sequence[Path]) -> list[list[str]]:
             for a, b in zip(change.before, change.after, strict=True)
         ]
         intervals = [_range(i, digits) for i in (change.over_prompts, change.over_runs)]
-        mean = f"{change.over_prompts.mean:+.{digits}f}"
-        rows.append([change.name, *pairs, mean, *intervals])
+        rows.append([change.name, *pairs, f"{change.shown(digits):+.{digits}f}", *intervals])
     return rows
 
 
@@ -136,12 +153,11 @@ def _reward_changes(runs: Sequence[Path]) -> list[Change]:
                 if not all(stage in one.get(task, {}) for one in found):
                     continue
 
-                def units(
-                    run: int, name: str, task: str = task, way: str = way
-                ) -> dict[str, float]:
+                def units(run: int, name: str, task: str = task, way: str = way) -> Units:
                     prompts = _get(found[run], files[run], task, name, "prompts")
                     values = _get(found[run], files[run], task, name, way, "per_prompt")
-                    return dict(zip(prompts, values, strict=True))
+                    pairs = zip(prompts, values, strict=True)
+                    return {prompt: Unit(value, prompt, "") for prompt, value in pairs}
 
                 found_change = _change(f"{task} {way}, {stage}", runs, units, BEFORE, stage)
                 changes += [found_change] if found_change else []
@@ -170,24 +186,19 @@ def score_changes(runs: Sequence[Path]) -> list[Change]:
 
             def units(run: int, which: str, those: list[str] = benchmarks) -> Units:
                 return {
-                    f"{name}/{video}/{expression}": score
+                    (name, *key): Unit(
+                        one.score, (name, key.video), one.part if len(those) == 1 else ""
+                    )
                     for name in those
-                    for (video, expression), score in by_expression(
-                        _get(found[name][run], runs[run], which)
-                    ).items()
+                    for key, one in by_expression(_get(found[name][run], runs[run], which)).items()
                 }
 
             if all({before, after} <= one.keys() for name in benchmarks for one in found[name]):
                 label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
                 label += f", {after}" + ("" if before == BEFORE else f" over {before}")
-                found_change = _change(f"J&F {label}", runs, units, before, after, _clip)
+                found_change = _change(f"J&F {label}", runs, units, before, after)
                 changes += [found_change] if found_change else []
     return changes
-
-
-def _clip(expression: str) -> str:
-    """Of `benchmark/video/expression`."""
-    return expression.rpartition("/")[0]
 
 
 def _change(
@@ -196,13 +207,12 @@ def _change(
     units: Callable[[int, str], Units],
     first: str,
     then: str,
-    cluster: Callable[[str], str] = str,
 ) -> Change | None:
     """None: nothing was scored."""
     before = [units(run, first) for run in range(len(runs))]
     after = [units(run, then) for run in range(len(runs))]
     for run, answers in zip((*runs, *runs), (*before, *after), strict=True):
-        others = sorted(answers.keys() ^ before[0].keys())
+        others = sorted(map(_called, answers.keys() ^ before[0].keys()))
         if others:
             raise InputError(
                 f"{name}: was asked other questions than {runs[0]}: {others[0]}", file=run
@@ -211,17 +221,33 @@ def _change(
     if not order:
         return None
     for run, one in zip((*runs, *runs), (*before, *after), strict=True):
-        odd = next((key for key, value in one.items() if not is_number(value)), None)
+        odd = next((key for key, unit in one.items() if not is_number(unit.value)), None)
         if odd is not None:
-            raise InputError(f"{name}: {odd} is {one[odd]!r}, no number", file=run)
-    table = np.array([[a[k] - b[k] for k in order] for b, a in zip(before, after, strict=True)])
+            raise InputError(f"{name}: {_called(odd)} is {one[odd].value!r}, no number", file=run)
+    clusters = [before[0][key].cluster for key in order]
+    parts = [before[0][key].part for key in order]
+
+    def of_parts(values: Sequence[float] | np.ndarray) -> Interval:
+        return stratified_interval(values, clusters, parts)
+
+    def levels(answers: list[Units]) -> list[float]:
+        return [of_parts([one[key].value for key in order]).mean for one in answers]
+
+    table = np.array(
+        [[a[k].value - b[k].value for k in order] for b, a in zip(before, after, strict=True)]
+    )
     return Change(
         name,
-        [float(np.mean(list(one.values()))) for one in before],
-        [float(np.mean(list(one.values()))) for one in after],
-        clustered_interval(table.mean(axis=0), [cluster(key) for key in order]),
-        mean_interval(table.mean(axis=1)),
+        before=levels(before),
+        after=levels(after),
+        over_prompts=of_parts(table.mean(axis=0)),
+        over_runs=mean_interval([of_parts(row).mean for row in table]),
     )
+
+
+def _called(key: Hashable) -> str:
+    """The name of a prompt, or `benchmark/video/expression`."""
+    return "/".join(map(str, key[:3])) if isinstance(key, tuple) else str(key)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -5,11 +5,13 @@ Each takes a document of the run as it was read, or None, and gives HTML that sa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rcot_rl.intervals import clustered_interval, paired_difference
+from rcot_rl.benchmark_means import SUBSET_MEANS, is_counted, rounded
+from rcot_rl.intervals import Interval, paired_difference, shown_change, stratified_interval
 from rcot_rl.monitoring.page import details, missing, section, table, text
 
 TRAINING = {"sft": "CoT-SFT", "grpo-aks": "GRPO-AKS", "grpo-ktg": "GRPO-KTG"}
@@ -71,11 +73,18 @@ def _reward_cell(result: Any, base: Any) -> str:
         change = paired_difference(base["per_prompt"], result["per_prompt"])
     except (KeyError, TypeError, ValueError):
         return f"{mean}<small>change not known</small>"
+    difference = _difference(base.get("mean"), result["mean"], change, 3)
     if change.low is None or change.high is None:
-        return f"{mean}<small>{change.mean:+.3f}, one prompt</small>"
+        return f"{mean}<small>{difference}, one prompt</small>"
     sure = "up" if change.low > 0 else "down" if change.high < 0 else ""
     interval = f"[{change.low:+.3f}, {change.high:+.3f}]"
-    return f'{mean}<small class="{sure}">{change.mean:+.3f} {interval}</small>'
+    return f'{mean}<small class="{sure}">{difference} {interval}</small>'
+
+
+def _difference(before: Any, after: Any, change: Interval, digits: int) -> str:
+    """The difference of the two levels as they are shown; without them, the interval's mean."""
+    known = is_number(before) and is_number(after)
+    return f"{shown_change(before, after, digits) if known else change.mean:+.{digits}f}"
 
 
 def scores_section(scores: Mapping[str, Any]) -> str:
@@ -104,16 +113,23 @@ def _benchmark(name: str, result: Any) -> str:
         "area ratio",
         "AKS rounds",
         "box IoU",
+        "expressions",
+        "defective truth",
         "missing",
         "faults",
+        "unexpected",
     ]
     keys = ("J&F", "J", "F", "N-Acc", "T-Acc")
     parts = [
-        [text(n, 60), *(number(at(s, k), 1) for k in keys), number(at(s, "n_expressions"), 0)]
+        [
+            text(n, 60),
+            *(number(at(s, k), 1) for k in keys),
+            *(number(at(s, k), 0) for k in ("n_expressions", "n_defective")),
+        ]
         for n, s in _mapping(result.get("per_subset")).items()
     ]
-    unscorable = at(result, "unscorable")
-    apart = f" and {_count(unscorable)} without usable ground truth" if unscorable else ""
+    defective = at(result, "n_defective")
+    apart = f", {number(defective, 0)} of them with defective ground truth" if defective else ""
     facts = (
         f"{number(at(result, 'n_expressions'), 0)} expressions{apart} · "
         f"masks by <b>{text(at(result, 'segmenter') or 'unknown', 100)}</b> · "
@@ -124,27 +140,53 @@ def _benchmark(name: str, result: Any) -> str:
         f"<p>{facts}</p>{table(head, rows)}"
         + details(
             "Subsets, after the last stage",
-            table(["subset", "J&amp;F", "J", "F", "N-Acc", "T-Acc", "expressions"], parts),
+            table(
+                ["subset", "J&amp;F", "J", "F", "N-Acc", "T-Acc", "expressions", "defective truth"],
+                parts,
+            ),
         )
+        + _listing("Defects of the ground truth", result.get("defects"), DEFECT_COLUMNS)
+        + _listing("Unexpected names and values", result.get("unexpected"), UNEXPECTED_COLUMNS)
         + '<p class="soft">All in percent. Area ratio: the target’s area in the keyframe over its '
         "largest in the video, first choice → after AKS. Box IoU: best predicted box of each "
-        "visible target. Change: paired difference of the expressions’ J&amp;F with its 95 % "
-        "interval; clips are the sample (ReVOS: without expressions that have no target). Missing "
-        "predictions count as 0.</p>"
+        "visible target. Change: paired difference of the J&amp;F shown, with its 95 % interval; "
+        "clips are the sample. ReVOS: J&amp;F and its change are the mean of the referring and the "
+        "reasoning expressions’ means. Missing predictions count as 0, and no expression is left "
+        "out for defective ground truth.</p>"
     )
 
 
+DEFECT_COLUMNS = ("file", "key", "reason", "effect")
+UNEXPECTED_COLUMNS = ("place", "reason", "cause")
+_LISTED = 100
+
+
+def _listing(title: str, entries: Any, columns: tuple[str, ...]) -> str:
+    """The first entries of a list as a table; nothing for none."""
+    if not isinstance(entries, list) or not entries:
+        return ""
+    rows = [[text(at(e, c) or DASH, 400) for c in columns] for e in entries[:_LISTED]]
+    more = "" if len(entries) <= _LISTED else f", the first {_LISTED}"
+    return details(f"{title} ({len(entries)}{more})", table(list(columns), rows, len(columns)))
+
+
 def _change(result: Any, base: Any) -> str:
-    """Paired change of J&F over the expressions that both results score."""
+    """Paired change of the J&F that is shown; both results must score the same expressions."""
     before, after = by_expression(base), by_expression(result)
-    shared = [key for key in before if key in after]
-    if result is base or not shared:
+    if result is base or not before or not after:
         return DASH
-    change = clustered_interval([after[k] - before[k] for k in shared], [v for v, _ in shared])
+    if before.keys() != after.keys():
+        return '<span class="soft">other expressions</span>'
+    change = stratified_interval(
+        [after[key].score - one.score for key, one in before.items()],
+        [key.video for key in before],
+        [one.part for one in before.values()],
+    )
+    difference = _difference(at(base, "J&F"), at(result, "J&F"), change, 1)
     if change.low is None or change.high is None:
-        return f"{change.mean:+.1f}"
+        return difference
     sure = "up" if change.low > 0 else "down" if change.high < 0 else "soft"
-    return f'<span class="{sure}">{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]</span>'
+    return f'<span class="{sure}">{difference} [{change.low:+.1f}, {change.high:+.1f}]</span>'
 
 
 def result_files(run: Path) -> list[Path]:
@@ -152,17 +194,42 @@ def result_files(run: Path) -> list[Path]:
     return sorted(p for p in (run / "eval").glob("*.json") if p.stem != "done")
 
 
-def by_expression(result: Any) -> dict[tuple[str, str], float]:
-    """(video, expression) -> J&F of the expressions that the benchmark's overall score counts."""
-    rows = at(result, "per_expression")
-    if not isinstance(rows, list):
-        return {}
-    apart = "no_target" if at(result, "benchmark") == "revos" else None
-    return {
-        (str(at(row, "video")), str(at(row, "expression_id"))): row["J&F"]
-        for row in rows
-        if is_number(at(row, "J&F")) and (apart is None or at(row, "subset") != apart)
-    }
+class Key(NamedTuple):
+    """One expression of a benchmark."""
+
+    video: str
+    expression_id: str
+    occurrence: int
+    """0, or 1, 2, … for further expressions of the video with the same id."""
+
+
+class Counted(NamedTuple):
+    """What an expression adds to a benchmark's J&F, which is the mean of its parts' means."""
+
+    score: float
+    part: str
+
+
+def by_expression(result: Any) -> dict[Key, Counted]:
+    """Return the expressions that the benchmark's J&F counts."""
+    rows, dataset = at(result, "per_expression"), at(result, "benchmark")
+    dataset = dataset if isinstance(dataset, str) else None
+    counted: dict[Key, Counted] = {}
+    occurrences: Counter[tuple[str, str]] = Counter()
+    for row in rows if isinstance(rows, list) else []:
+        name, subset = (str(at(row, "video")), str(at(row, "expression_id"))), at(row, "subset")
+        occurrence, occurrences[name] = occurrences[name], occurrences[name] + 1
+        if is_number(at(row, "J&F")) and is_counted(dataset, subset):
+            part = subset if dataset in SUBSET_MEANS else ""
+            counted[Key(*name, occurrence)] = Counted(_score(dataset, row), part)
+    return counted
+
+
+def _score(dataset: str | None, row: dict[str, Any]) -> float:
+    parts = [row.get("J"), row.get("F")]
+    if not all(map(is_number, parts)):
+        return float(row["J&F"])
+    return float(rounded(dataset, parts).mean())
 
 
 def _score_row(name: str, result: Any, first: Any, kind: str) -> list[str]:
@@ -180,7 +247,8 @@ def _score_row(name: str, result: Any, first: Any, kind: str) -> list[str]:
         " → ".join(ratios) if ratios != [DASH, DASH] else DASH,
         number(at(result, "aks_rounds"), 2),
         number(at(result, "box_iou"), 1),
-        *(_count(at(result, key)) for key in ("missing", "faults")),
+        *(number(at(result, key), 0) for key in ("n_expressions", "n_defective")),
+        *(_count(at(result, key)) for key in ("missing", "faults", "unexpected")),
     ]
 
 

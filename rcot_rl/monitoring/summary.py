@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rcot_rl.intervals import paired_difference
+from rcot_rl.intervals import paired_difference, shown_change
 from rcot_rl.monitoring.compare import STAGES as STAGES_OF
 from rcot_rl.monitoring.compare import read_object, score_changes
 from rcot_rl.monitoring.figures import result_files
@@ -50,7 +50,8 @@ def _reward_line(task: str, way: str, before: dict[str, Any], after: dict[str, A
     except ValueError:
         return f"{means}   change not known"
     reach = "" if change.low is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
-    return f"{means}   {change.mean:+.3f}{reach}   {change.n} prompts"
+    difference = shown_change(before["mean"], after["mean"], 3)
+    return f"{means}   {difference:+.3f}{reach}   {change.n} prompts"
 
 
 def _score_lines(root: Path) -> list[str]:
@@ -65,19 +66,21 @@ def _score_lines(root: Path) -> list[str]:
 
 
 def _change_lines(root: Path) -> list[str]:
-    """J&F of all expressions, after training and over the baselines, as changes of this one run."""
+    """J&F of the benchmarks, or of all their expressions, after training and over the baselines."""
     if not (root / "eval").is_dir():
         return []
     changes = score_changes([root])
     whole = [c for c in changes if c.name.startswith(_ALL)] or changes
     if not whole:
         return []
-    lines = ["J&F, change with its 95 % interval; clips are the sample"]
+    of_all = " of all expressions" if whole is not changes else ""
+    lines = [f"J&F{of_all}   before → after, change with its 95 % interval; clips are the sample"]
     for change in whole:
-        mean, low, high, clips = change.over_prompts
+        _, low, high, clips = change.over_prompts
         reach = "" if low is None else f" [{low:+.1f}, {high:+.1f}]"
         name = change.name.removeprefix(_ALL).removeprefix("J&F ")
-        lines.append(f"  {name:<26}{mean:+6.1f}{reach}   {clips} clips")
+        levels = f"{change.before[0]:5.1f} → {change.after[0]:.1f}"
+        lines.append(f"  {name:<26}{levels} {change.shown(1):+6.1f}{reach}   {clips} clips")
     return lines
 
 
@@ -85,10 +88,17 @@ _ALL = "J&F all expressions, "
 
 
 def score_text(result: dict[str, Any]) -> str:
-    """J&F of one evaluation, in percent; a benchmark may have nothing to score."""
+    """J&F of one evaluation, in percent, with what is wrong with some of its expressions."""
     if result["J&F"] is None:
         return "nothing to score"
-    return f"{result['J&F']:5.1f}   (J {result['J']:.1f}, F {result['F']:.1f})"
+    kinds = (
+        ("defective ground truth", result.get("n_defective")),
+        ("missing or unusable predictions", result.get("n_unusable")),
+        ("unexpected names or values", result.get("n_unexpected")),
+    )
+    parts = [f"{count} with {kind}" for kind, count in kinds if count]
+    of = f"   of {result.get('n_expressions')} expressions: {', '.join(parts)}" if parts else ""
+    return f"{result['J&F']:5.1f}   (J {result['J']:.1f}, F {result['F']:.1f}){of}"
 
 
 LISTED = 5
@@ -96,14 +106,20 @@ LISTED = 5
 
 
 def fault_lines(result: dict[str, Any]) -> list[str]:
-    """What an evaluation could not use: a line for each kind, with the first places and reasons."""
+    """What is wrong with an evaluation's input: a line for each kind, with the first places."""
     faults = [f"{f['place']} {f['reason']}" for f in result["faults"]]
-    unscorable = [f"{f['place']} {f['reason']}" for f in result["unscorable"]]
-    kinds = (
+    defects = [f"{d['file']}: {d['key']}: {d['reason']} ({d['effect']})" for d in result["defects"]]
+    kinds = [
         ("predictions are missing and count 0", result["missing"]),
         ("predictions or traces cannot be used, and such masks count 0", faults),
-        ("expressions have no usable ground truth and are left out", unscorable),
-    )
+        ("defects of the ground truth; no expression is left out", defects),
+    ]
+    causes: dict[str, list[str]] = {}
+    for entry in result["unexpected"]:
+        causes.setdefault(entry["cause"] or "cause unknown", []).append(
+            f"{entry['place']} ({entry['reason']})"
+        )
+    kinds += [(f"unexpected names or values: {cause}", places) for cause, places in causes.items()]
     lines = []
     for says, places in kinds:
         if places:

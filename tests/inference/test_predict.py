@@ -161,6 +161,34 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_files(tmp_path):
     assert tree(tmp_path / "cut") == before
 
 
+def test_a_prediction_that_lost_a_mask_is_made_again(tmp_path):
+    """As an interrupted copy leaves it: the evaluation would count the frame 0."""
+    go(tmp_path)
+    whole = tree(tmp_path)
+    (tmp_path / "UVO/one/1/00005.png").unlink()
+    summary = go(tmp_path)
+    assert (summary.predicted, summary.skipped) == (1, 3)
+    assert tree(tmp_path) == whole
+
+
+class Repeated(Clips):
+    """Two expressions with one id, and a video without frames."""
+
+    def _read_videos(self):
+        twice = (Expression("0", "nothing", ()), Expression("0", "thing", ()))
+        return [Video("one", ("a", "b"), twice), Video("none", (), twice)]
+
+
+def test_of_expressions_with_one_id_the_last_is_predicted_also_after_a_kill(tmp_path):
+    summary = go(tmp_path / "whole", corpus=Repeated())
+    assert (summary.predicted, summary.skipped) == (1, 0)
+    assert json.loads((tmp_path / "whole/one/0/trace.json").read_text())["query"] == "thing"
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", corpus=Repeated(), masker=BoxMasks(die_after=0))
+    go(tmp_path / "cut", corpus=Repeated())
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
 def test_limit_is_the_first_expressions_and_can_be_raised(tmp_path):
     assert go(tmp_path, limit=2).predicted == 2
     assert not (tmp_path / "UVO/one/2").exists()

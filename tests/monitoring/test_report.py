@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -82,13 +83,8 @@ def test_a_whole_run(make_run) -> None:
     assert change.low > 0
     interval = f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
     assert f'<small class="up">{interval}</small>' in page
-    gains = [
-        after["J&F"] - before["J&F"]
-        for before, after in zip(
-            result["checkpoints"]["sft"]["per_expression"], result["per_expression"], strict=True
-        )
-    ]
-    assert f"{sum(gains) / len(gains):+.1f} [" in said
+    levels = [f"{row['J&F']:.1f}" for row in (result["checkpoints"]["sft"], result)]
+    assert f"{float(levels[1]) - float(levels[0]):+.1f} [" in said
     assert "Groups whose responses all earned the same give no gradient" in said
     assert found.tags.count("image") == 5
     assert len(re.findall('class="chart"', page)) == 1 + 2 * 6
@@ -97,19 +93,25 @@ def test_a_whole_run(make_run) -> None:
 
 def test_revos_change_leaves_out_what_its_score_leaves_out() -> None:
     def result(gains: list[float]) -> dict:
-        subsets = ("referring", "reasoning", "no_target")
+        subsets = ("referring", "referring", "reasoning", "reasoning", "no_target", "no_target")
         rows = [
             {"video": f"v{k}", "expression_id": str(k), "J&F": g, "subset": s}
             for k, (g, s) in enumerate(zip(gains, subsets, strict=True))
         ]
         return {"benchmark": "revos", "per_expression": rows}
 
-    before, after = result([10.0, 10.0, 0.0]), result([20.0, 40.0, 100.0])
+    before, after = result([10.0] * 4 + [0.0] * 2), result([20.0, 40.0, 0.0, 40.0] + [100.0] * 2)
     checkpoints = {"sft": before, "grpo-ktg": after}
     page = scores_section({"revos": after | {"checkpoints": checkpoints}})
-    change = paired_difference([10.0, 10.0], [20.0, 40.0])
-    assert change.mean == 20
-    assert f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" in page
+    # Changes of 10, 30 and of -10, 30: the mean of 20 and 10. A quarter of each deviation from
+    # its subset's mean (-10, 10, -20, 20), two clips a subset, and t(0.975, 1) = 12.706.
+    reach = 12.7062047 * math.sqrt(2 * (10**2 + 10**2 + 20**2 + 20**2) / 4**2)
+    assert f"+15.0 [{15 - reach:+.1f}, {15 + reach:+.1f}]" in page
+    one = {"sft": result([10.0] * 6), "grpo-ktg": result([20.0] * 6)}
+    for row in (*one["sft"]["per_expression"], *one["grpo-ktg"]["per_expression"]):
+        row["subset"] = "reasoning" if row["expression_id"] == "1" else "referring"
+    page = scores_section({"revos": one["grpo-ktg"] | {"checkpoints": one}})
+    assert '<td class="n">+10.0</td>' in page, "a subset of one clip has no interval"
 
 
 def test_nothing_foreign_runs_or_is_fetched(make_run) -> None:

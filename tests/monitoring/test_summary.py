@@ -8,24 +8,42 @@ from pathlib import Path
 import pytest
 
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.summary import LISTED, fault_lines, summary_table
+from rcot_rl.monitoring.summary import LISTED, fault_lines, score_text, summary_table
 
 
 def test_faults_are_counted_and_the_first_are_named() -> None:
     result = {
         "missing": [f"clip/{n}" for n in range(LISTED + 3)],
         "faults": [{"place": "clip/0/00000.png", "reason": "is 12 x 10, not 144 x 192"}],
-        "unscorable": [{"place": "clip/9", "reason": "no_annotation"}],
+        "defects": [
+            {"file": "mask_dict.json", "key": "7", "reason": "mask_count", "effect": "counts 0"}
+        ],
+        "unexpected": [
+            {"place": f"clip/{n}", "reason": "00005.png", "cause": "names are shifted by one"}
+            for n in range(2)
+        ]
+        + [{"place": "clip/3", "reason": "1 folder", "cause": ""}],
     }
-    missing, faults, unscorable = fault_lines(result)
+    missing, faults, defects, shifted, other = fault_lines(result)
     assert missing.startswith(f"{LISTED + 3} predictions are missing and count 0: clip/0; clip/1")
     assert missing.endswith(f"clip/{LISTED - 1}; …")
     assert faults.startswith("1 ") and "clip/0/00000.png is 12 x 10, not 144 x 192" in faults
-    assert unscorable.startswith("1 ") and unscorable.endswith("clip/9 no_annotation")
+    assert defects.startswith("1 ") and "mask_dict.json: 7: mask_count (counts 0)" in defects
+    assert shifted.startswith("2 unexpected names or values: names are shifted by one: clip/0 (0")
+    assert "cause unknown" in other
+
+
+def test_counts_stand_beside_the_figure() -> None:
+    result = {"J": 1.0, "F": 2.0, "J&F": 1.5, "n_expressions": 120}
+    assert score_text(result).split() == ["1.5", "(J", "1.0,", "F", "2.0)"]
+    text = score_text(result | {"n_defective": 2, "n_unusable": 0, "n_unexpected": 7})
+    assert text.endswith(
+        "of 120 expressions: 2 with defective ground truth, 7 with unexpected names or values"
+    )
 
 
 def test_nothing_is_said_of_whole_predictions() -> None:
-    assert fault_lines({"missing": [], "faults": [], "unscorable": []}) == []
+    assert fault_lines({"missing": [], "faults": [], "defects": [], "unexpected": []}) == []
 
 
 def test_the_table_says_how_sure_a_change_of_jf_is(tmp_path: Path) -> None:
@@ -45,7 +63,8 @@ def test_the_table_says_how_sure_a_change_of_jf_is(tmp_path: Path) -> None:
         row for row in summary_table(tmp_path).splitlines() if "clips" in row and "[" in row
     )
     # +10 and -2 a clip: mean 4, and t(0.975, 1) = 12.706 times 6
-    assert line.split() == ["mevis,", "grpo-ktg", "+4.0", "[-72.2,", "+80.2]", "2", "clips"]
+    shown = "mevis, grpo-ktg 51.0 → 55.0 +4.0 [-72.2, +80.2] 2 clips"
+    assert line.split() == shown.split()
 
 
 def rewards_of(root: Path, **values: list[float]) -> None:
