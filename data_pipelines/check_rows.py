@@ -14,7 +14,9 @@ from PIL import Image
 
 from data_pipelines.rows import DATA_SOURCES
 from data_pipelines.tokens import PixelLimits
+from rcot_rl.protocol.control_tokens import control_tokens, neutralize
 from rcot_rl.protocol.parser import parse_response
+from rcot_rl.protocol.prompts import user_turn
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 """What damaged parquet files end in; the last, where a column of text is damaged."""
@@ -47,11 +49,16 @@ def summary(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def check_row(
-    row: Mapping[str, Any], folder: Path, split: str, manifest: Mapping[str, Any]
+    row: Mapping[str, Any],
+    folder: Path,
+    split: str,
+    manifest: Mapping[str, Any],
+    own: tuple[str, ...] = (),
 ) -> Iterator[_Found]:
     """(key, message) of every fault of a row of the right schema.
 
-    folder: the set's; split: the one its file is named for; manifest: the set's.
+    folder: the set's; split: the one its file is named for; manifest: the set's; own: further
+    control tokens of the policy's tokenizer.
     """
     info = row["extra_info"]
     counted = manifest.get("tokens") is not None
@@ -62,8 +69,14 @@ def check_row(
     if missing:
         yield (f"extra_info.{missing[0]}", "missing")
         return
+    shapeless = [k for k in ("canvas", "source_size") if not _integers(info[k], 2)]
+    if shapeless:
+        yield (f"extra_info.{shapeless[0]}", f"{info[shapeless[0]]} is not [H, W]")
+        return
     yield from _check_details(row, info, split, manifest)
     yield from _check_prompt(row["prompt"], row["images"], "prompt")
+    for name in ("prompt", "messages"):
+        yield from _check_control(row.get(name), info, name, own)
     yield from _check_image(row["images"], info, folder, manifest)
     truth = _json((row["reward_model"] or {}).get("ground_truth"))
     yield from check_truth(truth, info)
@@ -95,7 +108,7 @@ def _check_details(
     side = manifest["recipe"].get("canvas")
     if info["canvas"] != [side, side]:
         yield ("extra_info.canvas", f"{info['canvas']}, the manifest's is {side}")
-    if len(info["source_size"]) != 2 or min(info["source_size"]) < 1:
+    if min(info["source_size"]) < 1:
         yield ("extra_info.source_size", f"{info['source_size']} is not [H, W]")
     if (row["reward_model"] or {}).get("style") != "rule":
         yield ("reward_model.style", "must be 'rule'")
@@ -111,6 +124,25 @@ def _check_prompt(turns: Any, images: Any, key: str) -> Iterator[_Found]:
         found = sum(t["content"].count(f"<{name}>") for t in turns)
         if found != expected:
             yield (key, f"{found} <{name}> for {expected}")
+
+
+def _check_control(
+    turns: Any, info: Mapping[str, Any], key: str, own: tuple[str, ...]
+) -> Iterator[_Found]:
+    """Control tokens of the model, media placeholders of verl, and tags that a text brought in."""
+    for number, turn in enumerate(turns or []):
+        content = (turn or {}).get("content") or ""
+        said = content.removeprefix(user_turn("", "image")) if number == 0 else content
+        tokens = control_tokens(said, own, keep_tags=True)
+        if number == 0:
+            # tags belong to a prompt's template, but not to an expression that is quoted in it
+            for text in (info[name].strip() for name in ("expression", "description")):
+                if text in said and neutralize(text, own) not in said:
+                    tokens += control_tokens(text, own)
+        if tokens:
+            named = ", ".join(dict.fromkeys(tokens))
+            message = f"holds control tokens: {named}; rebuild the set with `rcot data build`"
+            yield (f"{key}[{number}].content", message)
 
 
 def _check_image(
@@ -208,7 +240,7 @@ def _integers(value: Any, n: int) -> bool:
 def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[_Found]:
     turns = row["messages"]
     yield from _check_prompt(turns, row["images"], "messages")
-    if not turns or [t["role"] for t in turns if t] != ["user", "assistant"]:
+    if not turns or [t["role"] if t else None for t in turns] != ["user", "assistant"]:
         yield ("messages", "must be a user's and an assistant's turn")
         return
     if turns[:1] != row["prompt"]:
