@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipelines.check_rows import UNREADABLE, RowKey, check_row, row_key, summary
+from data_pipelines.check_rows import UNREADABLE, RowKey, check_row, is_file, row_key, summary
 from data_pipelines.drawing import divide
 from data_pipelines.manifest import (
     MANIFEST,
@@ -207,14 +207,21 @@ class _SetCheck:
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts:
                 self._fault(MANIFEST, "a name that leads out of the set", key=f"files.{name}")
-            elif not (self.folder / name).is_file():
+            elif not is_file(self.folder / name):
                 self._fault(name, "missing")
-            elif sha256_of(self.folder / name) != digest:
-                self._fault(name, "checksum differs from the manifest's")
+            else:
+                self._checksum(name, digest)
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name != MANIFEST and name not in files:
                 self._fault(name, "not in the manifest")
+
+    def _checksum(self, name: str, digest: str) -> None:
+        try:
+            if sha256_of(self.folder / name) != digest:
+                self._fault(name, "checksum differs from the manifest's")
+        except OSError as error:
+            self._fault(name, f"cannot be read: {error.strerror}")
 
     def _parquet_names(self) -> list[tuple[str, str]]:
         return [(p.name, s) for s in _SPLITS for p in sorted(self.folder.glob(f"{s}-*.parquet"))]

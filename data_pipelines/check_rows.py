@@ -25,6 +25,14 @@ _Found = tuple[str, str]
 """(key, message)."""
 
 
+def is_file(path: Path) -> bool:
+    """Return True for a file; a path that the system refuses (too long, null byte) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def row_key(info: Mapping[str, Any]) -> RowKey:
     """The instance: (dataset, video, expression, frame)."""
     return (
@@ -152,7 +160,7 @@ def _check_image(
         yield ("images", "must be one image")
         return
     media = info["media"]
-    if media.startswith("/") or ".." in PurePosixPath(media).parts:
+    if media.startswith("/") or ".." in PurePosixPath(media).parts or "\0" in media:
         yield ("extra_info.media", "leads out of the set")
         return
     if media not in manifest["files"]:
@@ -164,7 +172,7 @@ def _check_image(
         yield from _check_picture(data, info)
         return
     path = Path(images[0]["image"] or "")
-    if not path.is_file():
+    if not is_file(path):
         yield ("images[0].image", f"no such file: {path}")
     elif path.resolve() != (folder / media).resolve():
         yield ("images[0].image", f"is not {media} of this set")
