@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 IMAGE = "<image>"
 _PAD = "<|image_pad|>"
+_LETTER = {"type": "text", "text": "x"}
 
 
 class Lengths(NamedTuple):
@@ -120,12 +121,17 @@ class TokenCounter:
         return len(ids) + text.count(_PAD) * (vision - 1)
 
     def _without_text(self, turns: list[dict[str, Any]], generate: bool) -> list[int]:
-        """Token ids of the same turns with their media and no text."""
+        """Token ids of the same turns with their media, and a letter for each text."""
         n_images = sum(part["type"] == "image" for turn in turns for part in turn["content"])
         key = (generate, len(turns), n_images)
         if key not in self._template_ids:
-            media = [[p for p in t["content"] if p["type"] == "image"] for t in turns]
-            bare = [{**t, "content": parts} for t, parts in zip(turns, media, strict=True)]
+            bare = [
+                {
+                    **turn,
+                    "content": [p if p["type"] == "image" else _LETTER for p in turn["content"]],
+                }
+                for turn in turns
+            ]
             text = self._template.render(messages=bare, add_generation_prompt=generate)
             self._template_ids[key] = self._tokenizer.encode(text).ids
         return self._template_ids[key]

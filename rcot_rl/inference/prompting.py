@@ -84,7 +84,7 @@ class Prompter:
 
     def _check_control(self, ids: list[int], media: Media) -> None:
         if media not in self._template_ids:
-            template = self.processor.tokenizer(self._rendered("", media))["input_ids"]
+            template = self.processor.tokenizer(self._rendered("x", media))["input_ids"]
             self._template_ids[media] = template
         surplus = surplus_tokens(ids, self._template_ids[media], self._control)
         if surplus:

@@ -151,7 +151,7 @@ def _check(templates: object, path: Path, own: tuple[str, ...]) -> None:
         tokens = control_tokens(text, own, keep_tags=True)
         if tokens:
             raise InputError(
-                f"holds {', '.join(tokens)}, which the chat template or verl adds; remove it",
+                f"holds {', '.join(tokens)}, which only the chat template and verl may add; remove it",
                 file=path,
                 key=key,
             )
