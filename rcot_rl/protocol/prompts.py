@@ -150,8 +150,9 @@ def _check(templates: object, path: Path, own: tuple[str, ...]) -> None:
             )
         tokens = control_tokens(text, own, keep_tags=True)
         if tokens:
+            named = ", ".join(tokens)
             raise InputError(
-                f"holds {', '.join(tokens)}, which only the chat template and verl may add; remove it",
+                f"holds {named}, which only the chat template and verl may add; remove it",
                 file=path,
                 key=key,
             )
