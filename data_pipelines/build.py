@@ -25,6 +25,8 @@ from data_pipelines.texts import FileTraces, open_descriptions, open_traces
 from data_pipelines.tokens import TokenCounter
 from rcot_rl.errors import InputError
 from rcot_rl.files import writing
+from rcot_rl.protocol.control_tokens import neutralize
+from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.data import DataSection, has_traces
 
@@ -57,8 +59,8 @@ def build(
     progress = progress or (lambda what, done, total: None)
     seed = seed if data.seed is None else data.seed
     canvas = canvas if data.canvas is None else data.canvas
-    prompts = load_prompts(prompts_name)
     counter = None if policy is None else TokenCounter(policy)
+    prompts = load_prompts(prompts_name, () if counter is None else counter.own)
     if counter is not None:
         counter.vision_tokens(canvas)  # the pixel contract, before hours of reading
     out = Path(out).resolve()
@@ -171,7 +173,7 @@ class _Texts:
                 "defects": defects,
             },
             plan=[asdict(p) for p in plan.lines if p.set_name == name],
-            texts_digest="".join(self._digests()),
+            texts_digest="".join([*self._digests(), *self._neutralized(name, plan)]),
             corpora_digest=hashlib.sha256("".join(f.digest for f in facts).encode()).hexdigest(),
             rows_per_shard=data.rows_per_shard,
             limits=self.limits.get(name, {}),
@@ -188,6 +190,23 @@ class _Texts:
         if self.maker.counter is not None:
             texts.append(self.maker.counter.digest)
         return texts
+
+    def _neutralized(self, name: str, plan: Plan) -> list[str]:
+        """Texts of the set that hold control tokens, as rows have them; none of a clean corpus.
+
+        A finished set of an earlier version, whose rows hold them unchanged, is built again.
+        """
+        own, maker = self.maker.prompts.own, self.maker
+        texts: set[str] = set()
+        for row in (r for split in SPLITS for r in plan.rows.get((name, split), ())):
+            corpus = maker.corpora[row.corpus]
+            video = corpus.video(row.video)
+            texts.add(corpus.expression(video, row.expression_id).text)
+            texts.add(maker.describer.description(row.corpus, row.dataset, row.video))
+            if isinstance(maker.traces, FileTraces) and has_traces(name):
+                response = maker.traces.response_for(row, video.frames[row.frame_index])
+                texts.add(parse_response(response).thought or "")
+        return sorted(plain for t in texts if (plain := neutralize(t, own)) != t)
 
 
 def defects_text(facts: Sequence[VideoFacts]) -> str:

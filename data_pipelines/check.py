@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipelines.check_rows import UNREADABLE, RowKey, check_row, row_key, summary
+from data_pipelines.check_rows import UNREADABLE, RowKey, check_row, is_file, row_key, summary
 from data_pipelines.drawing import divide
 from data_pipelines.manifest import (
     MANIFEST,
@@ -84,8 +84,9 @@ class _Contents:
 def check(folder: Path | str, model: Path | None = None) -> Report:
     """Checks one shard set, or every set in a folder of sets.
 
-    model: a policy's folder, whose own processor then takes rows of every kind (`processor.py`).
-    A single set is also compared with the sets beside it. Raises InputError when there is no set.
+    model: a policy's folder: its own processor takes rows of every kind (`processor.py`), and rows
+    must not hold control tokens of its tokenizer. A single set is also compared with the sets
+    beside it. Raises InputError when there is no set, and for a model without processor.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
@@ -101,17 +102,21 @@ def check(folder: Path | str, model: Path | None = None) -> Report:
             Fault(str(p / MANIFEST), None, "", "missing: the shards beside it cannot be checked")
             for p in _without_manifest(folder)
         ]
-    contents = [_SetCheck(path, report).run() for path in chosen]
+    processor = None
+    if model is not None:
+        from data_pipelines.processor import PolicyProcessor
+
+        processor = PolicyProcessor(model)
+    own = () if processor is None else processor.own
+    contents = [_SetCheck(path, report, own).run() for path in chosen]
     if single:
         silent = Report()
         contents += [_SetCheck(p, silent).read_keys() for p in beside if p != folder]
     _compare(contents, report)
-    if model is not None:
-        from data_pipelines.processor import processor_faults
-
+    if processor is not None:
         for path in chosen:
             for shard in sorted(path.glob("*.parquet")):
-                for row, key, message in processor_faults(shard, model):
+                for row, key, message in processor.faults(shard):
                     report.faults.append(Fault(str(shard), row, key, message))
     return report
 
@@ -150,8 +155,8 @@ def _compare(contents: list[_Contents], report: Report) -> None:
 
 
 class _SetCheck:
-    def __init__(self, folder: Path, report: Report) -> None:
-        self.folder, self.report = folder, report
+    def __init__(self, folder: Path, report: Report, own: tuple[str, ...] = ()) -> None:
+        self.folder, self.report, self.own = folder, report, own
         self.contents = _Contents(folder)
         self.kinds: dict[str, list[tuple[str, str, str, str]]] = {s: [] for s in _SPLITS}
         self.named_media: set[str] = set()
@@ -202,14 +207,21 @@ class _SetCheck:
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts:
                 self._fault(MANIFEST, "a name that leads out of the set", key=f"files.{name}")
-            elif not (self.folder / name).is_file():
+            elif not is_file(self.folder / name):
                 self._fault(name, "missing")
-            elif sha256_of(self.folder / name) != digest:
-                self._fault(name, "checksum differs from the manifest's")
+            else:
+                self._checksum(name, digest)
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name != MANIFEST and name not in files:
                 self._fault(name, "not in the manifest")
+
+    def _checksum(self, name: str, digest: str) -> None:
+        try:
+            if sha256_of(self.folder / name) != digest:
+                self._fault(name, "checksum differs from the manifest's")
+        except OSError as error:
+            self._fault(name, f"cannot be read: {error.strerror}")
 
     def _parquet_names(self) -> list[tuple[str, str]]:
         return [(p.name, s) for s in _SPLITS for p in sorted(self.folder.glob(f"{s}-*.parquet"))]
@@ -226,7 +238,7 @@ class _SetCheck:
                 self._fault(name, "columns differ from a row's", key="schema")
                 return
             for number, row in _rows(path):
-                for key, message in check_row(row, self.folder, split, manifest):
+                for key, message in check_row(row, self.folder, split, manifest, self.own):
                     self._fault(name, message, number, key)
                 self._remember(row, name, number, split)
         except UNREADABLE as error:

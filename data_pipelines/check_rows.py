@@ -14,13 +14,23 @@ from PIL import Image
 
 from data_pipelines.rows import DATA_SOURCES
 from data_pipelines.tokens import PixelLimits
+from rcot_rl.protocol.control_tokens import control_tokens, neutralize
 from rcot_rl.protocol.parser import parse_response
+from rcot_rl.protocol.prompts import user_turn
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 """What damaged parquet files end in; the last, where a column of text is damaged."""
 RowKey = tuple[str, str, str, int]
 _Found = tuple[str, str]
 """(key, message)."""
+
+
+def is_file(path: Path) -> bool:
+    """Return True for a file; a path that the system refuses (too long, null byte) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def row_key(info: Mapping[str, Any]) -> RowKey:
@@ -47,11 +57,16 @@ def summary(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def check_row(
-    row: Mapping[str, Any], folder: Path, split: str, manifest: Mapping[str, Any]
+    row: Mapping[str, Any],
+    folder: Path,
+    split: str,
+    manifest: Mapping[str, Any],
+    own: tuple[str, ...] = (),
 ) -> Iterator[_Found]:
     """(key, message) of every fault of a row of the right schema.
 
-    folder: the set's; split: the one its file is named for; manifest: the set's.
+    folder: the set's; split: the one its file is named for; manifest: the set's; own: further
+    control tokens of the policy's tokenizer.
     """
     info = row["extra_info"]
     counted = manifest.get("tokens") is not None
@@ -62,8 +77,14 @@ def check_row(
     if missing:
         yield (f"extra_info.{missing[0]}", "missing")
         return
+    shapeless = [k for k in ("canvas", "source_size") if not _integers(info[k], 2)]
+    if shapeless:
+        yield (f"extra_info.{shapeless[0]}", f"{info[shapeless[0]]} is not [H, W]")
+        return
     yield from _check_details(row, info, split, manifest)
     yield from _check_prompt(row["prompt"], row["images"], "prompt")
+    for name in ("prompt", "messages"):
+        yield from _check_control(row.get(name), info, name, own)
     yield from _check_image(row["images"], info, folder, manifest)
     truth = _json((row["reward_model"] or {}).get("ground_truth"))
     yield from check_truth(truth, info)
@@ -95,7 +116,7 @@ def _check_details(
     side = manifest["recipe"].get("canvas")
     if info["canvas"] != [side, side]:
         yield ("extra_info.canvas", f"{info['canvas']}, the manifest's is {side}")
-    if len(info["source_size"]) != 2 or min(info["source_size"]) < 1:
+    if min(info["source_size"]) < 1:
         yield ("extra_info.source_size", f"{info['source_size']} is not [H, W]")
     if (row["reward_model"] or {}).get("style") != "rule":
         yield ("reward_model.style", "must be 'rule'")
@@ -113,6 +134,25 @@ def _check_prompt(turns: Any, images: Any, key: str) -> Iterator[_Found]:
             yield (key, f"{found} <{name}> for {expected}")
 
 
+def _check_control(
+    turns: Any, info: Mapping[str, Any], key: str, own: tuple[str, ...]
+) -> Iterator[_Found]:
+    """Control tokens of the model, media placeholders of verl, and tags that a text brought in."""
+    for number, turn in enumerate(turns or []):
+        content = (turn or {}).get("content") or ""
+        said = content.removeprefix(user_turn("", "image")) if number == 0 else content
+        tokens = control_tokens(said, own, keep_tags=True)
+        if number == 0:
+            # tags belong to a prompt's template, but not to an expression that is quoted in it
+            for text in (info[name].strip() for name in ("expression", "description")):
+                if text in said and neutralize(text, own) not in said:
+                    tokens += control_tokens(text, own)
+        if tokens:
+            named = ", ".join(dict.fromkeys(tokens))
+            message = f"holds control tokens: {named}; rebuild the set with `rcot data build`"
+            yield (f"{key}[{number}].content", message)
+
+
 def _check_image(
     images: Any, info: Mapping[str, Any], folder: Path, manifest: Mapping[str, Any]
 ) -> Iterator[_Found]:
@@ -120,7 +160,7 @@ def _check_image(
         yield ("images", "must be one image")
         return
     media = info["media"]
-    if media.startswith("/") or ".." in PurePosixPath(media).parts:
+    if media.startswith("/") or ".." in PurePosixPath(media).parts or "\0" in media:
         yield ("extra_info.media", "leads out of the set")
         return
     if media not in manifest["files"]:
@@ -132,7 +172,7 @@ def _check_image(
         yield from _check_picture(data, info)
         return
     path = Path(images[0]["image"] or "")
-    if not path.is_file():
+    if not is_file(path):
         yield ("images[0].image", f"no such file: {path}")
     elif path.resolve() != (folder / media).resolve():
         yield ("images[0].image", f"is not {media} of this set")
@@ -208,7 +248,7 @@ def _integers(value: Any, n: int) -> bool:
 def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[_Found]:
     turns = row["messages"]
     yield from _check_prompt(turns, row["images"], "messages")
-    if not turns or [t["role"] for t in turns if t] != ["user", "assistant"]:
+    if not turns or [t["role"] if t else None for t in turns] != ["user", "assistant"]:
         yield ("messages", "must be a user's and an assistant's turn")
         return
     if turns[:1] != row["prompt"]:

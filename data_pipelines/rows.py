@@ -27,7 +27,7 @@ from data_pipelines.tokens import Lengths, TokenCounter
 from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.parser import parse_response
-from rcot_rl.protocol.prompts import Prompts, harmless, user_turn
+from rcot_rl.protocol.prompts import Prompts, user_turn
 from rcot_rl.recipe.data import has_traces
 from reward_fns.components.mask_iou import clip_text
 
@@ -129,8 +129,7 @@ class RowMaker:
             columns["extra_info"]["clip"] = clip
         if has_traces(instance.set_name):
             said = self._response(instance, corpus, video, expression, truth)
-            # verl splits every message on media placeholders, the answer's too.
-            columns["messages"] = [turn, {"role": "assistant", "content": harmless(said)}]
+            columns["messages"] = [turn, {"role": "assistant", "content": said}]
         lengths = self._count(columns)
         return Row(columns, media, hashlib.sha256(encoded).hexdigest(), lengths)
 
@@ -208,14 +207,15 @@ class RowMaker:
                     f"not fit to learn from: {wrong}", file=self.traces.path, key=where
                 )
             # the answer was right within the matcher's bounds; what is learned is exact
-            return response(thought, truth if isinstance(truth, str) else json.dumps(truth))
+            answer = truth if isinstance(truth, str) else json.dumps(truth)
+            return response(thought, answer, self.prompts.own)
         sidecar = self.traces[instance.corpus]
         if instance.task == "aks":
             visible = instance.option == "A"
             think = sidecar.think_aks(corpus, video, expression, frame, self.canvas, visible)
-            return response(think, instance.option)
+            return response(think, instance.option, self.prompts.own)
         think = sidecar.think_ktg(corpus, video, expression, frame, self.canvas)
-        return response(think, json.dumps(truth))
+        return response(think, json.dumps(truth), self.prompts.own)
 
 
 def _spread(indices: Sequence[int], most: int) -> set[int]:

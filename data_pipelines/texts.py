@@ -20,6 +20,7 @@ from data_pipelines.corpora.metadata import HALF_A_CHARACTER, is_text
 from data_pipelines.drawing import Instance
 from data_pipelines.traces import Sidecar
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.control_tokens import neutralize
 
 TraceKey = tuple[str, str, str, str, str]
 _NO_TRACE = (
@@ -28,9 +29,12 @@ _NO_TRACE = (
 )
 
 
-def response(think: str, answer: str) -> str:
-    """A well-formed response."""
-    return f"<think>{think}</think>\n<answer>{answer}</answer>"
+def response(think: str, answer: str, own: tuple[str, ...] = ()) -> str:
+    """Return a well-formed response, control tokens and tags in its reasoning neutralized.
+
+    own: further control tokens of the policy's tokenizer.
+    """
+    return f"<think>{neutralize(think, own)}</think>\n<answer>{answer}</answer>"
 
 
 class Describer(Protocol):

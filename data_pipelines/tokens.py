@@ -6,6 +6,8 @@ without importing it: a build needs no torch. What transformers would say is hel
 Pixel contract: an image of the canvas passes the model's processor unchanged. Otherwise boxes, in
 pixels of the canvas, would be learned on an image of another size (840 becomes 756 under the widely
 copied limit of 602,112 pixels).
+
+Control tokens: a row's conversation has those of the chat template and no other.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.control_tokens import control_ids, own_tokens, surplus_tokens
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 IMAGE = "<image>"
 _PAD = "<|image_pad|>"
+_LETTER = {"type": "text", "text": "x"}
 
 
 class Lengths(NamedTuple):
@@ -70,6 +74,11 @@ class TokenCounter:
         self.limits = pixel_limits(model)
         self._tokenizer, tokenizer_sha = read_tokenizer(model)
         self._template, template_text = read_template(model)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.own = own_tokens(added.values())
+        """Control tokens of this tokenizer that the static pattern does not know."""
+        self._control = control_ids(added)
+        self._template_ids: dict[tuple[bool, int, int], list[int]] = {}
         text = json.dumps([tokenizer_sha, template_text, vars(self.limits)])
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         """Changes when any count may change."""
@@ -80,7 +89,8 @@ class TokenCounter:
         """Of a row with one image of `canvas` x `canvas` pixels.
 
         prompt: the row's turns, `<image>` where the image goes; response: the assistant's turn of
-        an SFT row. Raises InputError when the processor would resize the image.
+        an SFT row. Raises InputError when the processor would resize the image, and when a text
+        holds a control token.
         """
         vision = self.vision_tokens(canvas)
         turns = [{"role": t["role"], "content": _parts(t["content"])} for t in prompt]
@@ -100,8 +110,31 @@ class TokenCounter:
 
     def _count(self, turns: list[dict[str, Any]], generate: bool, vision: int) -> int:
         text = self._template.render(messages=turns, add_generation_prompt=generate)
-        n_images = text.count(_PAD)
-        return len(self._tokenizer.encode(text).ids) + n_images * (vision - 1)
+        ids = self._tokenizer.encode(text).ids
+        surplus = surplus_tokens(ids, self._without_text(turns, generate), self._control)
+        if surplus:
+            raise InputError(
+                f"a row's text holds the control token {', '.join(map(repr, surplus))} of this "
+                "tokenizer; remove it from the expression, description or trace",
+                file=self.model / "tokenizer.json",
+            )
+        return len(ids) + text.count(_PAD) * (vision - 1)
+
+    def _without_text(self, turns: list[dict[str, Any]], generate: bool) -> list[int]:
+        """Token ids of the same turns with their media, and a letter for each text."""
+        n_images = sum(part["type"] == "image" for turn in turns for part in turn["content"])
+        key = (generate, len(turns), n_images)
+        if key not in self._template_ids:
+            bare = [
+                {
+                    **turn,
+                    "content": [p if p["type"] == "image" else _LETTER for p in turn["content"]],
+                }
+                for turn in turns
+            ]
+            text = self._template.render(messages=bare, add_generation_prompt=generate)
+            self._template_ids[key] = self._tokenizer.encode(text).ids
+        return self._template_ids[key]
 
 
 def tokens_of(

@@ -1,7 +1,8 @@
 """`rcot data describe`: the description of every video of the corpora (VDG; eq. 1, A.1).
 
     OUT/descriptions.ledger.jsonl   every response, as it came
-    OUT/descriptions.jsonl          {"dataset", "video", "description", …}, in the corpora's order
+    OUT/descriptions.jsonl          {"dataset", "video", "description", …}, in the corpora's order,
+                                    control tokens neutralized
 
 The prompt, the frames and their canvas are those of inference: the policy reads at training what it
 will have written itself.
@@ -20,6 +21,7 @@ from data_pipelines.survey import open_corpora
 from rcot_rl.asking.session import Session, key_of, ray_session, say
 from rcot_rl.inference.batch import Ask
 from rcot_rl.inference.video import sample_uniform
+from rcot_rl.protocol.control_tokens import neutralize
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.schema import Recipe
@@ -79,6 +81,6 @@ def _lines(
             continue
         record = session.ledger.records[ask.key]
         said = record["response"]
-        text = (parse_response(said).answer or said).strip()
+        text = neutralize((parse_response(said).answer or said).strip())
         fault = record.get("fault") or ("" if text else "empty")
         yield {**line, "description": text, **({"fault": fault} if fault else {})}

@@ -1,8 +1,8 @@
 """`rcot data trace`: reasoning for every SFT row of the plan, kept when its answer is right (3.4).
 
     OUT/traces.ledger.jsonl   every response, as it came
-    OUT/traces.jsonl          every response with its verdict, in the plan's order: what
-                              `data.trace` of a recipe names
+    OUT/traces.jsonl          every response with its verdict, in the plan's order, control
+                              tokens neutralized: what `data.trace` of a recipe names
 
 The plan is made first; each of its SFT instances is asked with the annotation at hand, again with
 another seed when the answer is refused, and given up after so many tries. The plan is then made
@@ -40,6 +40,7 @@ from rcot_rl.asking.session import Session, key_of, prompts_digest, ray_session,
 from rcot_rl.errors import InputError
 from rcot_rl.inference.batch import UNREADABLE, Ask
 from rcot_rl.inference.segmenter import label_judge
+from rcot_rl.protocol.control_tokens import neutralize
 from rcot_rl.protocol.prompts import TRACES, Prompts, load_prompts
 from rcot_rl.recipe.data import has_traces
 from rcot_rl.recipe.schema import Recipe
@@ -256,7 +257,7 @@ class _Tracer:
                 yield {
                     **dict(zip(names, w.key, strict=True)),
                     "try": number,
-                    "response": record["response"],
+                    "response": neutralize(record["response"], keep_tags=True),
                     "tokens": record["tokens"],
                     "accepted": not causes,
                     "causes": list(causes),

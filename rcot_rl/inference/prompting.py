@@ -3,7 +3,8 @@
 Three things that vLLM leaves to its caller are settled here. What the processor would resize is
 refused, because boxes are in pixels of the canvas. Frame rates are passed as the processor's
 `video_metadata`: metadata given with the frames is dropped for Qwen2.5-VL, and all frames then
-share one temporal position. Image and video placeholders are never sampled, as in training.
+share one temporal position. Image and video placeholders are never sampled, as in training. Control
+tokens in a text are neutralized, whoever wrote it (`rcot_rl.protocol.control_tokens`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.policy import Sampling
+from rcot_rl.protocol.control_tokens import control_ids, neutralize, own_tokens, surplus_tokens
 from rcot_rl.protocol.keyframes import video_metadata
 from rcot_rl.recipe.inference import EngineSection
 
@@ -38,27 +40,27 @@ class Prompter:
             tokenizer.convert_tokens_to_ids(getattr(self.processor, f"{media}_token"))
             for media in ("image", "video")
         ]
-        self._special = sorted(
-            (t.content for t in tokenizer.added_tokens_decoder.values() if t.special),
-            key=len,
-            reverse=True,
-        )
+        added = tokenizer.added_tokens_decoder
+        self.own = own_tokens(added.values())
+        """Control tokens of this tokenizer that the static pattern does not know."""
+        self._control = control_ids(added)
+        self._template_ids: dict[Media, list[int]] = {}
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
+        text = neutralize(text, self.own, keep_tags=True)
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, text: str, media: Media, size: tuple[int, int], n_frames: int = 1) -> str:
         """The whole prompt of one user turn about media of `size` (H, W).
 
-        Raises InputError for an image or frame that the processor would resize, and for a prompt
-        that leaves no room in `max_model_len`.
+        Raises InputError for an image or frame that the processor would resize, for a prompt that
+        leaves no room in `max_model_len`, and for a control token that cannot be neutralized.
         """
-        content = [{"type": media}, {"type": "text", "text": self._defused(text)}]
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        self._check_length(prompt, self.media_tokens(media, size, n_frames))
+        prompt = self._rendered(neutralize(text, self.own, keep_tags=True), media)
+        ids = self.processor.tokenizer(prompt)["input_ids"]
+        self._check_control(ids, media)
+        self._check_length(len(ids), self.media_tokens(media, size, n_frames))
         return prompt
 
     def params(self, sampling: Sampling, seed: int | None) -> dict[str, Any]:
@@ -74,11 +76,23 @@ class Prompter:
             "logit_bias": {token: float("-inf") for token in self.placeholders},
         }
 
-    def _defused(self, text: str) -> str:
-        """`text` with the tokenizer's control tokens broken up, so that none is read as one."""
-        for token in self._special:
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
-        return text
+    def _rendered(self, text: str, media: Media) -> str:
+        content = [{"type": media}, {"type": "text", "text": text}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+
+    def _check_control(self, ids: list[int], media: Media) -> None:
+        if media not in self._template_ids:
+            template = self.processor.tokenizer(self._rendered("x", media))["input_ids"]
+            self._template_ids[media] = template
+        surplus = surplus_tokens(ids, self._template_ids[media], self._control)
+        if surplus:
+            raise InputError(
+                f"a prompt holds the tokenizer's control token {', '.join(map(repr, surplus))}, "
+                "which cannot be neutralized; remove it from the expression or description",
+                file=self.model,
+            )
 
     def media_tokens(self, media: Media, size: tuple[int, int], n_frames: int) -> int:
         """Tokens of the image or video; InputError when the processor would resize it."""
@@ -102,8 +116,8 @@ class Prompter:
             )
         return steps * (height // cell) * (width // cell)
 
-    def _check_length(self, text: str, media_tokens: int) -> None:
-        length = len(self.processor.tokenizer(text)["input_ids"]) + media_tokens
+    def _check_length(self, text_tokens: int, media_tokens: int) -> None:
+        length = text_tokens + media_tokens
         if length >= self.max_model_len:
             raise InputError(
                 f"a prompt has {length} tokens, {media_tokens} of them image or video, and the "

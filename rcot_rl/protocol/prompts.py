@@ -6,12 +6,12 @@ says the same in few tokens, for policies whose context is small. The same set s
 rollouts and inference: a prompt that differs between training and inference is a silent fault.
 
 Templates use `string.Template` fields (`$query`), so that braces in JSON examples and in users'
-sentences mean nothing. The media placeholder is not part of a template: `user_turn` adds it.
+sentences mean nothing, and control tokens in a field are neutralized (`control_tokens`). The media
+placeholder is not part of a template: `user_turn` adds it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Literal
 import yaml
 
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.control_tokens import control_tokens, neutralize
 
 TASKS: Mapping[str, frozenset[str]] = {
     "vdg": frozenset({"n_frames"}),
@@ -39,12 +40,6 @@ TRACES: Mapping[str, frozenset[str]] = {
 """Templates that a set may lack: those by which a larger model writes reasoning for SFT."""
 
 SHIPPED = Path(__file__).parent / "prompts"
-_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
-
-
-def harmless(text: str) -> str:
-    """User text without the literal media placeholders that verl splits prompts on."""
-    return _PLACEHOLDER.sub(r"(\1)", text)
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,8 @@ class Prompts:
 
     name: str
     templates: Mapping[str, str]
+    own: tuple[str, ...] = ()
+    """Control tokens of the policy's tokenizer that the static pattern does not know."""
 
     def vdg(self, n_frames: int) -> str:
         """Video description generation (eq. 1, p_vdg)."""
@@ -98,8 +95,10 @@ class Prompts:
         return self._fill(name, **{k: v for k, v in fields.items() if k in TRACES[name]})
 
     def _fill(self, task: str, **fields: object) -> str:
-        safe = {k: harmless(v) if isinstance(v, str) else v for k, v in fields.items()}
-        return Template(self.templates[task]).substitute(safe).strip()
+        safe = {k: neutralize(v, self.own) if isinstance(v, str) else v for k, v in fields.items()}
+        text = Template(self.templates[task]).substitute(safe).strip()
+        # a field and the text around it can form a token together
+        return neutralize(text, self.own, keep_tags=True)
 
 
 def user_turn(text: str, media: Literal["image", "video"]) -> str:
@@ -107,11 +106,12 @@ def user_turn(text: str, media: Literal["image", "video"]) -> str:
     return f"<{media}>{text}"
 
 
-def load_prompts(name_or_path: str) -> Prompts:
+def load_prompts(name_or_path: str, own: tuple[str, ...] = ()) -> Prompts:
     """A shipped template set by name, or one of the user's by path.
 
-    Raises InputError, naming file and key, for a missing file, a missing or unknown template, and
-    a field that its task does not have.
+    own: `control_tokens.own_tokens` of the policy's tokenizer, where it is present. Raises
+    InputError, naming file and key, for a missing file, a missing or unknown template, a field that
+    its task does not have, and a control token or media placeholder in a template.
     """
     path = Path(name_or_path)
     if not path.suffix:
@@ -125,11 +125,11 @@ def load_prompts(name_or_path: str) -> Prompts:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates, encoding
         raise InputError(f"not valid YAML: {error}".replace("\n", " "), file=path) from error
-    _check(templates, path)
-    return Prompts(name=path.stem, templates=templates)
+    _check(templates, path, own)
+    return Prompts(name=path.stem, templates=templates, own=own)
 
 
-def _check(templates: object, path: Path) -> None:
+def _check(templates: object, path: Path, own: tuple[str, ...]) -> None:
     if not isinstance(templates, dict):
         raise InputError("must be a mapping of templates", file=path)
     known = {**TASKS, **TRACES}
@@ -147,4 +147,12 @@ def _check(templates: object, path: Path) -> None:
             allowed = ", ".join(sorted(known[key]))
             raise InputError(
                 f"unknown field ${sorted(unknown)[0]}; it has: {allowed}", file=path, key=key
+            )
+        tokens = control_tokens(text, own, keep_tags=True)
+        if tokens:
+            named = ", ".join(tokens)
+            raise InputError(
+                f"holds {named}, which only the chat template and verl may add; remove it",
+                file=path,
+                key=key,
             )

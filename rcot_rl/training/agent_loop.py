@@ -8,7 +8,8 @@ processor, and the others wait for it and take the same tensors. Batches are ide
 `CachedAgentLoopManager` is verl's `agent_loop_manager_class`; `CachedSingleTurn` is registered as
 `rcot_single_turn`. What a group shares is dropped when its last response is done.
 
-Placeholders of images and videos are never sampled (`placeholder_ids`).
+Placeholders of images and videos are never sampled (`placeholder_ids`), and control tokens in a
+prompt's text are neutralized, as at inference.
 
 Left out: sharing between the epochs of a run, and between the copies in TransferQueue.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -26,6 +28,8 @@ from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.tokenizer import get_processor_token_id
+
+from rcot_rl.protocol.control_tokens import neutralize, own_tokens
 
 _VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -50,10 +54,17 @@ _GROUP: contextvars.ContextVar[Group | None] = contextvars.ContextVar("group", d
 class CachedSingleTurn(SingleTurnAgentLoop):
     """verl's single-turn loop on its group's shared media and prompt."""
 
+    @cached_property
+    def own_tokens(self) -> tuple[str, ...]:
+        """Control tokens of the policy's tokenizer that the static pattern does not know."""
+        return own_tokens(self.tokenizer.added_tokens_decoder.values())
+
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
-        """verl's, but no response holds a placeholder of an image or a video."""
+        """verl's, but no response holds a placeholder of an image or a video, and no text of the
+        prompt a control token."""
         bias = sampling_params.get("logit_bias") or {}
         banned = dict.fromkeys(placeholder_ids(self.processor), float("-inf"))
+        kwargs["raw_prompt"] = [neutral_message(m, self.own_tokens) for m in kwargs["raw_prompt"]]
         return await super().run(sampling_params | {"logit_bias": {**bias, **banned}}, **kwargs)
 
     async def process_multi_modal_info(self, messages: list[dict]) -> dict:
@@ -85,6 +96,23 @@ class CachedSingleTurn(SingleTurnAgentLoop):
         if mm_inputs_out is not None:
             mm_inputs_out.update(group.processed or {})
         return list(group.prompt_ids)
+
+
+def neutral_message(message: dict[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
+    """Return the message with the control tokens of its text parts neutralized.
+
+    own: further control tokens of the policy's tokenizer.
+    """
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": neutralize(content, own, keep_tags=True)}
+    parts = [
+        {**part, "text": neutralize(part["text"], own, keep_tags=True)}
+        if isinstance(part, dict) and part.get("type") == "text"
+        else part
+        for part in content
+    ]
+    return {**message, "content": parts}
 
 
 def placeholder_ids(processor: Any) -> list[int]:

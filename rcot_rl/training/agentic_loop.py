@@ -37,7 +37,7 @@ class AgenticAks(CachedSingleTurn):
         settings = self.config.trainer.rcot.agentic
         self._rounds, self._fps = int(settings.rounds), float(settings.fps)
         self._image_canvas, self._video_canvas = settings.image_canvas, settings.video_canvas
-        self._prompts = load_prompts(settings.prompts)
+        self._prompts = load_prompts(settings.prompts, self.own_tokens)
         self._clip_kwargs: dict[str, Any] | None = None
         """For the processors of engine and trainer alike, in a turn that shows the clip."""
 

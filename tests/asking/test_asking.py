@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import yaml
 
 from data_pipelines.check import check
 from data_pipelines.toy.layouts import write_corpus
+from rcot_rl.asking import describe, trace
 
 RCOT = [sys.executable, "-m", "rcot_rl.cli"]
 
@@ -153,3 +155,33 @@ def _build(recipe: Path, traces: Path, out: Path) -> None:
     assert manifest["traces"]["ktg"]["accepted"] == 2
     card = (out / "sft-16" / "README.md").read_text()
     assert "| acceptance |" in card and "refused/" in card
+
+
+HOSTILE = "a <|im_end|> and <image> <tool_call>"
+PLAIN = "a (|im_end|) and (image) (tool_call)"
+
+
+def _asked(*responses: str) -> SimpleNamespace:
+    """A session whose ledger holds these responses under 0, 1, …."""
+    records = {k: {"response": text, "tokens": 9} for k, text in enumerate(responses)}
+    return SimpleNamespace(ledger=SimpleNamespace(records=records))
+
+
+def test_descriptions_are_written_without_control_tokens():
+    session = _asked(HOSTILE, f"<think>x</think><answer>{HOSTILE}</answer>", "a fox")
+    asks = {(0, str(k)): SimpleNamespace(key=k) for k in range(3)}
+    corpora = [SimpleNamespace(dataset="mevis")]
+    lines = list(describe._lines(corpora, asks, session))
+    assert [line["description"] for line in lines] == [PLAIN, PLAIN, "a fox"]
+
+
+def test_traces_are_written_without_control_tokens_and_with_their_tags():
+    tracer = object.__new__(trace._Tracer)
+    wanted = SimpleNamespace(key=("aks", "mevis", "v", "0", "00000"))
+    tracer.refused, tracer.tries = {}, 1
+    said = "<think>{}</think>\n<answer>A</answer>"
+    tracer.session = _asked(said.format(HOSTILE))
+    tracer._causes = lambda wanted, number: ()
+    tracer._ask = lambda wanted, number: SimpleNamespace(key=number)
+    (line,) = tracer.lines([wanted])
+    assert line["response"] == said.format(PLAIN) and line["accepted"]

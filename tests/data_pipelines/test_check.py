@@ -15,9 +15,11 @@ import pytest
 
 from data_pipelines.build import build
 from data_pipelines.check import check
+from data_pipelines.check_rows import check_row, summary
 from data_pipelines.manifest import sha256_of
 from data_pipelines.show import contact_sheet, read_shown
 from rcot_rl.errors import InputError
+from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 
 
@@ -114,6 +116,132 @@ def test_faults_of_rows_are_all_listed_with_their_place(out):
         (None, "counts.train"),
         (None, "ratios.train"),
     }
+
+
+TOKENS = (
+    "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|object_ref_start|>", "<|endoftext|>",
+    "<|box_start|>", "<tool_call>", "<image>", "<video>", "<audio>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [None, TINY])
+def test_control_tokens_in_rows_are_faults_of_the_row(out, model):
+    """As shards of an earlier version may hold them: in the prompt, and in an SFT target."""
+
+    def change(rows: list[dict]) -> None:
+        for row, token in zip(rows, TOKENS, strict=False):
+            row["prompt"][0]["content"] += f" {token} b"
+            row["messages"][0] = row["prompt"][0]
+        thought = rows[-1]["messages"][1]
+        thought["content"] = thought["content"].replace("<think>", "<think><|im_end|>")
+
+    rewrite(out / "sft-x", change)
+    rows = pq.read_table(out / "sft-x" / "train-00000-of-00001.parquet").num_rows
+    report = check(out, model)
+    found = {(f.row, f.key): f for f in report.faults if "control tokens" in f.message}
+    for number, token in enumerate(TOKENS):
+        for key in ("prompt[0].content", "messages[0].content"):
+            fault = found.pop((number, key))
+            assert token in fault.message and fault.file.endswith("train-00000-of-00001.parquet")
+    fault = found.pop((rows - 1, "messages[1].content"))
+    assert "<|im_end|>" in fault.message and not found
+    json.dumps(report.as_dict())
+
+
+def test_tags_that_an_expression_brought_into_a_prompt_are_faults(out):
+    def change(rows: list[dict]) -> None:
+        for row, quoted in zip(rows, ("the <answer>B</answer>", "(think)", "a </think>"),
+                               strict=False):  # fmt: skip
+            old = row["extra_info"]["expression"].replace("<image>", "(image)")
+            row["extra_info"]["expression"] = quoted
+            row["prompt"][0]["content"] = row["prompt"][0]["content"].replace(old, quoted)
+
+    rewrite(out / "grpo-aks-x", change)
+    found = {f.row: f.message for f in check(out).faults if "control tokens" in f.message}
+    assert found.keys() == {0, 2}
+    assert "<answer>, </answer>" in found[0] and "</think>" in found[2]
+
+
+def test_tokens_of_the_policys_own_tokenizer_are_faults_where_it_is_given(out, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    path = model / "tokenizer.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    first = value["added_tokens"][0]
+    number = max(value["model"]["vocab"].values()) + 1
+    value["added_tokens"].append(first | {"id": number, "content": "[SEG]"})
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+    def change(rows: list[dict]) -> None:
+        rows[1]["prompt"][0]["content"] += " [SEG]"
+
+    rewrite(out / "grpo-aks-x", change)
+    assert check(out).ok
+    (fault,) = check(out, model).faults
+    assert (fault.row, fault.key) == (1, "prompt[0].content") and "[SEG]" in fault.message
+
+
+def test_what_the_processor_refuses_is_a_fault_of_the_row(out, monkeypatch):
+    from data_pipelines.processor import PolicyProcessor
+
+    def refuse(self: object, shown: object) -> Iterator[object]:
+        raise IndexError("list index out of range")
+        yield
+
+    monkeypatch.setattr(PolicyProcessor, "_faults", refuse)
+    faults = check(out / "grpo-aks-x", TINY).faults
+    assert faults and all("IndexError: list index" in f.message for f in faults)
+    assert all(f.row is not None and f.key == "prompt" for f in faults)
+
+
+def test_a_model_without_processor_is_named(out, tmp_path):
+    shutil.copytree(TINY, tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*"))
+    (tmp_path / "m" / "processor_config.json").write_text("[")
+    with pytest.raises(InputError) as caught:
+        check(out, tmp_path / "m")
+    assert caught.value.file == str(tmp_path / "m") and "\n" not in str(caught.value)
+
+
+def _leaves(value: object, path: tuple = ()) -> Iterator[tuple]:
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, below in items:
+            yield from _leaves(below, (*path, key))
+
+
+ODD = (
+    None, [], "", "a\0b", "<|image_pad|>", "<image>", -1, [None], [1, None], "[[1]]", "NaN",
+    "/" + "a" * 300, '[{"bbox_2d": [1, 2, 3, 4], "point_2d": null}]',
+    [None, {"role": "user", "content": "x"}],
+)  # fmt: skip
+
+
+def test_no_value_of_a_row_ends_in_anything_but_a_fault(out):
+    """Every place of a row in turn holds what the schema allows and no build writes."""
+    path = out / "sft-x" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    one_of_each = {row["extra_info"]["task"]: row for row in rows}
+    manifest = json.loads((out / "sft-x" / "manifest.json").read_text())
+    tried = 0
+    for row in one_of_each.values():
+        for place in _leaves(row):
+            for value in ODD:
+                damaged = copy.deepcopy(row)
+                parent = damaged
+                for key in place[:-1]:
+                    parent = parent[key]
+                parent[place[-1]] = value
+                try:
+                    damaged = pa.Table.from_pylist([damaged], table.schema).to_pylist()[0]
+                except (pa.ArrowException, TypeError):
+                    continue  # the schema does not allow it
+                list(check_row(damaged, out / "sft-x", "train", manifest))
+                summary(damaged)
+                tried += 1
+    assert tried > 300
 
 
 def test_repeated_rows_wrong_order_and_wrong_sizes(out):

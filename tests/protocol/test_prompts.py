@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import parse_response
-from rcot_rl.protocol.prompts import SHIPPED, TASKS, Prompts, harmless, load_prompts, user_turn
+from rcot_rl.protocol.prompts import SHIPPED, TASKS, Prompts, load_prompts, user_turn
 
 SETS = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
 NASTY = "the $canvas {0} <image> %s $$ <think>"
@@ -71,7 +71,7 @@ def test_no_text_of_a_user_adds_media_or_fields(name: str, query: str, descripti
 @pytest.mark.parametrize("name", SETS)
 def test_fields_inside_a_query_are_plain_text(name: str) -> None:
     for text in all_turns(load_prompts(name), NASTY, "field").values():
-        assert "the $canvas {0} (image) %s $$ <think>" in text
+        assert "the $canvas {0} (image) %s $$ (think)" in text
 
 
 def test_examples_in_the_full_set_are_answers_that_the_rewards_accept() -> None:
@@ -89,16 +89,6 @@ def test_examples_in_the_full_set_are_answers_that_the_rewards_accept() -> None:
 def test_the_canvas_is_said_in_pixels() -> None:
     assert "840 pixels" in load_prompts("qwen").ktg("d", "q")
     assert "112 pixels" in load_prompts("qwen").ktg("d", "q", canvas=112)
-
-
-@settings(deadline=None)
-@given(st.text())
-def test_harmless_is_idempotent_and_touches_placeholders_only(text: str) -> None:
-    once = harmless(text)
-    assert harmless(once) == once
-    assert len(once) == len(text)
-    if not re.search(r"<(image|video|audio)>", text):
-        assert once == text
 
 
 def test_user_turn_puts_the_media_first() -> None:

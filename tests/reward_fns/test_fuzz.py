@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from rcot_rl.protocol.control_tokens import neutralize
 from reward_fns import load_reward
 from reward_fns.score import Reward
 
@@ -105,6 +106,24 @@ def fuzz(name: str, count: int, seed: int) -> None:
         json.dumps(score.reasons)
         earned.add(score.reward)
     assert len(earned) > 2  # some mutations leave something to earn
+
+
+@pytest.mark.parametrize("name", ["aks", "ktg"])
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|image_pad|>", "<tool_call>", "<image>", "[SEG]"]
+)
+def test_control_tokens_in_reasoning_change_no_score(name: str, token: str) -> None:
+    """SFT targets are neutralized and responses are not: both are worth the same."""
+    reward, truth = load_reward(name), TRUTHS[name][0]
+    answer = truth if isinstance(truth, str) else json.dumps(truth)
+    response = f"<think>left {token}of the{token} tree</think>\n<answer>{answer}</answer>"
+    plain = neutralize(response, ("[SEG]",), keep_tags=True)
+    assert plain != response and token not in plain
+    scores = [reward.score(text, json.dumps(truth)) for text in (response, plain)]
+    assert scores[0] == scores[1]
+    assert scores[0].reasons == [] and scores[0].reward > 0
+    outside = reward.score(response + token, json.dumps(truth))
+    assert outside.reasons[0] == "text_outside_tags", "scored as text, as the contract says"
 
 
 @pytest.mark.parametrize("name", TRUTHS)
