@@ -68,7 +68,7 @@ def seal(checkpoint: Path, **facts: Any) -> None:
         for name, path in _files(checkpoint)
     }
     found = {
-        "step": _step(checkpoint),
+        "step": step_of(checkpoint),
         "time": time.time(),
         "world_size": _world_size(checkpoint),
         "files": files,
@@ -84,7 +84,7 @@ def inspect(checkpoint: Path, deep: bool = False) -> Checkpoint:
     faults = list(_against_manifest(checkpoint, deep) if sealed else _by_structure(checkpoint))
     size = sum(path.stat().st_size for _, path in _files(checkpoint))
     return Checkpoint(
-        checkpoint, _step(checkpoint), sealed, tuple(faults), size, _world_size(checkpoint),
+        checkpoint, step_of(checkpoint), sealed, tuple(faults), size, _world_size(checkpoint),
         checkpoint.stat().st_mtime,
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def all_of(checkpoints: Path, deep: bool = False) -> list[Checkpoint]:
     if not checkpoints.is_dir():
         return []
     found = [p for p in checkpoints.iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
-    return [inspect(p, deep) for p in sorted(found, key=_step)]
+    return [inspect(p, deep) for p in sorted(found, key=step_of)]
 
 
 def settle(checkpoints: Path) -> int:
@@ -169,7 +169,8 @@ def _files(checkpoint: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(checkpoint).as_posix(), path
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Step of a checkpoint's folder, from its name. Raises InputError for another name."""
     found = _STEP.fullmatch(checkpoint.name)
     if found is None:
         raise InputError("is no checkpoint (global_step_N)", file=checkpoint)
@@ -214,7 +215,7 @@ def _by_structure(checkpoint: Path) -> Iterator[str]:
             if not zipfile.is_zipfile(path):
                 yield f"{path.relative_to(checkpoint)} is cut short"
     data = checkpoint / "data.pt"
-    if (checkpoint / "actor").is_dir() and _step(checkpoint) and not zipfile.is_zipfile(data):
+    if (checkpoint / "actor").is_dir() and step_of(checkpoint) and not zipfile.is_zipfile(data):
         yield "data.pt (the position in the data) is missing or cut short"
     sizes = {size for _, size in ranks}
     if len(sizes) != 1:
