@@ -44,7 +44,7 @@ class Verdict:
     step: int
     """Optimizer steps done when it failed."""
     cause: str
-    """host, hang, deadline, memory, disk, input, signal or error."""
+    """host, hang, deadline, memory, disk, input, incomplete, signal or error."""
     error: str
     signature: str
     """The error without what changes from run to run."""
@@ -178,6 +178,8 @@ def _cause(message: str, log: Path, error: str, needed: int, kills: int) -> tupl
             f"Some disk is full, and not the run's, which has {free / 2**20:.0f} MiB free: "
             "the error names the path."
         )
+    if status == 0:
+        return "incomplete", "A stage is done when the checkpoint of its last step is sealed."
     number = -status if status < 0 else status - 128  # Popen's way, and a shell's
     if number > 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else "?"

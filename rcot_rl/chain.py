@@ -128,9 +128,7 @@ def _sft(state: _Run) -> dict[str, Any]:
     shards = state.folder.root / "shards" / recipe.sft.shard_set
     _fit_ranks(state, "sft", attempt)
     job = jobs.sft_job(recipe, base, shards, stage, attempt)
-    if job.resumes_from < job.total_steps:
-        _train(state, "sft", job, attempt)
-    checkpoint = jobs.newest_checkpoint(stage / "checkpoints")
+    checkpoint = _train(state, "sft", job, attempt)
     arguments = jobs.merge_job(base, checkpoint, stage / "model")
     state.console.line("sft: merging the adapter")
     state.host.run(arguments, attempt / "merge.log")
@@ -161,17 +159,14 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
             # the zygote is on this host, and other hosts' workers are not
             py_executable=state.host.environment.get("RCOT_ZYGOTE_PYTHON") if alone else None,
         )
-        if job.resumes_from < job.total_steps:
-            _await_hosts(state, attempt)
-            _train(state, name, job, attempt)
-        newest = jobs.newest_checkpoint(stage / "checkpoints")
+        newest = _train(state, name, job, attempt)
         if section.lora_rank is None:
-            model = jobs.link_model(newest, stage / "model")
+            jobs.publish_model(newest, stage / "model", recipe)
         else:
             state.console.line(f"{name}: merging the adapter")
             model, start = stage / "model", model_of(state.folder, recipe, "sft")
             state.host.run(jobs.merge_job(start, newest / "actor", model), attempt / "merge.log")
-        jobs.write_card(model, recipe)
+            jobs.write_card(model, recipe)
         return {"steps": job.total_steps, "reward": section.reward}
 
     return stage_of
@@ -202,11 +197,49 @@ def _await_hosts(state: _Run, attempt: Path) -> None:
         state.host.run(arguments, attempt / "hosts.log")
 
 
-def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
+def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> Path:
+    """Train to the planned last step, and return its checkpoint.
+
+    The checkpoint alone decides: an exit status of 0 is no proof of it, and another status after
+    the last checkpoint was sealed (a crash of Ray's or gloo's threads at exit) loses nothing.
+
+    Raises:
+        StageFailed: The newest sealed checkpoint is not that of the last step.
+        InputError: There is one of a later step.
+    """
+    folder = state.folder.stage(stage)
+    checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    if job.resumes_from > job.total_steps:
+        raise InputError(
+            f"is of step {job.resumes_from}, and the last step is {job.total_steps}: "
+            "delete it, or choose another folder with --out",
+            file=checkpoints / f"global_step_{job.resumes_from}",
+        )
+    if job.resumes_from:
+        restore_step(metrics, checkpoints / f"global_step_{job.resumes_from}" / METRICS)
+    if job.resumes_from < job.total_steps:
+        if stage != "sft":
+            _await_hosts(state, attempt)
+        try:
+            _run_trainer(state, stage, job, attempt)
+        except StageFailed as error:
+            if jobs.sealed_step(checkpoints) != job.total_steps:
+                raise
+            state.console.line(f"{stage}: {error}, after its last checkpoint was sealed")
+        restore_step(metrics, checkpoints / f"global_step_{job.total_steps}" / METRICS)
+    step = jobs.sealed_step(checkpoints)
+    if step != job.total_steps:
+        raise StageFailed(
+            "ended with status 0 before its last step "
+            f"(newest sealed checkpoint: step {step} of {job.total_steps})",
+            attempt / "log.txt",
+        )
+    return checkpoints / f"global_step_{step}"
+
+
+def _run_trainer(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
     follower = Follower(job.verl_log, state.folder.stage(stage) / "metrics.jsonl")
     if job.resumes_from:
-        saved = state.folder.stage(stage) / f"checkpoints/global_step_{job.resumes_from}" / METRICS
-        restore_step(follower.target, saved)
         state.console.line(f"{stage}: resuming from step {job.resumes_from}")
     state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
 
@@ -256,11 +289,9 @@ def model_of(folder: RunFolder, recipe: Recipe, stage: str) -> Path:
     """The model that a training stage left; `base`: the recipe's. Raises InputError."""
     if stage == "base":
         return base_model(recipe)
-    path = folder.stage(stage) / "model"
-    if not (path / "config.json").is_file():
-        raise InputError(f"there is no model of stage {stage} yet", file=path)
+    path = jobs.stage_model(folder.stage(stage))
     check_handoff(base_model(recipe), path, recipe)
-    return path.resolve()
+    return path
 
 
 def _predict(state: _Run) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Writing a file whole or not at all: to a temporary name in the same folder, then renamed."""
+"""Writing a file whole or not at all: to a temporary name in the same folder, then renamed; and
+what is done where a file system has no links."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,28 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make `target` a second name of the file `source`, or a copy where that is not possible."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links, another file system, too many of them
+        shutil.copy2(source, target)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder `new` to `target`, which may be a folder, a link or a file."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.is_dir() and not target.is_symlink():
+        target.rename(old)
+    else:
+        target.unlink(missing_ok=True)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 _NO_ROOM = frozenset(

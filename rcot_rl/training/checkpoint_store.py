@@ -2,7 +2,7 @@
 
     CHECKPOINTS/global_step_N/checkpoint.json      step, world size, files with sizes and sha256
     CHECKPOINTS/global_step_N/metrics.json         the step's metrics (GRPO)
-    CHECKPOINTS/latest                             a link, replaced atomically
+    CHECKPOINTS/latest                             the newest one's name, replaced atomically
     CHECKPOINTS/latest_checkpointed_iteration.txt  verl's pointer, which verl writes in place
 
 `seal` writes the manifest when all else is there, so that a checkpoint with one is whole; one
@@ -29,6 +29,7 @@ from rcot_rl.files import write_text
 
 MANIFEST = "checkpoint.json"
 METRICS = "metrics.json"
+LATEST = "latest"
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's pointer to the newest checkpoint."""
 
@@ -156,11 +157,42 @@ def room_needed(checkpoints: Path) -> int:
 
 
 def point_latest(checkpoint: Path) -> None:
-    """Make `latest`, a relative link beside `checkpoint`, name it; readers see old or new."""
-    temporary = checkpoint.parent / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(checkpoint.name)
-    temporary.replace(checkpoint.parent / "latest")
+    """Write the name of `checkpoint` to the file `latest` beside it; readers see old or new."""
+    latest = checkpoint.parent / LATEST
+    if latest.is_dir() and not latest.is_symlink():
+        shutil.rmtree(latest)  # an earlier version's link, followed when the run was copied
+    write_text(latest, checkpoint.name + "\n")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint's folder that `path` names: global_step_N, or `latest` beside such folders.
+
+    `latest` is a file that holds the folder's name. In runs of earlier versions it is a link or,
+    where a copy followed the link, a folder: a duplicate of the checkpoint. Raises InputError.
+    """
+    if path.name != LATEST:
+        found = path
+    elif path.is_file():
+        name = path.read_text(encoding="utf-8", errors="replace").strip()
+        if not _STEP.fullmatch(name):
+            raise InputError("does not hold the name of a checkpoint (global_step_N)", file=path)
+        found = path.with_name(name)
+    elif path.is_symlink() or not path.is_dir():
+        found = path.resolve()
+    else:
+        found = path.with_name(f"global_step_{_sealed_step(path)}")
+    if not found.is_dir():
+        raise InputError("no such checkpoint", file=found)
+    return found.resolve()
+
+
+def _sealed_step(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / MANIFEST).read_bytes())["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("does not say of which step it is; name global_step_N", file=folder) from (
+            error
+        )
 
 
 def _files(checkpoint: Path) -> Iterator[tuple[str, Path]]:
