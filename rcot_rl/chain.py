@@ -6,18 +6,20 @@ folder; it leaves its results there and marks itself done last.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.launch.lost_hosts import DeathWatch, LossWatch
 from cluster.local import Host, Limits, StageFailed
-from cluster.verdict import History
-from rcot_rl import data_stage
+from cluster.verdict import History, Verdict
+from rcot_rl import data_stage, disk
 from rcot_rl.errors import InputError
+from rcot_rl.files import writing
 from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.monitoring.metrics import Follower, read_metrics, restore_step
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
@@ -45,7 +47,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
         raise InputError(fault)
     folder = RunFolder.claim(root, recipe)
     console = Console()
-    with folder.locked():
+    with folder.locked(), writing(folder.root, frozenset(disk.KINDS)):
         todo = [s for s in chosen if not folder.is_done(s)]
         for stage in chosen:
             if stage not in todo:
@@ -91,11 +93,13 @@ def _supervised(state: _Run, stage: str) -> dict[str, Any]:
     history = History(state.folder.stage(stage), state.recipe.supervise)
     while True:
         try:
-            return _STAGES[stage](state) or {}
+            with _shortages_fail(state.folder.stage(stage)):
+                return _STAGES[stage](state) or {}
         except StageFailed as error:
             metrics = read_metrics(state.folder.stage(stage) / "metrics.jsonl")
             step = metrics[-1]["step"] if metrics else 0
-            reason = jobs.failure_reason(error.log)
+            ours = isinstance(error.__cause__, OSError)
+            reason = str(error.__cause__) if ours else jobs.failure_reason(error.log)
             verdict = history.judge(stage, str(error), error.log, step, reason)
             if verdict.cause == "input":
                 raise InputError(verdict.text) from error
@@ -103,21 +107,39 @@ def _supervised(state: _Run, stage: str) -> dict[str, Any]:
                 raise StageFailed(verdict.text, error.log) from error
             state.console.line(verdict.text)
             if verdict.cause == "disk":
-                _await_space(state, stage, verdict.text, error.log)
+                _await_space(state, stage, verdict, error.log)
             time.sleep(history.backoff_s())
 
 
-def _await_space(state: _Run, stage: str, verdict: str, log: Path) -> None:
-    """Wait until a checkpoint fits the stage's disk; StageFailed when it takes too long."""
-    folder, minutes = state.folder.stage(stage), state.recipe.supervise.disk_wait_minutes
-    needed = room_needed(folder / "checkpoints")
-    end = time.monotonic() + 60 * minutes
-    while (free := shutil.disk_usage(folder).free) < needed:
+@contextlib.contextmanager
+def _shortages_fail(stage: Path) -> Iterator[None]:
+    """Make a StageFailed of this process' own failure to write, as it is of its children's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in disk.KINDS:
+            raise
+        attempts = sorted(stage.glob("attempt-*"), key=lambda p: p.stat().st_mtime)
+        attempt = attempts[-1] if attempts else stage / "attempt-1"
+        raise StageFailed("was stopped: a file cannot be written", attempt / "log.txt") from error
+
+
+def _await_space(state: _Run, stage: str, verdict: Verdict, log: Path) -> None:
+    """Wait until a checkpoint fits where there was no room; StageFailed when it takes too long."""
+    minutes = state.recipe.supervise.disk_wait_minutes
+    place, needed = Path(verdict.place), room_needed(state.folder.stage(stage) / "checkpoints")
+    end, announced = time.monotonic() + 60 * minutes, False
+    while (lack := disk.shortage(place, needed, disk.LEAST_FREE)) is not None:
+        if not lack.passes:
+            raise StageFailed(f"{verdict.text} Since then: {lack.text}", log)
         if time.monotonic() > end:
-            raise StageFailed(
-                f"{verdict} {needed / 2**20:.0f} MiB were not free {minutes:g} minutes later", log
-            )
-        state.console.progress(f"{stage}: waiting for space, MiB", free >> 20, needed >> 20)
+            raise StageFailed(f"{verdict.text} {minutes:g} minutes later: {lack.text}", log)
+        if lack.kind == "space":
+            free = shutil.disk_usage(place).free
+            state.console.progress(f"{stage}: waiting for space, MiB", free >> 20, needed >> 20)
+        elif not announced:
+            state.console.line(f"{stage}: waiting. {lack.text}")
+            announced = True
         time.sleep(1)
 
 

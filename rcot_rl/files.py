@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 
 
@@ -57,13 +58,13 @@ _NO_ROOM = frozenset(
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def writing(place: Path, errnos: frozenset[int] = _NO_ROOM) -> Iterator[None]:
     """Raises InputError, naming the file or else `place`, where there is no room, or no right, to
-    write; other errors pass."""
+    write; errors other than `errnos` pass."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in errnos:
             raise
         where = error.filename or place
-        raise InputError(f"cannot be written: {error.strerror}", file=where) from error
+        raise InputError(f"cannot be written: {explained(error, where)}", file=where) from error

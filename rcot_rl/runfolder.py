@@ -22,7 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text
+from rcot_rl.files import write_text, writing
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
 
@@ -154,7 +154,9 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: two commands on one folder would spoil each other's stages."""
-        with (self.root / ".lock").open("w") as file:
+        with writing(self.root):
+            lock = (self.root / ".lock").open("w")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

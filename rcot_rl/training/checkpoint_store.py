@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.disk import LEAST_FREE, shortage
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 
@@ -32,9 +33,6 @@ METRICS = "metrics.json"
 LATEST = "latest"
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's pointer to the newest checkpoint."""
-
-LEAST_FREE = 256 * 2**20
-"""Bytes of free space below which a disk counts as full."""
 
 _STEP = re.compile(r"global_step_(\d{1,12})")
 _RANKED = re.compile(r"(model|optim|extra_state)_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
@@ -139,14 +137,12 @@ def make_room(checkpoints: Path, keep: int | None) -> None:
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     needed = room_needed(checkpoints)
-    if shutil.disk_usage(checkpoints).free < needed and keep is not None:
+    lack = shortage(checkpoints, needed)
+    if lack is not None and lack.passes and keep is not None:
         prune(checkpoints, 1)
-    free = shutil.disk_usage(checkpoints).free
-    if free < needed:
-        raise InputError(
-            f"no room for a checkpoint: {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} free",
-            file=checkpoints,
-        )
+        lack = shortage(checkpoints, needed)
+    if lack is not None:
+        raise InputError(f"no room for a checkpoint: {lack.text}", file=checkpoints)
 
 
 def room_needed(checkpoints: Path) -> int:

@@ -137,14 +137,16 @@ def test_retention_counts_what_earlier_attempts_left(folder):
     assert not list(folder.glob(".*deleted"))
 
 
-def test_no_room_is_said_before_a_file_is_written(folder, monkeypatch):
-    usage = store.shutil.disk_usage(folder)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(InputError, match="no room for a checkpoint"):
+def test_no_room_is_said_before_a_file_is_written(folder, set_disk):
+    set_disk(free=100)
+    with pytest.raises(InputError, match="no room for a checkpoint: 0 MiB are free"):
         store.make_room(folder, keep=2)
     # what can be given up was: the newest whole one stays
     assert [c.step for c in store.all_of(folder)] == [6]
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=10**12))
+    set_disk(free=10**12, inodes=3)
+    with pytest.raises(InputError, match="no inodes left"):
+        store.make_room(folder, keep=2)
+    set_disk(free=10**12)
     store.make_room(folder, keep=2)
 
 
