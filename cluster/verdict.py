@@ -89,7 +89,7 @@ class History:
         attempt = log.parent.name
         text = (
             f"{stage} {attempt} {message} after step {step}. {says} "
-            f"The last error in its log: {error or 'none'}. {why}"
+            f"The last error in its log: {error.rstrip('.') or 'none'}. {why}"
         )
         verdict = Verdict(
             stage,

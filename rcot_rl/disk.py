@@ -93,22 +93,21 @@ def explained(error: OSError, place: str | os.PathLike[str]) -> str:
         found = None
         with contextlib.suppress(OSError):
             found = shortage(Path(place), needed=0, probe=0)
-        if found is None or found.kind != "inodes":
-            return str(error.strerror)
-        kind = "inodes"
-    return f"{error.strerror}. {_TEXTS[kind].format(place=place)}"
+        if found is None or found.kind != "inodes":  # what failed may have been removed since
+            return f"{error.strerror} (space or inodes: see `df -h` and `df -i`)"
+        return f"{error.strerror}. {found.text}"
+    return f"{error.strerror}. {_TEXTS[kind]}"
 
 
 _TEXTS: dict[Kind, str] = {
-    "inodes": "Its file system has no inodes left (see `df -i {place}`): delete some files.",
+    "inodes": "Its file system has no inodes left (see `df -i`): delete some files.",
     "quota": "The quota there is used up (see `quota -s`): delete some files, or ask for more.",
     "read-only": "It is mounted read-only: remount it, and look in `dmesg` for what made it so.",
 }
 
 
 def _shortage(kind: Kind, place: Path) -> Shortage:
-    text = _TEXTS.get(kind, "Its disk has no space left: delete some files.")
-    return Shortage(kind, place, text.format(place=place))
+    return Shortage(kind, place, _TEXTS.get(kind, "Its disk has no space left: delete some files."))
 
 
 def _write_fault(place: Path, size: int) -> int | None:

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text, writing
 from rcot_rl.recipe.loader import recipe_hash
@@ -64,7 +65,7 @@ class RunFolder:
             if not there:
                 folder._write_recipe(path, recipe)
         except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=root) from error
+            raise InputError(f"cannot be written: {explained(error, root)}", file=root) from error
         try:
             recorded = read_record(path)
         except InputError:
