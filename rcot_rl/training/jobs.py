@@ -138,7 +138,7 @@ def _planned_steps(config: DictConfig, rows: int, ranks: int, batch_key: str, sh
         batch_key: The recipe's key of the batch size.
         shards: The shard set, for the error.
     """
-    most, batch = config.data.get("train_max_samples", -1), config.data.train_batch_size
+    most, batch = config.data.get("train_max_samples") or -1, config.data.train_batch_size
     rows = min(rows, most) if most > 0 else rows
     steps = rows // ranks // max(1, batch // ranks) * config.trainer.total_epochs
     if steps == 0:
