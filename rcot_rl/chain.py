@@ -52,6 +52,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
         for stage in chosen:
             if stage not in todo:
                 console.line(f"{stage}: done before ({_minutes(folder, stage)})")
+                _warn_if_short(folder, stage, console)
         if not todo:
             return folder
         check_host(recipe, folder.root, todo)
@@ -68,6 +69,20 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
             for stage in todo:
                 _timed(state, stage)
     return folder
+
+
+def _warn_if_short(folder: RunFolder, stage: str, console: Console) -> None:
+    """Earlier versions called CoT-SFT done that had skipped its last epoch after a resume."""
+    if stage not in TRAINING:
+        return
+    planned = folder.done(stage).get("steps", 0)
+    step = jobs.sealed_step(folder.stage(stage) / "checkpoints")
+    if 0 < step < planned:
+        console.line(
+            f"{stage}: its newest checkpoint is of step {step} of {planned}, so its model is not "
+            f"fully trained: delete {folder.stage(stage) / 'done.json'} and those of the stages "
+            "after it to train the rest"
+        )
 
 
 @dataclass

@@ -121,3 +121,15 @@ def test_an_incomplete_stage_is_started_again_once(tmp_path, monkeypatch):
     assert len(starts) == 2 and not folder.is_done("sft")
     verdict = json.loads((starts[0] / "verdict.json").read_text())
     assert verdict["cause"] == "incomplete" and verdict["retry"]
+
+
+@pytest.mark.parametrize(("step", "warned"), [(76, True), (80, False), (None, False)])
+def test_a_done_stage_that_an_earlier_version_cut_short_is_named(tmp_path, step, warned):
+    folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
+    folder.stage("sft").mkdir()
+    folder.mark_done("sft", steps=80)
+    if step is not None:  # checkpoints may be deleted after the run
+        save(folder.stage("sft"), step)
+    lines: list[str] = []
+    chain._warn_if_short(folder, "sft", SimpleNamespace(line=lines.append))
+    assert [("76 of 80" in line and "done.json" in line) for line in lines] == [True] * warned
