@@ -13,6 +13,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from rcot_rl.disk import shortage
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, read_record
@@ -33,12 +34,16 @@ def check_host(recipe: Recipe, root: Path, stages: list[str]) -> None:
 
 
 def check_disk(root: Path, free: int | None = None) -> None:
-    """free: bytes, if they are known already. Raises InputError for too few."""
+    """free: bytes, if they are known already. Raises InputError for too few, for too few inodes, a
+    used-up quota, or a read-only file system."""
     free = shutil.disk_usage(root).free if free is None else free
     if free < FREE_BYTES:
         raise InputError(
             f"{free / 2**30:.1f} GiB free; a run needs {FREE_BYTES / 2**30:.0f}", file=root
         )
+    lack = shortage(root, needed=0)
+    if lack is not None:
+        raise InputError(lack.text, file=root)
 
 
 def check_wandb(recipe: Recipe) -> None:

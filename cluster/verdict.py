@@ -7,18 +7,19 @@ status, the kernel's count of out-of-memory kills, and the free space.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import shutil
 import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.disk import LEAST_FREE, PROBE, Kind, Shortage, named_shortage, shortage
 from rcot_rl.files import write_text
 from rcot_rl.recipe.supervise import SuperviseSection
-from rcot_rl.training.checkpoint_store import LEAST_FREE, room_needed
+from rcot_rl.training.checkpoint_store import room_needed
 
 ATTEMPTS = "attempts.jsonl"
 INPUT_FAULT = 2
@@ -30,7 +31,6 @@ _VOLATILE = (
     (re.compile(r"(?:/[\w.@+-]{1,80}){2,12}"), "PATH"),
     (re.compile(r"\d{1,20}"), "N"),
 )
-_FULL = re.compile(r"No space left on device|no room for a checkpoint|Disk quota exceeded")
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Verdict:
     step: int
     """Optimizer steps done when it failed."""
     cause: str
-    """host, hang, deadline, memory, disk, input, signal or error."""
+    """host, hang, deadline, memory, disk, read-only, input, incomplete, signal or error."""
     error: str
     signature: str
     """The error without what changes from run to run."""
     retry: bool
     text: str
+    place: str = ""
+    """With cause `disk`: the folder that has no room."""
 
 
 class History:
@@ -78,7 +80,8 @@ class History:
         before = self.failures()
         kills, self._kills = self._kills, out_of_memory_kills()
         needed = room_needed(log.parent.parent / "checkpoints")
-        cause, says = _cause(message, log, error, needed, self._kills - kills)
+        lack = _lack(log.parent, error, needed)
+        cause, says = _cause(message, log, error, lack, self._kills - kills)
         signature = _signature(error if cause == "error" else f"{cause} {error}")
         same = bool(before) and (before[-1]["step"], before[-1]["signature"]) == (step, signature)
         starts = len(before) + 1
@@ -86,7 +89,7 @@ class History:
         attempt = log.parent.name
         text = (
             f"{stage} {attempt} {message} after step {step}. {says} "
-            f"The last error in its log: {error or 'none'}. {why}"
+            f"The last error in its log: {error.rstrip('.') or 'none'}. {why}"
         )
         verdict = Verdict(
             stage,
@@ -98,8 +101,10 @@ class History:
             signature,
             retry,
             " ".join(text.split()),
+            str(lack.place) if lack is not None and cause == "disk" else "",
         )
-        self._note(verdict, log.parent)
+        with contextlib.suppress(OSError):  # where nothing can be written, it is still printed
+            self._note(verdict, log.parent)
         return verdict
 
     def backoff_s(self) -> float:
@@ -116,6 +121,8 @@ class History:
             return False, "Not started again: raise supervise.deadline_hours to go on."
         if cause == "input":
             return False, "Mend what it names, then run the same command."
+        if cause == "read-only":
+            return False, "Not started again: it does not become writable by waiting."
         if cause == "disk":
             minutes = self.section.disk_wait_minutes
             if not minutes:
@@ -154,9 +161,43 @@ def out_of_memory_kills() -> int:
     return 0
 
 
-def _cause(message: str, log: Path, error: str, needed: int, kills: int) -> tuple[str, str]:
-    """needed: bytes that a checkpoint needs; kills: for memory, during the attempt."""
-    free = shutil.disk_usage(log.parent).free
+def _lack(attempt: Path, error: str, needed: int) -> Shortage | None:
+    """What keeps the run from writing, where its attempts lie or its error's paths lead."""
+    named = named_shortage(error)
+    run = attempt.absolute().parents[1]
+    places = [p for p in named[1] if p.is_relative_to(run)] if named else []
+    for place in (attempt, *places):
+        lack = shortage(place, needed if named else LEAST_FREE, LEAST_FREE if named else PROBE)
+        if lack is not None:
+            return lack
+    return None
+
+
+_SAYS: dict[Kind, str] = {
+    "space": "was full",
+    "inodes": "had no inodes left",
+    "quota": "was over its quota",
+    "read-only": "was read-only",
+}
+
+
+def _named_by(error: str, attempt: Path) -> str | None:
+    """What to say of an error that names a shortage which the run's folder does not have (now)."""
+    named = named_shortage(error)
+    if named is None:
+        return None
+    kind, paths = named
+    run = attempt.absolute().parents[1]
+    if "no room for a checkpoint" in error or any(path.is_relative_to(run) for path in paths):
+        return f"The run's file system {_SAYS[kind]} and can be written again."
+    where = f"{paths[0]}" if paths else "the error names no path, and the run's can be written"
+    return f"A file system that is not the run's {_SAYS[kind]}: {where}."
+
+
+def _cause(
+    message: str, log: Path, error: str, lack: Shortage | None, kills: int
+) -> tuple[str, str]:
+    """lack: what keeps the run from writing; kills: for memory, during the attempt."""
     if "deadline" in message:
         return "deadline", "It ran longer than it may."
     if message.startswith("lost host"):
@@ -164,20 +205,19 @@ def _cause(message: str, log: Path, error: str, needed: int, kills: int) -> tupl
     if "hung" in message:
         stacks = log.parent / "stacks"
         return "hang", f"What its processes were doing is in {stacks}."
-    full = _FULL.search(error)
-    if free < max(LEAST_FREE, needed if full else 0):
-        return "disk", f"{free / 2**20:.0f} MiB are free on its disk."
+    if lack is not None:
+        return ("disk" if lack.passes else "read-only"), f"{lack.place}: {lack.text}"
     if kills > 0:
         return "memory", "The kernel killed a process for memory during this attempt."
     found = _STATUS.search(message)
     status = int(found[1]) if found else 1
     if status == INPUT_FAULT:
         return "input", "What it was given is at fault."
-    if full:
-        return "error", (
-            f"Some disk is full, and not the run's, which has {free / 2**20:.0f} MiB free: "
-            "the error names the path."
-        )
+    elsewhere = _named_by(error, log.parent)
+    if elsewhere is not None:
+        return "error", elsewhere
+    if status == 0:
+        return "incomplete", "A stage is done when the checkpoint of its last step is sealed."
     number = -status if status < 0 else status - 128  # Popen's way, and a shell's
     if number > 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else "?"

@@ -6,18 +6,20 @@ folder; it leaves its results there and marks itself done last.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.launch.lost_hosts import DeathWatch, LossWatch
 from cluster.local import Host, Limits, StageFailed
-from cluster.verdict import History
-from rcot_rl import data_stage
+from cluster.verdict import History, Verdict
+from rcot_rl import data_stage, disk
 from rcot_rl.errors import InputError
+from rcot_rl.files import writing
 from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.monitoring.metrics import Follower, read_metrics, restore_step
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
@@ -45,11 +47,12 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
         raise InputError(fault)
     folder = RunFolder.claim(root, recipe)
     console = Console()
-    with folder.locked():
+    with folder.locked(), writing(folder.root, frozenset(disk.KINDS)):
         todo = [s for s in chosen if not folder.is_done(s)]
         for stage in chosen:
             if stage not in todo:
                 console.line(f"{stage}: done before ({_minutes(folder, stage)})")
+                _warn_if_short(folder, stage, console)
         if not todo:
             return folder
         check_host(recipe, folder.root, todo)
@@ -66,6 +69,20 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
             for stage in todo:
                 _timed(state, stage)
     return folder
+
+
+def _warn_if_short(folder: RunFolder, stage: str, console: Console) -> None:
+    """Earlier versions called CoT-SFT done that had skipped its last epoch after a resume."""
+    if stage not in TRAINING:
+        return
+    planned = folder.done(stage).get("steps", 0)
+    step = jobs.sealed_step(folder.stage(stage) / "checkpoints")
+    if 0 < step < planned:
+        console.line(
+            f"{stage}: its newest checkpoint is of step {step} of {planned}, so its model is not "
+            f"fully trained: delete {folder.stage(stage) / 'done.json'} and those of the stages "
+            "after it to train the rest"
+        )
 
 
 @dataclass
@@ -91,11 +108,13 @@ def _supervised(state: _Run, stage: str) -> dict[str, Any]:
     history = History(state.folder.stage(stage), state.recipe.supervise)
     while True:
         try:
-            return _STAGES[stage](state) or {}
+            with _shortages_fail(state.folder.stage(stage)):
+                return _STAGES[stage](state) or {}
         except StageFailed as error:
             metrics = read_metrics(state.folder.stage(stage) / "metrics.jsonl")
             step = metrics[-1]["step"] if metrics else 0
-            reason = jobs.failure_reason(error.log)
+            ours = isinstance(error.__cause__, OSError)
+            reason = str(error.__cause__) if ours else jobs.failure_reason(error.log)
             verdict = history.judge(stage, str(error), error.log, step, reason)
             if verdict.cause == "input":
                 raise InputError(verdict.text) from error
@@ -103,21 +122,39 @@ def _supervised(state: _Run, stage: str) -> dict[str, Any]:
                 raise StageFailed(verdict.text, error.log) from error
             state.console.line(verdict.text)
             if verdict.cause == "disk":
-                _await_space(state, stage, verdict.text, error.log)
+                _await_space(state, stage, verdict, error.log)
             time.sleep(history.backoff_s())
 
 
-def _await_space(state: _Run, stage: str, verdict: str, log: Path) -> None:
-    """Wait until a checkpoint fits the stage's disk; StageFailed when it takes too long."""
-    folder, minutes = state.folder.stage(stage), state.recipe.supervise.disk_wait_minutes
-    needed = room_needed(folder / "checkpoints")
-    end = time.monotonic() + 60 * minutes
-    while (free := shutil.disk_usage(folder).free) < needed:
+@contextlib.contextmanager
+def _shortages_fail(stage: Path) -> Iterator[None]:
+    """Make a StageFailed of this process' own failure to write, as it is of its children's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in disk.KINDS:
+            raise
+        attempts = sorted(stage.glob("attempt-*"), key=lambda p: p.stat().st_mtime)
+        attempt = attempts[-1] if attempts else stage / "attempt-1"
+        raise StageFailed("was stopped: a file cannot be written", attempt / "log.txt") from error
+
+
+def _await_space(state: _Run, stage: str, verdict: Verdict, log: Path) -> None:
+    """Wait until a checkpoint fits where there was no room; StageFailed when it takes too long."""
+    minutes = state.recipe.supervise.disk_wait_minutes
+    place, needed = Path(verdict.place), room_needed(state.folder.stage(stage) / "checkpoints")
+    end, announced = time.monotonic() + 60 * minutes, False
+    while (lack := disk.shortage(place, needed, disk.LEAST_FREE)) is not None:
+        if not lack.passes:
+            raise StageFailed(f"{verdict.text} Since then: {lack.text}", log)
         if time.monotonic() > end:
-            raise StageFailed(
-                f"{verdict} {needed / 2**20:.0f} MiB were not free {minutes:g} minutes later", log
-            )
-        state.console.progress(f"{stage}: waiting for space, MiB", free >> 20, needed >> 20)
+            raise StageFailed(f"{verdict.text} {minutes:g} minutes later: {lack.text}", log)
+        if lack.kind == "space":
+            free = shutil.disk_usage(place).free
+            state.console.progress(f"{stage}: waiting for space, MiB", free >> 20, needed >> 20)
+        elif not announced:
+            state.console.line(f"{stage}: waiting. {lack.text}")
+            announced = True
         time.sleep(1)
 
 
@@ -128,9 +165,7 @@ def _sft(state: _Run) -> dict[str, Any]:
     shards = state.folder.root / "shards" / recipe.sft.shard_set
     _fit_ranks(state, "sft", attempt)
     job = jobs.sft_job(recipe, base, shards, stage, attempt)
-    if job.resumes_from < job.total_steps:
-        _train(state, "sft", job, attempt)
-    checkpoint = jobs.newest_checkpoint(stage / "checkpoints")
+    checkpoint = _train(state, "sft", job, attempt)
     arguments = jobs.merge_job(base, checkpoint, stage / "model")
     state.console.line("sft: merging the adapter")
     state.host.run(arguments, attempt / "merge.log")
@@ -161,17 +196,14 @@ def _grpo(name: str, after: str | None = None) -> Callable[[_Run], dict[str, Any
             # the zygote is on this host, and other hosts' workers are not
             py_executable=state.host.environment.get("RCOT_ZYGOTE_PYTHON") if alone else None,
         )
-        if job.resumes_from < job.total_steps:
-            _await_hosts(state, attempt)
-            _train(state, name, job, attempt)
-        newest = jobs.newest_checkpoint(stage / "checkpoints")
+        newest = _train(state, name, job, attempt)
         if section.lora_rank is None:
-            model = jobs.link_model(newest, stage / "model")
+            jobs.publish_model(newest, stage / "model", recipe)
         else:
             state.console.line(f"{name}: merging the adapter")
             model, start = stage / "model", model_of(state.folder, recipe, "sft")
             state.host.run(jobs.merge_job(start, newest / "actor", model), attempt / "merge.log")
-        jobs.write_card(model, recipe)
+            jobs.write_card(model, recipe)
         return {"steps": job.total_steps, "reward": section.reward}
 
     return stage_of
@@ -202,11 +234,49 @@ def _await_hosts(state: _Run, attempt: Path) -> None:
         state.host.run(arguments, attempt / "hosts.log")
 
 
-def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
+def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> Path:
+    """Train to the planned last step, and return its checkpoint.
+
+    The checkpoint alone decides: an exit status of 0 is no proof of it, and another status after
+    the last checkpoint was sealed (a crash of Ray's or gloo's threads at exit) loses nothing.
+
+    Raises:
+        StageFailed: The newest sealed checkpoint is not that of the last step.
+        InputError: There is one of a later step.
+    """
+    folder = state.folder.stage(stage)
+    checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    if job.resumes_from > job.total_steps:
+        raise InputError(
+            f"is of step {job.resumes_from}, and the last step is {job.total_steps}: "
+            "delete it, or choose another folder with --out",
+            file=checkpoints / f"global_step_{job.resumes_from}",
+        )
+    if job.resumes_from:
+        restore_step(metrics, checkpoints / f"global_step_{job.resumes_from}" / METRICS)
+    if job.resumes_from < job.total_steps:
+        if stage != "sft":
+            _await_hosts(state, attempt)
+        try:
+            _run_trainer(state, stage, job, attempt)
+        except StageFailed as error:
+            if jobs.sealed_step(checkpoints) != job.total_steps:
+                raise
+            state.console.line(f"{stage}: {error}, after its last checkpoint was sealed")
+        restore_step(metrics, checkpoints / f"global_step_{job.total_steps}" / METRICS)
+    step = jobs.sealed_step(checkpoints)
+    if step != job.total_steps:
+        raise StageFailed(
+            "ended with status 0 before its last step "
+            f"(newest sealed checkpoint: step {step} of {job.total_steps})",
+            attempt / "log.txt",
+        )
+    return checkpoints / f"global_step_{step}"
+
+
+def _run_trainer(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> None:
     follower = Follower(job.verl_log, state.folder.stage(stage) / "metrics.jsonl")
     if job.resumes_from:
-        saved = state.folder.stage(stage) / f"checkpoints/global_step_{job.resumes_from}" / METRICS
-        restore_step(follower.target, saved)
         state.console.line(f"{stage}: resuming from step {job.resumes_from}")
     state.console.line(f"{stage}: starting, log {attempt / 'log.txt'}")
 
@@ -256,11 +326,9 @@ def model_of(folder: RunFolder, recipe: Recipe, stage: str) -> Path:
     """The model that a training stage left; `base`: the recipe's. Raises InputError."""
     if stage == "base":
         return base_model(recipe)
-    path = folder.stage(stage) / "model"
-    if not (path / "config.json").is_file():
-        raise InputError(f"there is no model of stage {stage} yet", file=path)
+    path = jobs.stage_model(folder.stage(stage))
     check_handoff(base_model(recipe), path, recipe)
-    return path.resolve()
+    return path
 
 
 def _predict(state: _Run) -> dict[str, Any]:

@@ -248,7 +248,12 @@ def main() -> None:
         _fail(str(error), 2)
     except Exception as error:
         from cluster.local import StageFailed
+        from rcot_rl.disk import KINDS, explained
 
+        if isinstance(error, OSError) and error.errno in KINDS:
+            where = error.filename
+            text = f"cannot be written: {explained(error, where or '.')}"
+            _fail(str(InputError(text if where else f"a file {text}", file=where)), 2)
         if not isinstance(error, StageFailed):
             raise
         _fail(f"{error}\nthe whole log: {error.log}", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -30,22 +31,14 @@ def _is_one(path: Path) -> bool:
     return path.name == "latest" or path.name.startswith("global_step_")
 
 
-def _checkpoint(path: Path) -> Path:
-    """One checkpoint, where its link leads. Raises InputError when it is not there."""
-    from rcot_rl.errors import InputError
-
-    if not path.is_dir():
-        raise InputError("no such checkpoint", file=path)
-    return path.resolve()
-
-
 @checkpoints_app.command("list")
 def list_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a stage's.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Every checkpoint: step, when, size, ranks, whole or what is missing."""
-    from rcot_rl.training.checkpoint_store import all_of
+    from rcot_rl.errors import InputError
+    from rcot_rl.training.checkpoint_store import LATEST, all_of, find_checkpoint
 
     rows = [(store, c) for store in _stores(run) for c in all_of(store)]
     if as_json:
@@ -58,9 +51,12 @@ def list_checkpoints(
         ]  # fmt: skip
         typer.echo(json.dumps(listed))
         return
+    newest = set()
+    for store in {store for store, _ in rows}:
+        with contextlib.suppress(InputError):
+            newest.add(find_checkpoint(store / LATEST))
     for store, c in rows:
-        latest = store / "latest"
-        mark = " latest" if latest.is_symlink() and latest.resolve() == c.path.resolve() else ""
+        mark = " latest" if c.path.resolve() in newest else ""
         state = ("sealed" if c.sealed else "whole") if c.whole else c.faults[0]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time))
         typer.echo(
@@ -74,9 +70,9 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A run, a stage, or one checkpoint.")],
 ) -> None:
     """Check every file's size and checksum; status 2 when one is not as it was saved."""
-    from rcot_rl.training.checkpoint_store import all_of, inspect
+    from rcot_rl.training.checkpoint_store import all_of, find_checkpoint, inspect
 
-    path = _checkpoint(path) if _is_one(path) else path
+    path = find_checkpoint(path) if _is_one(path) else path
     if path.name.startswith("global_step_"):
         found = [inspect(path, deep=True)]
     else:
@@ -114,9 +110,9 @@ def export(
 
     from rcot_rl.errors import InputError
     from rcot_rl.inference.model_folder import check_model
-    from rcot_rl.training.checkpoint_store import inspect
+    from rcot_rl.training.checkpoint_store import find_checkpoint, inspect
 
-    checkpoint = _checkpoint(checkpoint)
+    checkpoint = find_checkpoint(checkpoint)
     found = inspect(checkpoint, deep=True)
     if not found.whole:
         raise InputError(found.faults[0], file=checkpoint)

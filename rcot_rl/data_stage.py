@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.local import Host
 from rcot_rl.asking import launch
+from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 from rcot_rl.inference.segmenter import label_judge
 from rcot_rl.monitoring.console import Console, EventReader
@@ -100,7 +101,7 @@ def ask_model(recipe: Recipe, what: str, out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=out) from error
+        raise InputError(f"cannot be written: {explained(error, out)}", file=out) from error
     own_ray = recipe.cluster.ray_address == "local"
     with Host(platform_of(recipe), preload, out / "zygote.log", own_ray) as host:
         return _ask(host, console, recipe, what, out, out / f"{what}.log")

@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text
+from rcot_rl.files import write_text, writing
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
 
@@ -64,7 +65,7 @@ class RunFolder:
             if not there:
                 folder._write_recipe(path, recipe)
         except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=root) from error
+            raise InputError(f"cannot be written: {explained(error, root)}", file=root) from error
         try:
             recorded = read_record(path)
         except InputError:
@@ -154,7 +155,9 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: two commands on one folder would spoil each other's stages."""
-        with (self.root / ".lock").open("w") as file:
+        with writing(self.root):
+            lock = (self.root / ".lock").open("w")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

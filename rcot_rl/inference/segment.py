@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.corpora.metadata import is_text
+from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 from rcot_rl.inference.draw import overlay
 from rcot_rl.inference.engine import PolicyEngine
@@ -132,7 +133,7 @@ def _partial(out: Path) -> Path:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=out) from error
+        raise InputError(f"cannot be written: {explained(error, out)}", file=out) from error
     return partial
 
 

@@ -21,8 +21,8 @@ class SuperviseSection(Section):
     step."""
 
     disk_wait_minutes: float = Field(default=60.0, ge=0)
-    """How long a stage waits for space on a full disk before its next start. 0: a full disk ends
-    the run."""
+    """How long a stage waits for space, inodes or quota before its next start. 0: a shortage ends
+    the run, as a read-only file system always does."""
 
     heartbeat_s: float | None = Field(default=None, gt=0)
     """A training stage that makes no step for so long is hung: its stacks are written, it is ended

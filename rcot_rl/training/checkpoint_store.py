@@ -2,7 +2,7 @@
 
     CHECKPOINTS/global_step_N/checkpoint.json      step, world size, files with sizes and sha256
     CHECKPOINTS/global_step_N/metrics.json         the step's metrics (GRPO)
-    CHECKPOINTS/latest                             a link, replaced atomically
+    CHECKPOINTS/latest                             the newest one's name, replaced atomically
     CHECKPOINTS/latest_checkpointed_iteration.txt  verl's pointer, which verl writes in place
 
 `seal` writes the manifest when all else is there, so that a checkpoint with one is whole; one
@@ -24,16 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.disk import LEAST_FREE, shortage
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 
 MANIFEST = "checkpoint.json"
 METRICS = "metrics.json"
+LATEST = "latest"
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's pointer to the newest checkpoint."""
-
-LEAST_FREE = 256 * 2**20
-"""Bytes of free space below which a disk counts as full."""
 
 _STEP = re.compile(r"global_step_(\d{1,12})")
 _RANKED = re.compile(r"(model|optim|extra_state)_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
@@ -68,7 +67,7 @@ def seal(checkpoint: Path, **facts: Any) -> None:
         for name, path in _files(checkpoint)
     }
     found = {
-        "step": _step(checkpoint),
+        "step": step_of(checkpoint),
         "time": time.time(),
         "world_size": _world_size(checkpoint),
         "files": files,
@@ -84,7 +83,7 @@ def inspect(checkpoint: Path, deep: bool = False) -> Checkpoint:
     faults = list(_against_manifest(checkpoint, deep) if sealed else _by_structure(checkpoint))
     size = sum(path.stat().st_size for _, path in _files(checkpoint))
     return Checkpoint(
-        checkpoint, _step(checkpoint), sealed, tuple(faults), size, _world_size(checkpoint),
+        checkpoint, step_of(checkpoint), sealed, tuple(faults), size, _world_size(checkpoint),
         checkpoint.stat().st_mtime,
     )  # fmt: skip
 
@@ -94,7 +93,7 @@ def all_of(checkpoints: Path, deep: bool = False) -> list[Checkpoint]:
     if not checkpoints.is_dir():
         return []
     found = [p for p in checkpoints.iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
-    return [inspect(p, deep) for p in sorted(found, key=_step)]
+    return [inspect(p, deep) for p in sorted(found, key=step_of)]
 
 
 def settle(checkpoints: Path) -> int:
@@ -138,14 +137,12 @@ def make_room(checkpoints: Path, keep: int | None) -> None:
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     needed = room_needed(checkpoints)
-    if shutil.disk_usage(checkpoints).free < needed and keep is not None:
+    lack = shortage(checkpoints, needed)
+    if lack is not None and lack.passes and keep is not None:
         prune(checkpoints, 1)
-    free = shutil.disk_usage(checkpoints).free
-    if free < needed:
-        raise InputError(
-            f"no room for a checkpoint: {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} free",
-            file=checkpoints,
-        )
+        lack = shortage(checkpoints, needed)
+    if lack is not None:
+        raise InputError(f"no room for a checkpoint: {lack.text}", file=checkpoints)
 
 
 def room_needed(checkpoints: Path) -> int:
@@ -156,11 +153,42 @@ def room_needed(checkpoints: Path) -> int:
 
 
 def point_latest(checkpoint: Path) -> None:
-    """Make `latest`, a relative link beside `checkpoint`, name it; readers see old or new."""
-    temporary = checkpoint.parent / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(checkpoint.name)
-    temporary.replace(checkpoint.parent / "latest")
+    """Write the name of `checkpoint` to the file `latest` beside it; readers see old or new."""
+    latest = checkpoint.parent / LATEST
+    if latest.is_dir() and not latest.is_symlink():
+        shutil.rmtree(latest)  # an earlier version's link, followed when the run was copied
+    write_text(latest, checkpoint.name + "\n")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint's folder that `path` names: global_step_N, or `latest` beside such folders.
+
+    `latest` is a file that holds the folder's name. In runs of earlier versions it is a link or,
+    where a copy followed the link, a folder: a duplicate of the checkpoint. Raises InputError.
+    """
+    if path.name != LATEST:
+        found = path
+    elif path.is_file():
+        name = path.read_text(encoding="utf-8", errors="replace").strip()
+        if not _STEP.fullmatch(name):
+            raise InputError("does not hold the name of a checkpoint (global_step_N)", file=path)
+        found = path.with_name(name)
+    elif path.is_symlink() or not path.is_dir():
+        found = path.resolve()
+    else:
+        found = path.with_name(f"global_step_{_sealed_step(path)}")
+    if not found.is_dir():
+        raise InputError("no such checkpoint", file=found)
+    return found.resolve()
+
+
+def _sealed_step(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / MANIFEST).read_bytes())["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("does not say of which step it is; name global_step_N", file=folder) from (
+            error
+        )
 
 
 def _files(checkpoint: Path) -> Iterator[tuple[str, Path]]:
@@ -169,7 +197,8 @@ def _files(checkpoint: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(checkpoint).as_posix(), path
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Step of a checkpoint's folder, from its name. Raises InputError for another name."""
     found = _STEP.fullmatch(checkpoint.name)
     if found is None:
         raise InputError("is no checkpoint (global_step_N)", file=checkpoint)
@@ -214,7 +243,7 @@ def _by_structure(checkpoint: Path) -> Iterator[str]:
             if not zipfile.is_zipfile(path):
                 yield f"{path.relative_to(checkpoint)} is cut short"
     data = checkpoint / "data.pt"
-    if (checkpoint / "actor").is_dir() and _step(checkpoint) and not zipfile.is_zipfile(data):
+    if (checkpoint / "actor").is_dir() and step_of(checkpoint) and not zipfile.is_zipfile(data):
         yield "data.pt (the position in the data) is missing or cut short"
     sizes = {size for _, size in ranks}
     if len(sizes) != 1:

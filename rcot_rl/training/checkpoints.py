@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
-from rcot_rl.files import write_text
-from rcot_rl.training.checkpoint_store import point_latest, prune, seal
+from rcot_rl.training.checkpoint_store import point_latest, prune
 from rcot_rl.training.jobs import KEEP
-from rcot_rl.training.provenance import FILE
+from rcot_rl.training.provenance import seal_made_of
 
 
 class SaveCallback(CheckpointCallback):
@@ -37,8 +35,7 @@ def finish(checkpoint: Path, made_of: Any, keep: int | None) -> None:
 
     made_of: what the stage was made of, as JSON. keep: whole checkpoints to keep; None: all.
     """
-    write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
-    seal(checkpoint, provenance=made_of)
+    seal_made_of(checkpoint, made_of)
     point_latest(checkpoint)
     if keep is not None:
         prune(checkpoint.parent, keep)

@@ -9,7 +9,6 @@ optimizer without moments, a scheduler at its start.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from rcot_rl.errors import InputError
+from rcot_rl.files import link_or_copy
 from rcot_rl.training.checkpoint_store import TRACKER, seal
 
 
@@ -42,7 +42,7 @@ def start_from(
     shutil.rmtree(target, ignore_errors=True)
     (partial / "actor").mkdir(parents=True)
     for file in [*weights, *source.glob("*_config.json"), *source.glob("lora_train_meta.json")]:
-        os.link(file, partial / "actor" / file.name)
+        link_or_copy(file, partial / "actor" / file.name)
     for kind in ("optim", "extra_state"):
         for file in sorted(source.glob(f"{kind}_*.pt")):
             _rewrite(file, partial / "actor" / file.name, lr, weight_decay, betas)

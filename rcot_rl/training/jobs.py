@@ -6,8 +6,8 @@ The chain runs a job and follows its metrics; this room knows how verl is told a
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.tokens import pixel_limits
 from rcot_rl.errors import InputError
+from rcot_rl.files import link_or_copy, replace_folder, write_text
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.stacks import FOLDER
-from rcot_rl.training.checkpoint_store import all_of, settle
+from rcot_rl.training.checkpoint_store import all_of, inspect, settle
 from rcot_rl.training.handoff_check import CARD, card_of
-from rcot_rl.training.provenance import provenance
+from rcot_rl.training.provenance import provenance, seal_made_of
 from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
 
 KEEP = "keep_checkpoints"
@@ -62,6 +63,7 @@ class Job:
     environment: dict[str, str]
     verl_log: Path
     total_steps: int
+    """The planned last step."""
     resumes_from: int
     """The step of the newest checkpoint; 0: from the start."""
 
@@ -71,22 +73,18 @@ def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path)
     check_pixels(recipe, model)
     train = split_files(shards, "train")
     config = sft_config(recipe, model=model, train=train, val=[], out=out)
-    _note_provenance(config, provenance(recipe, "sft", shards))
-    rows = count_rows(train)
-    steps = rows // recipe.sft.batch_size * recipe.sft.epochs
-    if steps == 0:
-        raise InputError(
-            f"{rows} rows make no batch of sft.batch_size={recipe.sft.batch_size}", file=shards
-        )
-    path = _save(config, attempt)
+    made_of = provenance(recipe, "sft", shards)
+    _note_provenance(config, made_of)
     ranks = ranks_of(recipe, "sft")
+    steps = _planned_steps(config, count_rows(train), ranks, "sft.batch_size", shards)
+    path = _save(config, attempt)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return Job(
         [*launcher, "-m", "rcot_rl.training.sft_main", str(path)],
         training_environment(recipe, attempt),
         attempt / "verl.jsonl",
         steps,
-        settle(out / "checkpoints"),
+        _resume_step(out / "checkpoints", made_of),
     )
 
 
@@ -102,14 +100,16 @@ def grpo_job(
     """GRPO from `model` on `shards`. py_executable: what Ray starts workers with. InputError."""
     check_pixels(recipe, model)
     train, val = split_files(shards, "train"), split_files(shards, "val")
-    section = recipe.grpo(stage)
-    rows = count_rows(train)
-    if rows < section.prompts_per_step:
-        raise InputError(
-            f"{rows} rows make no step of {section.prompts_per_step} prompts", file=shards
-        )
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
-    _note_provenance(config, provenance(recipe, stage, shards))
+    key = f"{stage.replace('-', '_')}.prompts_per_step"
+    steps = _planned_steps(config, count_rows(train), 1, key, shards)
+    if config.trainer.save_freq < 1:
+        raise InputError(
+            "must be at least 1: without a checkpoint of its last step a stage is never done",
+            key="verl.trainer.save_freq",
+        )
+    made_of = provenance(recipe, stage, shards)
+    _note_provenance(config, made_of)
     environment = training_environment(recipe, attempt)
     # a running Ray's workers do not inherit what the supervisor sets for its own child
     alone = recipe.cluster.ray_address == "local"
@@ -123,9 +123,48 @@ def grpo_job(
         ["-m", "rcot_rl.training.grpo_main", str(path)],
         environment,
         attempt / "verl.jsonl",
-        section.steps,
-        settle(out / "checkpoints"),
+        steps,
+        _resume_step(out / "checkpoints", made_of),
     )
+
+
+def _planned_steps(config: DictConfig, rows: int, ranks: int, batch_key: str, shards: Path) -> int:
+    """The last step that verl will reach, as its own loops count. Raises InputError.
+
+    Args:
+        config: verl's resolved configuration, with the keys under `verl:`.
+        rows: Training rows in the shards.
+        ranks: Ranks that share a batch, each with the rows of its own sampler.
+        batch_key: The recipe's key of the batch size.
+        shards: The shard set, for the error.
+    """
+    most, batch = config.data.get("train_max_samples") or -1, config.data.train_batch_size
+    rows = min(rows, most) if most > 0 else rows
+    steps = rows // ranks // max(1, batch // ranks) * config.trainer.total_epochs
+    if steps == 0:
+        raise InputError(f"{rows} rows make no batch of {batch_key}={batch}", file=shards)
+    wanted = config.trainer.total_training_steps
+    if wanted is not None and wanted > steps:
+        raise InputError(
+            f"is {wanted}, but {rows} rows in batches of {batch} make {steps} steps in "
+            f"{config.trainer.total_epochs} epochs; raise the epochs",
+            key="verl.trainer.total_training_steps",
+        )
+    return steps if wanted is None else wanted
+
+
+def _resume_step(checkpoints: Path, made_of: dict[str, Any]) -> int:
+    """`settle`; also seals a whole checkpoint whose process ended just before it would have."""
+    step = settle(checkpoints)
+    newest = checkpoints / f"global_step_{step}"
+    if step and not inspect(newest).sealed:
+        seal_made_of(newest, made_of)
+    return step
+
+
+def sealed_step(checkpoints: Path) -> int:
+    """Step of the newest whole checkpoint that is sealed; 0: none."""
+    return max((c.step for c in all_of(checkpoints) if c.whole and c.sealed), default=0)
 
 
 def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str]:
@@ -205,21 +244,43 @@ def token_limits(recipe: Recipe) -> dict[str, dict[str, int]]:
     return limits
 
 
-def link_model(checkpoint: Path, link: Path) -> Path:
-    """Make `link` name the Hugging Face folder of a GRPO checkpoint, atomically; returns it."""
-    target = checkpoint / "actor" / "huggingface"
-    if not (target / "config.json").is_file():
+def publish_model(checkpoint: Path, model: Path, recipe: Recipe) -> None:
+    """Make `model` the Hugging Face folder of a GRPO checkpoint, with its card. Its files are hard
+    links where the file system has them. Raises InputError when the checkpoint has no such folder.
+    """
+    source = _saved_model(checkpoint)
+    if not (source / "config.json").is_file():
         raise InputError("the checkpoint has no Hugging Face folder", file=checkpoint)
-    temporary = link.with_name(f".{link.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, link.parent))
-    temporary.replace(link)
-    return target
+    write_card(source, recipe)  # `rcot checkpoints export` copies it too
+    partial = model.with_name(f".{model.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=link_or_copy)
+    replace_folder(partial, model)
+
+
+def stage_model(stage: Path) -> Path:
+    """The Hugging Face folder that a finished training stage left; stage: its folder in a run.
+
+    In runs of earlier versions, `model` is a link into the newest checkpoint. A copy of such a run
+    may have a folder instead, or nothing: then the checkpoint's own folder is taken, if it has the
+    card that a finished stage writes there. Raises InputError when there is none.
+    """
+    checkpoints = stage / "checkpoints"
+    inside = _saved_model(checkpoints / f"global_step_{newest_step(checkpoints)}")
+    if (stage / "model" / "config.json").is_file():
+        return (stage / "model").resolve()
+    if (inside / CARD).is_file():
+        return inside.resolve()
+    raise InputError("the stage has left no model yet", file=stage / "model")
+
+
+def _saved_model(checkpoint: Path) -> Path:
+    return checkpoint / "actor" / "huggingface"
 
 
 def write_card(model: Path, recipe: Recipe) -> None:
     """`rcot.json` of a trained model: the prompts and canvases that it knows."""
-    (model / CARD).write_text(json.dumps(card_of(recipe), indent=1) + "\n", encoding="utf-8")
+    write_text(model / CARD, json.dumps(card_of(recipe), indent=1) + "\n")
 
 
 def split_files(shards: Path, split: str) -> list[Path]:

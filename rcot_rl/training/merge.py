@@ -26,6 +26,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from rcot_rl.errors import InputError
+from rcot_rl.files import replace_folder
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability between adapter and merged model, both in float32, as a
@@ -114,9 +115,7 @@ def _write(merged: Any, out: Path, base: Path) -> None:
     for pattern in _BASE_FILES:
         for file in base.glob(pattern):
             shutil.copy2(file, temporary / file.name)
-    if out.exists():
-        shutil.rmtree(out)
-    temporary.rename(out)
+    replace_folder(temporary, out)
 
 
 def _adapter_state(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -5,11 +5,14 @@ every checkpoint, so that a model found later says which recipe, reward and shar
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.files import write_text
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.training.checkpoint_store import seal
 from reward_fns.score import UserReward, load_reward
 
 FILE = "provenance.json"
@@ -41,6 +44,12 @@ def provenance(recipe: Recipe, stage: str, shards: Path) -> dict[str, Any]:
         reward = _reward(recipe, stage)
         made_of |= {"reward": reward["name"], "reward_sha256": reward["sha256"]}
     return made_of
+
+
+def seal_made_of(checkpoint: Path, made_of: Any) -> None:
+    """Seal a checkpoint with its stage's provenance (JSON values)."""
+    write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
+    seal(checkpoint, provenance=made_of)
 
 
 def _reward(recipe: Recipe, stage: str) -> dict[str, str]:

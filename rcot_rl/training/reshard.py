@@ -14,7 +14,6 @@ in memory once.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from rcot_rl.errors import InputError
+from rcot_rl.files import link_or_copy
 from rcot_rl.training.checkpoint_store import MANIFEST, inspect, seal
 
 KINDS = ("model", "optim", "extra_state")
@@ -49,7 +49,7 @@ def reshard(checkpoint: Path, ranks: int) -> None:
     partial = checkpoint.with_name(f".{checkpoint.name}.resharded")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(
-        checkpoint, partial, copy_function=os.link,
+        checkpoint, partial, copy_function=link_or_copy,
         ignore=shutil.ignore_patterns(
             "*_world_size_*_rank_*.pt", "data_*.pt", MANIFEST, "fsdp_config.json"
         ),

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 
-from rcot_rl.training.checkpoint_store import MANIFEST, make_room
+from rcot_rl.training.checkpoint_store import MANIFEST, make_room, step_of
 from rcot_rl.training.checkpoints import finish
 
 
@@ -39,6 +39,9 @@ class Trainer(SFTTrainer):
         made_of = OmegaConf.to_container(self.config.trainer.rcot.provenance)
         folder = Path(handler.default_local_dir)
         handler.save_checkpoint = saver(handler.save_checkpoint, folder, made_of, keep)
+        handler._load_dataloader_state = position_loader(
+            handler._load_dataloader_state, len(self.train_dataloader)
+        )
 
 
 def saver(
@@ -59,6 +62,25 @@ def saver(
             finish(checkpoint, made_of, keep)
 
     return save_checkpoint
+
+
+def position_loader(load: Callable[[str], None], steps_per_epoch: int) -> Callable[[str], None]:
+    """Wrap verl's `load` of a checkpoint's position in the data so that no epoch is skipped.
+
+    At the end of an epoch, verl saves an iterator that has no rows left. Loaded again, it makes the
+    next epoch empty. The next epoch starts with a new iterator instead, as in a run that was not
+    interrupted.
+
+    Args:
+        load: verl's function of a checkpoint's path.
+        steps_per_epoch: Optimizer steps in one epoch.
+    """
+
+    def load_position(checkpoint: str) -> None:
+        if step_of(Path(checkpoint)) % steps_per_epoch:
+            load(checkpoint)
+
+    return load_position
 
 
 def main(path: str) -> None:

@@ -16,7 +16,9 @@ SMALL = [
     "toy.corpora=[{layout: mevis, split: train, videos: 60}, "
     "{layout: mevis, split: valid_u, videos: 3}]",
     "data.corpora=[{dataset: mevis}]",
-    "data.sets={sft-1536: {ktg: 64, aks: 192, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
+    # grpo-aks: an epoch is one step of 4 prompts and leaves 2 rows over, so every resume is at an
+    # epoch boundary
+    "data.sets={sft-1536: {ktg: 64, aks: 192, val: 8}, grpo-aks-640: {aks: 6, val: 8}, "
     "grpo-ktg-960: {ktg: 32, val: 8}}",
     "sft.epochs=2",  # until some answers earn something: equal rewards move no weight
     "sft.batch_size=16",

@@ -4,6 +4,7 @@ One run serves most tests here. It is stopped by Ctrl-C in the middle of GRPO, a
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -12,12 +13,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rcot_rl.chain import model_of
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.runfolder import RunFolder
+from rcot_rl.training.checkpoint_store import find_checkpoint, settle
+
 pytestmark = pytest.mark.slow
 
 
 def metrics(run: Path, stage: str) -> list[dict]:
     path = run / stage / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def newest(run: Path, stage: str) -> Path:
+    return find_checkpoint(run / stage / "checkpoints" / "latest")
 
 
 def logs(run: Path, stage: str) -> str:
@@ -66,16 +76,18 @@ def test_the_second_command_resumes(finished):
 
 def test_the_rows_come_in_the_order_of_a_run_that_was_never_interrupted(finished):
     """Derived anew from the seed alone; grpo-aks went through two attempts, grpo-ktg one."""
-    from torch import Generator
-    from torch.utils.data import RandomSampler
+    from torch import Generator, randperm
 
     run, *_ = finished
-    for stage, rows, steps in (("grpo-aks", 32, 3), ("grpo-ktg", 32, 2)):
-        order = list(RandomSampler(range(rows), generator=Generator().manual_seed(1)))
+    for stage, rows, steps in (("grpo-aks", 6, 3), ("grpo-ktg", 32, 2)):
+        generator, batches = Generator().manual_seed(1), []
+        while len(batches) < steps:  # epoch after epoch, without the rows of a last partial batch
+            order = randperm(rows, generator=generator).tolist()
+            batches += [set(order[k : k + 4]) for k in range(0, rows - 3, 4)]
         for step in range(1, steps + 1):
             lines = (run / stage / "rollouts" / f"{step}.jsonl").read_text().splitlines()
             seen = {json.loads(line)["index"] for line in lines}
-            assert seen == set(order[4 * (step - 1) : 4 * step]), (stage, step)
+            assert seen == batches[step - 1], (stage, step)
 
 
 def test_nothing_outlives_a_finished_run(finished):
@@ -90,7 +102,7 @@ def test_every_stage_left_what_the_contract_says(finished):
     assert recorded["versions"]["verl"] == "0.9.1"
     for stage, steps in (("grpo-aks", 3), ("grpo-ktg", 2)):
         latest = run / stage / "checkpoints" / "latest"
-        assert latest.is_symlink() and latest.resolve().name == f"global_step_{steps}"
+        assert latest.read_text() == f"global_step_{steps}\n"
         for step in range(1, steps + 1):
             lines = (run / stage / "rollouts" / f"{step}.jsonl").read_text().splitlines()
             assert len(lines) == 32
@@ -110,7 +122,7 @@ def test_the_engines_are_the_real_ones(finished):
         assert config["actor_rollout_ref"]["actor"]["strategy"] == "fsdp2"
         log = logs(run, stage)
         assert "CpuWorkerExtension" in log and "vLLMHttpServer" in log
-        saved = json.loads((run / stage / "checkpoints/latest/actor/fsdp_config.json").read_text())
+        saved = json.loads((newest(run, stage) / "actor/fsdp_config.json").read_text())
         assert saved["FSDP_version"] == 2
 
 
@@ -166,6 +178,18 @@ def test_a_finished_run_does_nothing_again(finished, rcot, small):
     table, _ = again.communicate(timeout=60)
     assert again.returncode == 0 and "J&F mevis" in table
     assert time.monotonic() - started < 30
+
+
+def test_a_copy_that_follows_links_is_a_whole_run(finished, small, tmp_path):
+    """As object stores and file systems without links leave it."""
+    copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    assert not any(path.is_symlink() for path in copy.rglob("*"))
+    recipe = load_recipe("laptop", small)
+    folder = RunFolder.claim(copy, recipe)
+    for stage in ("sft", "grpo-aks", "grpo-ktg"):
+        assert model_of(folder, recipe, stage) == copy / stage / "model"
+        checkpoints = copy / stage / "checkpoints"
+        assert settle(checkpoints) == int(newest(copy, stage).name.removeprefix("global_step_"))
 
 
 def test_another_recipe_is_refused(finished, rcot, small):

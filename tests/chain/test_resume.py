@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rcot_rl.training.checkpoint_store import find_checkpoint
+
 pytestmark = pytest.mark.drill
 
 AGENT = "actor_rollout_ref.rollout.agent"
@@ -38,8 +40,9 @@ def states(stage: Path) -> dict:
     import torch
 
     found = {}
+    checkpoint = find_checkpoint(stage / "checkpoints" / "latest")
     for kind in ("model", "optim"):
-        file = stage / f"checkpoints/latest/actor/{kind}_world_size_1_rank_0.pt"
+        file = checkpoint / "actor" / f"{kind}_world_size_1_rank_0.pt"
         found |= tensors(torch.load(file, map_location="cpu", weights_only=False), kind)
     return found
 

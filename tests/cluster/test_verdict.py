@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 
@@ -95,16 +96,80 @@ def test_causes(history, message, cause, says):
     assert (found.cause, found.retry) == (cause, True) and says in found.text
 
 
-def test_what_starting_again_cannot_mend(history, monkeypatch):
+def test_what_starting_again_cannot_mend(history):
     found = judged(history, 1, "passed its deadline of 10 s", 2, "")
     assert (found.cause, found.retry) == ("deadline", False)
-    usage = module.shutil.disk_usage("/")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    found = judged(history, 2, "ended with status 1", 5, "OSError: No space left on device")
-    assert (found.cause, found.retry) == ("disk", True) and "as soon as there is room" in found.text
+
+
+FULL = "OSError: [Errno 28] No space left on device"
+QUOTA = "OSError: [Errno 122] Disk quota exceeded"
+TORCH = "RuntimeError: [enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "says"),
+    [
+        ({"free": 1000}, FULL, "MiB are free"),
+        ({"free": 1000}, TORCH, "MiB are free"),
+        ({"inodes": 3}, FULL, "no inodes left"),
+        ({"fault": errno.EDQUOT}, QUOTA, "quota there is used up"),
+        ({"fault": errno.EDQUOT}, TORCH, "quota there is used up"),
+    ],
+)
+def test_what_can_free_itself_is_waited_for(history, set_disk, state, error, says):
+    set_disk(**state)
+    found = judged(history, 2, "ended with status 1", 5, error)
+    assert (found.cause, found.retry) == ("disk", True)
+    assert "as soon as there is room" in found.text and says in found.text
+    assert found.place == str(history.path.parent / "attempt-2")
     history.section = history.section.model_copy(update={"disk_wait_minutes": 0})
-    found = judged(history, 3, "ended with status 1", 5, "OSError: No space left on device")
+    found = judged(history, 3, "ended with status 1", 5, error)
     assert not found.retry and "free some space" in found.text
+
+
+@pytest.mark.parametrize("state", [{"read_only": True}, {"fault": errno.EROFS}])
+def test_a_read_only_run_is_not_waited_for(history, set_disk, state):
+    folder = history.path.parent / "attempt-1"
+    folder.mkdir(parents=True)
+    set_disk(**state)
+    error = f"OSError: [Errno 30] Read-only file system: '{folder}/log.txt'"
+    found = judged(history, 1, "ended with status 1", 5, error)
+    assert (found.cause, found.retry) == ("read-only", False)
+    assert "mounted read-only" in found.text and "does not become writable" in found.text
+
+
+def test_a_verdict_that_cannot_be_written_is_still_given(history, monkeypatch):
+    def refuse(self: object, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/run")
+
+    monkeypatch.setattr(History, "_note", refuse)
+    assert judged(history, 1, "ended with status 1", 5, "E: a").text
+
+
+def test_a_mount_inside_the_run_is_the_runs(history, set_disk):
+    """RUN/shards may be on a file system of its own."""
+    shards = history.path.parent.parent / "shards"
+    shards.mkdir()
+    set_disk(free=1000, under=shards)
+    found = judged(history, 1, "ended with status 1", 5, f"{FULL}: '{shards}/train-0.parquet'")
+    assert (found.cause, found.place) == ("disk", str(shards))
+
+
+def test_a_shortage_of_the_run_that_has_passed_is_not_another_disks(history):
+    path = history.path.parent / "rollouts" / "5.jsonl"
+    for error in (FULL, QUOTA):
+        found = judged(history, 1, "ended with status 1", 5, f"{error}: '{path}'")
+        assert found.cause == "error" and "can be written again" in found.text
+        assert "not the run's" not in found.text
+    assert not judged(history, 2, "ended with status 1", 5, f"{QUOTA}: '{path}'").retry
+
+
+@pytest.mark.parametrize("error", [FULL, QUOTA, "OSError: [Errno 30] Read-only file system"])
+def test_another_file_system_is_named(history, error):
+    found = judged(history, 1, "ended with status 1", 5, f"{error}: '/scratch/tmp/x'")
+    assert found.cause == "error" and found.retry
+    assert "A file system that is not the run's" in found.text
+    assert ": /scratch/tmp/x." in found.text
 
 
 def test_a_kill_for_memory_is_told_from_others(history, monkeypatch):
@@ -122,7 +187,7 @@ def test_a_full_disk_that_is_not_the_runs_does_not_start_again_for_ever(history)
         said = f"OSError: [Errno 28] No space left on device: '/ramdisk/spill/{number}'"
         found = judged(history, number, "ended with status 1", 5, said)
         causes.append((found.cause, found.retry))
-        assert "Some disk is full, and not the run's" in found.text and "/ramdisk" in found.text
+        assert "not the run's was full: /ramdisk" in found.text
     assert causes == [("error", True), ("error", False)]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -106,7 +108,7 @@ def test_settling_goes_back_to_the_newest_whole_one(folder):
     (folder / store.TRACKER).write_text("")  # torn: verl writes it in place
     assert store.settle(folder) == 4
     assert (folder / store.TRACKER).read_text() == "4"
-    assert (folder / "latest").resolve() == (folder / "global_step_4").resolve()
+    assert store.find_checkpoint(folder / "latest") == (folder / "global_step_4").resolve()
     assert (folder / "global_step_8").is_dir()
 
 
@@ -135,14 +137,16 @@ def test_retention_counts_what_earlier_attempts_left(folder):
     assert not list(folder.glob(".*deleted"))
 
 
-def test_no_room_is_said_before_a_file_is_written(folder, monkeypatch):
-    usage = store.shutil.disk_usage(folder)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(InputError, match="no room for a checkpoint"):
+def test_no_room_is_said_before_a_file_is_written(folder, set_disk):
+    set_disk(free=100)
+    with pytest.raises(InputError, match="no room for a checkpoint: 0 MiB are free"):
         store.make_room(folder, keep=2)
     # what can be given up was: the newest whole one stays
     assert [c.step for c in store.all_of(folder)] == [6]
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=10**12))
+    set_disk(free=10**12, inodes=3)
+    with pytest.raises(InputError, match="no inodes left"):
+        store.make_room(folder, keep=2)
+    set_disk(free=10**12)
     store.make_room(folder, keep=2)
 
 
@@ -173,8 +177,6 @@ def test_commands(folder, tmp_path):
 
 
 def test_export(tmp_path):
-    import shutil
-
     from rcot_rl.inference.model_folder import TINY, check_model
 
     path = make(tmp_path, 5, sealed=False)
@@ -192,7 +194,51 @@ def test_export(tmp_path):
     assert isinstance(broken.exception, InputError) and not (tmp_path / "b").exists()
 
 
-def test_one_checkpoint_is_verified_by_its_name_or_its_link(folder):
+@pytest.fixture(params=["file", "link", "followed link"])
+def pointed(folder, tmp_path_factory, request) -> Path:
+    """`folder` with `latest` as this version writes it, as earlier ones did, and as a copy of
+    theirs has it that followed the link."""
+    if request.param == "file":
+        assert (folder / "latest").is_file() and not (folder / "latest").is_symlink()
+        return folder
+    (folder / "latest").unlink()
+    (folder / "latest").symlink_to("global_step_6")
+    if request.param == "link":
+        return folder
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "checkpoints"))
+
+
+def test_latest_is_read_and_replaced_whatever_it_is(pointed):
+    assert store.find_checkpoint(pointed / "latest") == (pointed / "global_step_6").resolve()
+    shown = RUN.invoke(app, ["checkpoints", "list", str(pointed)]).stdout.splitlines()
+    assert [row.split()[1] for row in shown if row.endswith(" latest")] == ["6"]
+    assert [c.step for c in store.all_of(pointed)] == [2, 4, 6]
+    (pointed / "global_step_6" / "data.pt").unlink()
+    assert store.settle(pointed) == 4
+    assert (pointed / "latest").read_text() == "global_step_4\n"
+    assert store.find_checkpoint(pointed / "latest") == (pointed / "global_step_4").resolve()
+
+
+def test_latest_is_kept_by_a_file_system_without_links(folder, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    store.point_latest(folder / "global_step_2")
+    assert store.find_checkpoint(folder / "latest").name == "global_step_2"
+
+
+@pytest.mark.parametrize("text", ["", "global_step_99", "../global_step_2", "/etc", "\x00\xff"])
+def test_latest_leads_to_a_checkpoint_beside_it_or_nowhere(folder, text):
+    (folder / "latest").write_text(text)
+    with pytest.raises(InputError):
+        store.find_checkpoint(folder / "latest")
+    assert RUN.invoke(app, ["checkpoints", "list", str(folder)]).exit_code == 0
+
+
+def test_one_checkpoint_is_verified_by_its_name_or_by_latest(pointed):
+    folder = pointed
     for name in ("global_step_6", "latest"):
         done = RUN.invoke(app, ["checkpoints", "verify", str(folder / name)])
         assert done.exit_code == 0 and "global_step_6: as it was saved" in done.stdout

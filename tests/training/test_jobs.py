@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,6 +106,62 @@ def test_sft_steps_are_whole_batches_times_epochs(shards: Path, tmp_path: Path) 
     assert job.environment["RCOT_RL_PLUGIN"] == "required"
 
 
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ("trainer.total_epochs: 2", 4),
+        ("trainer.total_training_steps: 5", 5),
+        ("data.train_batch_size: 64", 3),
+        ("data.train_max_samples: 40", 3),
+    ],
+)
+def test_the_last_step_is_that_of_verls_own_configuration(
+    shards: Path, tmp_path: Path, keys: str, steps: int
+) -> None:
+    recipe = load_recipe("laptop", ["sft.batch_size=32", "sft.epochs=3", f"sft.verl={{{keys}}}"])
+    job = jobs.sft_job(recipe, TINY, shards, tmp_path / "sft", tmp_path / "sft" / "attempt-1")
+    assert job.total_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "complaint"),
+    [
+        ("sft", "trainer.total_training_steps: 7", "is 7, but 70 rows .* make 6 steps"),
+        ("grpo-ktg", "trainer.total_epochs: 2", "is 48, but 70 rows .* make 8 steps"),
+        ("grpo-ktg", "trainer.save_freq: -1", "at least 1"),
+    ],
+)
+def test_a_last_step_that_verl_would_never_reach_or_save(
+    shards: Path, tmp_path: Path, stage: str, keys: str, complaint: str
+) -> None:
+    settings = ["sft.batch_size=32", "sft.epochs=3", "grpo.prompts_per_step=16"]
+    recipe = load_recipe("laptop", [*settings, f"{stage.split('-')[0]}.verl={{{keys}}}"])
+    place = (TINY, shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
+    with pytest.raises(InputError, match=complaint):
+        if stage == "sft":
+            jobs.sft_job(recipe, *place)
+        else:
+            jobs.grpo_job(recipe, stage, *place)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_whole_checkpoint_that_nobody_lived_to_seal_is_sealed(
+    shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "grpo-ktg"
+    actor = out / "checkpoints" / "global_step_48" / "actor"
+    actor.mkdir(parents=True)
+    names = [f"{kind}_world_size_1_rank_0.pt" for kind in ("model", "optim", "extra_state")]
+    for path in [*(actor / name for name in names), actor.parent / "data.pt"]:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("data", "x")
+    assert jobs.sealed_step(out / "checkpoints") == 0
+    job = jobs.grpo_job(load_recipe("laptop"), "grpo-ktg", TINY, shards, out, out / "attempt-1")
+    assert (job.resumes_from, jobs.sealed_step(out / "checkpoints")) == (48, 48)
+    made_of = json.loads((actor.parent / "provenance.json").read_text())
+    assert made_of["stage"] == "grpo-ktg"
+
+
 def test_too_few_rows_for_one_batch(shards: Path, tmp_path: Path) -> None:
     recipe = load_recipe("laptop", ["sft.batch_size=96", "grpo.prompts_per_step=128"])
     place = (TINY, shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
@@ -175,23 +235,72 @@ def test_no_folder_of_checkpoints(tmp_path: Path) -> None:
     assert not jobs.is_started(tmp_path / "none")
 
 
-def test_the_link_to_a_model_is_relative_and_replaced(tmp_path: Path) -> None:
-    link = tmp_path / "run" / "model"
+@pytest.fixture(params=["links", "no links"])
+def file_system(request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with links, and one without (some network mounts, object stores)."""
+    if request.param == "no links":
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+        monkeypatch.setattr(os, "link", refuse)
+        monkeypatch.setattr(os, "symlink", refuse)
+
+
+def trained_stage(stage: Path, *steps: int) -> Path:
+    """A GRPO stage's folder with checkpoints that hold the tiny model; returns the newest."""
+    for step in steps:
+        checkpoint = stage / "checkpoints" / f"global_step_{step}"
+        shutil.copytree(TINY, checkpoint / "actor" / "huggingface")
+        (checkpoint / "actor" / "huggingface" / "rcot.json").unlink()  # verl saves none
+        (checkpoint / "actor" / "huggingface" / "step").write_text(str(step))
+        seal(checkpoint)
+    return checkpoint
+
+
+def test_a_stages_model_is_a_folder_of_its_own_and_replaced(file_system, tmp_path: Path) -> None:
+    stage, recipe = tmp_path / "run" / "grpo-ktg", load_recipe("laptop")
     for step in (10, 20):
-        model = tmp_path / "run" / "checkpoints" / f"global_step_{step}" / "actor" / "huggingface"
-        model.mkdir(parents=True)
-        (model / "config.json").write_text(str(step))
-        jobs.link_model(model.parent.parent, link)
-        assert (link / "config.json").read_text() == str(step)
+        jobs.publish_model(trained_stage(stage, step), stage / "model", recipe)
+        assert (jobs.stage_model(stage) / "step").read_text() == str(step)
+    shutil.rmtree(stage / "checkpoints")
     (tmp_path / "run").rename(tmp_path / "moved")
-    assert (tmp_path / "moved" / "model" / "config.json").read_text() == "20"
+    model = jobs.stage_model(tmp_path / "moved" / "grpo-ktg")
+    assert model == tmp_path / "moved" / "grpo-ktg" / "model"
+    assert (model / "rcot.json").is_file()
+    assert {p.name for p in model.parent.iterdir()} == {"model"}
 
 
-def test_a_checkpoint_without_a_model_is_not_linked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["none", "links followed", "links lost"])
+def test_a_model_that_an_earlier_version_linked_is_found_and_replaced(
+    tmp_path: Path, damage: str
+) -> None:
+    stage, recipe = tmp_path / "grpo-ktg", load_recipe("laptop")
+    checkpoint = trained_stage(stage, 10)
+    (stage / "model").symlink_to("checkpoints/global_step_10/actor/huggingface")
+    jobs.write_card(stage / "model", recipe)  # through the link, as it was written then
+    if damage == "links followed":
+        stage = Path(shutil.copytree(stage, tmp_path / "copy"))
+    elif damage == "links lost":
+        (stage / "model").unlink()
+    assert (jobs.stage_model(stage) / "step").read_text() == "10"
+    checkpoint = stage / "checkpoints" / checkpoint.name
+    jobs.publish_model(checkpoint, stage / "model", recipe)
+    assert (stage / "model").is_dir() and not (stage / "model").is_symlink()
+    assert (checkpoint / "actor" / "huggingface" / "step").read_text() == "10"
+
+
+def test_a_stage_that_is_not_finished_has_no_model(tmp_path: Path) -> None:
+    trained_stage(tmp_path, 10)
+    with pytest.raises(InputError, match="left no model yet"):
+        jobs.stage_model(tmp_path)
+
+
+def test_a_checkpoint_without_a_model_is_not_published(tmp_path: Path) -> None:
     (tmp_path / "global_step_1" / "actor").mkdir(parents=True)
     with pytest.raises(InputError, match="Hugging Face"):
-        jobs.link_model(tmp_path / "global_step_1", TINY)
-    assert not (TINY).is_symlink()
+        jobs.publish_model(tmp_path / "global_step_1", tmp_path / "model", load_recipe("laptop"))
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_card_of_a_model(tmp_path: Path) -> None:
