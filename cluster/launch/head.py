@@ -72,9 +72,11 @@ def _move(folder: Path) -> None:
 
 def _checked(words: list[str]) -> int:
     child = subprocess.Popen(words)
-    signal.signal(signal.SIGTERM, lambda *_: (child.terminate(), sys.exit(143)))
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda *_: (child.terminate(), sys.exit(143))) for n in ends}
     status = child.wait()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return status
 
 

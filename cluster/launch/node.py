@@ -27,6 +27,7 @@ from rcot_rl.errors import InputError
 _UP = b"This command will now block forever"
 """What `ray start --block` says once it has registered."""
 
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 _FOREVER_S = 10.0 * 365 * 86400
 
 
@@ -167,7 +168,8 @@ def _parse() -> argparse.Namespace:
 
 def main() -> NoReturn:
     """Exit status: Ray's; 2 when the nodes could not meet; 143 after TERM."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in _ENDS:
+        signal.signal(number, _terminated)
     try:
         sys.exit(serve(_parse()))
     except InputError as error:
@@ -178,7 +180,8 @@ def main() -> NoReturn:
 
 
 def _terminated(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out is not interrupted again
+    for end in _ENDS:
+        signal.signal(end, signal.SIG_IGN)  # the way out is not interrupted again
     raise KeyboardInterrupt
 
 
