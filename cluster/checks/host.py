@@ -183,6 +183,11 @@ def _visible(case: Case) -> Iterator[str]:
         yield "CUDA_VISIBLE_DEVICES is empty: no GPU is visible"
     elif listed is not None and len(listed.split(",")) < asked:
         yield f"CUDA_VISIBLE_DEVICES={listed} shows fewer than cluster.gpus_per_node={asked} GPUs"
+    elif case.host.gpus is not None and case.host.gpus < asked and listed is not None:
+        yield (
+            f"CUDA_VISIBLE_DEVICES={listed} names {case.host.gpus} of the GPUs that nvidia-smi "
+            f"lists here, and cluster.gpus_per_node={asked}"
+        )
     elif case.host.gpus is not None and case.host.gpus < asked:
         yield f"cluster.gpus_per_node={asked}, and nvidia-smi lists {case.host.gpus} here"
 
