@@ -29,6 +29,7 @@ from typing import Any, Self
 import psutil
 
 from cluster.zygote import write_client
+from rcot_rl import variables
 from rcot_rl.stacks import FOLDER, SIGNAL, path_of
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -114,7 +115,7 @@ class Limits:
 class Host:
     """A context in which processes are run; leaving it ends all of them.
 
-    environment: added to this process' own for every child.
+    environment: added for every child to this process' own, as `rcot_rl.variables` cleans it.
     preload: modules that a zygote imports once, for children to be forked with; none: children
     start as ordinary interpreters.
     own_ray: children start a Ray of their own; False: they join one, whose token they must find
@@ -130,7 +131,7 @@ class Host:
         own_ray: bool = True,
         held: Sequence[int] = (),
     ) -> None:
-        self.environment = dict(os.environ) | dict(environment)
+        self.environment = variables.for_children(os.environ, own_ray) | dict(environment)
         if own_ray:
             # Ray's processes agree on a token, or each would look for one of its own
             self.environment.setdefault("RAY_AUTH_MODE", "token")

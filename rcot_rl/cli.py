@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rcot_rl import __version__
+from rcot_rl import __version__, variables
 from rcot_rl.cli_checkpoints import checkpoints_app
 from rcot_rl.cli_data import data_app
 from rcot_rl.cli_faults import exit_with
@@ -224,6 +224,7 @@ def main() -> None:
         signal.signal(signal.SIGHUP, _terminated)
     # a shell starts background jobs with SIGINT ignored: then nothing would answer to it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    variables.settle()
     try:
         app(prog_name="rcot")
     except InputError as error:

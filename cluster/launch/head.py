@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.launch import health, rendezvous
+from rcot_rl import variables
 from rcot_rl.errors import InputError
 
 
 def main() -> NoReturn:
     """Exit status: COMMAND's; 2 when the cluster cannot carry a run."""
+    variables.settle()
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

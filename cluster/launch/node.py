@@ -22,6 +22,7 @@ from typing import NoReturn
 from cluster.launch import rendezvous
 from cluster.launch.rendezvous import Place
 from cluster.local import Host, StageFailed
+from rcot_rl import variables
 from rcot_rl.errors import InputError
 
 _UP = b"This command will now block forever"
@@ -168,6 +169,7 @@ def _parse() -> argparse.Namespace:
 
 def main() -> NoReturn:
     """Exit status: Ray's; 2 when the nodes could not meet; 143 after TERM."""
+    variables.settle()
     for number in _ENDS:
         signal.signal(number, _terminated)
     try:
