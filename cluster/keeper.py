@@ -1,6 +1,6 @@
 """Run one command and end everything that it started, also when the supervisor is killed.
 
-    python -I -S keeper.py SUPERVISOR-PID PROGRAM ARGUMENT …
+    RCOT_COMMAND='["PROGRAM", "ARGUMENT", …]' python -I -S keeper.py SUPERVISOR-PID
 
 `cluster.local.Host` starts every child through a keeper. The keeper is in a session of its own and
 is the reaper of all descendants of the command, daemons in other sessions included. It ends them
@@ -17,17 +17,20 @@ The supervisor's end is seen in the parent's pid. A pipe would not do: processes
 forks inherit its other end. PR_SET_PDEATHSIG would not do either: it is sent when the thread ends
 that started the child.
 
-Standard library only and no package around it: a start must cost milliseconds.
+The command comes in a variable, so that who looks for it by its command line finds it and not the
+keeper. Standard library only and no package around it: a start must cost milliseconds.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import resource
 import signal
 import sys
 import time
 
+COMMAND = "RCOT_COMMAND"
 PATIENCE_S = 2.0
 GIVE_UP_S = 20.0
 _POLL_S = 0.2
@@ -38,7 +41,7 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal
 
 
 def main() -> None:
-    supervisor, command = int(sys.argv[1]), sys.argv[2:]
+    supervisor, command = int(sys.argv[1]), json.loads(os.environ.pop(COMMAND))
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -28,13 +29,14 @@ from typing import Any, Self
 
 import psutil
 
+from cluster import keeper
 from cluster.zygote import write_client
 from rcot_rl import variables
 from rcot_rl.stacks import FOLDER, SIGNAL, path_of
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_KEEPER = Path(__file__).with_name("keeper.py")
+_KEEPER = Path(keeper.__file__)
 _KEEPER_EXIT_S = 10.0
 """How long a keeper may take to leave once all processes below it are gone."""
 _ELSEWHERE_S = 60.0
@@ -175,8 +177,8 @@ class Host:
                 with contextlib.suppress(OSError):
                     self._zygote.stdin.close()
             self.end_children(patience=0.0 if kind else 5.0)
-            for keeper in list(self._keepers.values()):
-                self._end_keeper(keeper)
+            for child in list(self._keepers.values()):
+                self._end_keeper(child)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -213,10 +215,10 @@ class Host:
         with log.open("ab") as output:
             child = self._start(
                 [self.python, *arguments],
+                self.environment | dict(environment or {}) | {FOLDER: str(stacks)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.environment | dict(environment or {}) | {FOLDER: str(stacks)},
             )
         try:
             code = self._wait(child, log, watch, stall_timeout_s, limits or Limits())
@@ -235,27 +237,32 @@ class Host:
             raise StageFailed(f"ended with status {code}", log)
         return time.monotonic() - started
 
-    def _start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    def _start(
+        self, command: Sequence[str], environment: Mapping[str, str], **options: Any
+    ) -> subprocess.Popen[bytes]:
         """Start a command below a keeper, whose pid and status the result has."""
-        keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())]
         child = subprocess.Popen(
-            [*keeper, *command], start_new_session=True, pass_fds=self._held, **options
+            [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())],
+            env={**environment, keeper.COMMAND: json.dumps(list(command))},
+            start_new_session=True,
+            pass_fds=self._held,
+            **options,
         )
         self._own.add(child.pid)
         self._keepers[child.pid] = child
         return child
 
     def _end_keeper(
-        self, keeper: subprocess.Popen[bytes], keep: frozenset[int] = frozenset()
+        self, child: subprocess.Popen[bytes], keep: frozenset[int] = frozenset()
     ) -> None:
         """Wait for a keeper whose processes were ended, and end those that it starts even now."""
         deadline = time.monotonic() + _KEEPER_EXIT_S
-        while keeper.poll() is None and time.monotonic() < deadline:
+        while child.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                keeper.wait(timeout=0.5)
+                child.wait(timeout=0.5)
                 break
             self.end_children(patience=0.0, keep=keep)
-        self._keepers.pop(keeper.pid, None)
+        self._keepers.pop(child.pid, None)
 
     def _wait(
         self,
@@ -301,8 +308,8 @@ class Host:
             return
         with (folder / "elsewhere.txt").open("wb") as output, contextlib.suppress(OSError):
             asker = self._start(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=self.environment,
+                [sys.executable, *arguments], self.environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
             with contextlib.suppress(subprocess.TimeoutExpired):
                 asker.wait(timeout=_ELSEWHERE_S)  # what is left ends with the hung child
@@ -343,10 +350,10 @@ class Host:
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
         self._zygote = self._start(
             [sys.executable, "-m", "cluster.zygote", str(self._folder / "socket"), *self._preload],
+            self.environment | {"OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=self.environment | {"OPENBLAS_NUM_THREADS": "1"},
         )
         threading.Thread(target=self._read_until_ready, daemon=True).start()
 

@@ -61,8 +61,9 @@ def _install(function: Callable[[Any], Any], parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
-    # Ctrl-C is for the parent, which then shuts the pool down.
+    # Ctrl-C and a closed terminal are for the parent, which then shuts the pool down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _work(part: list[Any]) -> list[Any]:

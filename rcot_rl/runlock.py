@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from cluster.keeper import descendants
 from rcot_rl.errors import InputError
 
 LOCK = ".lock"
@@ -75,16 +76,18 @@ def _obstacle(file: TextIO, root: Path) -> _Obstacle | None:
 
 def _held(record: dict[str, Any], holders: list[int]) -> _Obstacle:
     """record: of the command that took the lock; holders: who has it open on this host."""
-    if record.get("host") == socket.gethostname() and (pid := record["pid"]) in holders:
+    here = record.get("host") == socket.gethostname()
+    if here and (pid := record["pid"]) in holders:
         return _Obstacle(
             f"another command is working on this run: process {pid} ({record['command']}); "
             f"wait for its end, or stop it with `kill {pid}`"
         )
     if holders:
-        return _left(holders)
+        return _left(sorted({*holders, *(pid for h in holders for pid in descendants(h))}))
     where = f": process {record['pid']} on host {record['host']}" if record else ""
     return _Obstacle(
-        f"another command is working on this run{where}; wait for its end, or stop it there"
+        f"another command is working on this run{where}; wait for its end, or stop it there",
+        passes=here,  # it may have ended since; or it is another user's, whose files are not shown
     )
 
 

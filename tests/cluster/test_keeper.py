@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -173,8 +174,9 @@ def test_a_log_of_the_command_itself_is_no_other_process(tmp_path: Path) -> None
 
 
 def kept(*command: str, **options) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-I", "-S", str(KEEPER), str(os.getpid()), *command]
-    return subprocess.Popen(words, start_new_session=True, **options)
+    words = [sys.executable, "-I", "-S", str(KEEPER), str(os.getpid())]
+    environment = os.environ | {keeper.COMMAND: json.dumps(command)}
+    return subprocess.Popen(words, env=environment, start_new_session=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -202,11 +204,11 @@ def test_a_command_that_cannot_be_started_says_so(tmp_path: Path) -> None:
 def test_a_command_has_its_signals_its_streams_and_a_session_of_its_own() -> None:
     code = (
         "import os, signal, sys; print(sys.stdin.read(), os.getsid(0) == os.getpid(),"
-        "signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.pthread_sigmask(0, []))"
+        "signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.pthread_sigmask(0, []), os.environ.get('RCOT_COMMAND'))"
     )
     process = kept(sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, _ = process.communicate(b"word", timeout=30)
-    assert out.decode().split() == ["word", "True", "True", "set()"]
+    assert out.decode().split() == ["word", "True", "True", "set()", "None"]
 
 
 def test_what_a_command_leaves_behind_may_end_in_order(tmp_path: Path) -> None:
