@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -231,7 +232,7 @@ def test_what_a_command_leaves_behind_may_end_in_order(tmp_path: Path) -> None:
 
 RANKS = """
 import os, time
-print(os.getpid(), flush=True)
+print("rank", os.getpid(), flush=True)
 time.sleep(600)
 """
 
@@ -247,12 +248,13 @@ def test_ranks_of_torchrun_end_with_the_supervisor(tmp_path: Path, number: str) 
     process = subprocess.Popen([sys.executable, script, tmp_path, ranks])
     log = tmp_path / "sft/attempt-1/log.txt"
     end = time.monotonic() + 120
-    words: list[str] = []
-    while len(words) < 2:
+    started: list[int] = []
+    while len(started) < 2:
         assert time.monotonic() < end
         time.sleep(0.05)
-        words = [w for w in log.read_text().split() if w.isdigit()] if log.is_file() else []
-    assert len({os.getsid(int(w)) for w in words}) == 2
+        text = log.read_text() if log.is_file() else ""
+        started = [int(pid) for pid in re.findall(r"^rank (\d+)$", text, re.MULTILINE)]
+    assert len({os.getsid(pid) for pid in started}) == 2
     process.send_signal(signal.Signals[number])
     process.wait(timeout=30)
-    assert not alive([int(w) for w in words])
+    assert not alive(started)
