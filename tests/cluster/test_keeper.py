@@ -205,7 +205,8 @@ def test_a_command_that_cannot_be_started_says_so(tmp_path: Path) -> None:
 def test_a_command_has_its_signals_its_streams_and_a_session_of_its_own() -> None:
     code = (
         "import os, signal, sys; print(sys.stdin.read(), os.getsid(0) == os.getpid(),"
-        "signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.pthread_sigmask(0, []), os.environ.get('RCOT_COMMAND'))"
+        "signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.pthread_sigmask(0, []),"
+        "os.environ.get('RCOT_COMMAND'))"
     )
     process = kept(sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, _ = process.communicate(b"word", timeout=30)
