@@ -53,12 +53,12 @@ _notes: list[str] = []
 
 
 def settle(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Add a user's name and a home to `environment` where it has none (see `notes`), and remove
-    what makes this process a rank of another launcher."""
+    """Add a user's name and a home to `environment` where it has none (see `notes`), and this host
+    to `no_proxy`; remove what makes this process a rank of another launcher."""
     for name in [n for n in environment if _is_foreign(n)]:
         del environment[name]
     added, notes = missing(environment)
-    environment.update(added)
+    environment.update(added | _past_proxies(environment))
     _notes.extend(notes)
 
 

@@ -138,13 +138,22 @@ def test_a_command_is_no_rank_either() -> None:
 
 @pytest.mark.parametrize("proxy", ["http_proxy", "HTTPS_PROXY", "all_proxy", "grpc_proxy"])
 def test_a_proxy_is_not_asked_for_this_host(proxy: str) -> None:
-    given = {"HOME": "/tmp", proxy: "http://proxy:3128", "no_proxy": "intranet, 127.0.0.1"}
+    given = {
+        "HOME": "/tmp",
+        "USER": "me",
+        proxy: "http://proxy:3128",
+        "no_proxy": "intranet, 127.0.0.1",
+    }
     environment = variables.for_children(given)
     words = environment["no_proxy"].split(",")
     assert words[:2] == ["intranet", "127.0.0.1"] and words.count("127.0.0.1") == 1
     assert {"localhost", "::1"} < set(words)
     assert environment["NO_PROXY"] == environment["no_proxy"]
     assert environment[proxy] == given[proxy], "hubs and W&B still go through it"
+    own = dict(given)
+    variables.settle(own)
+    assert own == environment, "a Ray dashboard on this host is asked by the command itself"
+    assert variables.for_children(own) == own
 
 
 def test_without_a_proxy_nothing_is_set() -> None:
