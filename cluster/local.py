@@ -3,13 +3,15 @@
 A run's stages are child processes (verl starts Ray, Ray starts workers, vLLM starts an engine).
 `Host` makes this process the reaper of every descendant that loses its parent, so that at the end,
 after Ctrl-C, or after a failure, all of them are found and ended. Each child leads a session of its
-own: the terminal's Ctrl-C reaches this process alone, which then ends the others in order.
+own: the terminal's Ctrl-C reaches this process alone, which then ends the others in order. If this
+process is killed, each child's keeper (cluster/keeper.py) ends what the child started.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -23,16 +25,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
+from cluster import keeper
 from cluster.zygote import write_client
+from rcot_rl import variables
 from rcot_rl.stacks import FOLDER, SIGNAL, path_of
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_KEEPER = Path(keeper.__file__)
+_KEEPER_EXIT_S = 10.0
+"""How long a keeper may take to leave once all processes below it are gone."""
 _ELSEWHERE_S = 60.0
 """How long other hosts may take to ask their processes for stacks."""
 
@@ -111,11 +117,12 @@ class Limits:
 class Host:
     """A context in which processes are run; leaving it ends all of them.
 
-    environment: added to this process' own for every child.
+    environment: added for every child to this process' own, as `rcot_rl.variables` cleans it.
     preload: modules that a zygote imports once, for children to be forked with; none: children
     start as ordinary interpreters.
     own_ray: children start a Ray of their own; False: they join one, whose token they must find
     where Ray looks for it.
+    held: descriptors that stay open until all children are gone, such as a lock's.
     """
 
     def __init__(
@@ -124,8 +131,9 @@ class Host:
         preload: Sequence[str] = (),
         log: Path | None = None,
         own_ray: bool = True,
+        held: Sequence[int] = (),
     ) -> None:
-        self.environment = dict(os.environ) | dict(environment)
+        self.environment = variables.for_children(os.environ, own_ray) | dict(environment)
         if own_ray:
             # Ray's processes agree on a token, or each would look for one of its own
             self.environment.setdefault("RAY_AUTH_MODE", "token")
@@ -136,7 +144,10 @@ class Host:
         self._log = log
         self._before: set[int] = set()
         self._own: set[int] = set()
+        self._held = tuple(held)
+        self._keepers: dict[int, subprocess.Popen[bytes]] = {}
         self._zygote: subprocess.Popen[bytes] | None = None
+        self._zygote_pid: int | None = None
         self._ready = threading.Event()
         self._folder: Path | None = None
         self.memory = MemoryWatch()
@@ -166,6 +177,8 @@ class Host:
                 with contextlib.suppress(OSError):
                     self._zygote.stdin.close()
             self.end_children(patience=0.0 if kind else 5.0)
+            for child in list(self._keepers.values()):
+                self._end_keeper(child)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -200,16 +213,13 @@ class Host:
         started = time.monotonic()
         stacks = log.parent / "stacks"
         with log.open("ab") as output:
-            child = subprocess.Popen(
+            child = self._start(
                 [self.python, *arguments],
+                self.environment | dict(environment or {}) | {FOLDER: str(stacks)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.environment | dict(environment or {}) | {FOLDER: str(stacks)},
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
-        self._own.add(child.pid)
         try:
             code = self._wait(child, log, watch, stall_timeout_s, limits or Limits())
         except Hung:
@@ -217,14 +227,42 @@ class Host:
             self._ask_elsewhere(elsewhere, stacks)
             raise
         finally:
-            keep = frozenset({self._zygote.pid} if self._zygote else ())
+            keep = frozenset({self._zygote_pid} if self._zygote_pid else ())
             with _signals_held():
                 self.end_children(patience=2.0, keep=keep)
+                self._end_keeper(child, keep)
             _remove_silent(stacks)
         watch()
         if code != 0:
             raise StageFailed(f"ended with status {code}", log)
         return time.monotonic() - started
+
+    def _start(
+        self, command: Sequence[str], environment: Mapping[str, str], **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a command below a keeper, whose pid and status the result has."""
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())],
+            env={**environment, keeper.COMMAND: json.dumps(list(command))},
+            start_new_session=True,
+            pass_fds=self._held,
+            **options,
+        )
+        self._own.add(child.pid)
+        self._keepers[child.pid] = child
+        return child
+
+    def _end_keeper(
+        self, child: subprocess.Popen[bytes], keep: frozenset[int] = frozenset()
+    ) -> None:
+        """Wait for a keeper whose processes were ended, and end those that it starts even now."""
+        deadline = time.monotonic() + _KEEPER_EXIT_S
+        while child.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=0.5)
+                break
+            self.end_children(patience=0.0, keep=keep)
+        self._keepers.pop(child.pid, None)
 
     def _wait(
         self,
@@ -269,17 +307,12 @@ class Host:
         if not arguments:
             return
         with (folder / "elsewhere.txt").open("wb") as output, contextlib.suppress(OSError):
-            asker = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=self.environment, start_new_session=True,
-                preexec_fn=_die_with_parent,
+            asker = self._start(
+                [sys.executable, *arguments], self.environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
-            self._own.add(asker.pid)
-            try:
-                asker.wait(timeout=_ELSEWHERE_S)
-            except subprocess.TimeoutExpired:
-                asker.kill()
-                asker.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                asker.wait(timeout=_ELSEWHERE_S)  # what is left ends with the hung child
         time.sleep(1.0)
 
     def end_children(self, patience: float, keep: frozenset[int] = frozenset()) -> None:
@@ -305,7 +338,7 @@ class Host:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 dead = process.status() == psutil.STATUS_ZOMBIE
-                if not dead and process.pid not in self._before | keep:
+                if not dead and process.pid not in self._before | self._keepers.keys() | keep:
                     out.append(process)
         return out
 
@@ -315,22 +348,21 @@ class Host:
         self.environment["RCOT_ZYGOTE_PYTHON"] = str(client)
         self.environment["PYTHON_EXEC"] = str(client)  # torchrun's name for it
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
-        self._zygote = subprocess.Popen(
+        self._zygote = self._start(
             [sys.executable, "-m", "cluster.zygote", str(self._folder / "socket"), *self._preload],
+            self.environment | {"OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=self.environment | {"OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
-        self._own.add(self._zygote.pid)
         threading.Thread(target=self._read_until_ready, daemon=True).start()
 
     def _read_until_ready(self) -> None:
         assert self._zygote is not None and self._zygote.stdout is not None
         for line in self._zygote.stdout:
-            if line == b"ready\n":
+            if line.startswith(b"pid "):
+                self._zygote_pid = int(line.split()[1])
+            elif line == b"ready\n":
                 self._ready.set()
         self._ready.set()  # it ended: clients then start ordinary interpreters
 
@@ -385,10 +417,6 @@ def _pss(pid: int) -> int:
     return 0
 
 
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def _reap(own: set[int]) -> None:
     """Collect adopted processes that have ended; Popen collects those it started, `own`."""
     for child in psutil.Process().children():
@@ -399,11 +427,12 @@ def _reap(own: set[int]) -> None:
 
 @contextlib.contextmanager
 def _signals_held():  # type: ignore[no-untyped-def]
-    """A second Ctrl-C must not cut the clean-up short."""
+    """A second Ctrl-C, or a terminal that closes, must not cut the clean-up short."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    old = {n: signal.signal(n, signal.SIG_IGN) for n in ends}
     try:
         yield
     finally:

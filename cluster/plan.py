@@ -39,6 +39,7 @@ __all__ = ["Finding", "Report", "examine", "examine_file", "plan_of", "recipe_fi
 CHECKS: tuple[Callable[[Case, Notes], None], ...] = (
     host.folder,
     host.space,
+    host.home,
     host.versions,
     host.attention,
     host.accounts,

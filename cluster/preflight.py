@@ -50,7 +50,7 @@ def check_wandb(recipe: Recipe) -> None:
     """Raise InputError when W&B would ask for a login."""
     if recipe.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
         return
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    netrc = Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
     if not netrc.is_file() or "api.wandb.ai" not in netrc.read_text(errors="replace"):
         raise InputError(
             "no W&B login: run `wandb login`, set WANDB_API_KEY, or keep wandb.mode=offline",

@@ -80,7 +80,7 @@ def serve(path: str, modules: list[str]) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    print("ready", flush=True)
+    print(f"pid {os.getpid()}\nready", flush=True)
     children: dict[int, _Child] = {}
     try:
         while _turn(listener, wake_read, wake_write, children):

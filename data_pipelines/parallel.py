@@ -1,12 +1,15 @@
 """Work on many small items with a few forked processes, results in order.
 
 Forked, so that workers share the corpora's masks, which are large and read before. Results wait in
-a short window: memory does not grow with the number of items.
+a short window: memory does not grow with the number of items. Workers end with this process, also
+when it is killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +22,7 @@ _Result = TypeVar("_Result")
 Progress = Callable[[str, int, int], None]
 """(what, done, of how many)."""
 _function: Callable[[Any], Any] | None = None
+_PR_SET_PDEATHSIG = 1
 
 
 def ordered_map(
@@ -38,7 +42,7 @@ def ordered_map(
         workers,
         mp_context=multiprocessing.get_context("fork"),
         initializer=_install,
-        initargs=(function,),
+        initargs=(function, os.getpid()),
     )
     try:
         while True:
@@ -51,11 +55,15 @@ def ordered_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _install(function: Callable[[Any], Any]) -> None:
+def _install(function: Callable[[Any], Any], parent: int) -> None:
     global _function
     _function = function
-    # Ctrl-C is for the parent, which then shuts the pool down.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+    # Ctrl-C and a closed terminal are for the parent, which then shuts the pool down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _work(part: list[Any]) -> list[Any]:

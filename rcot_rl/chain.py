@@ -47,7 +47,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
         raise InputError(fault)
     folder = RunFolder.claim(root, recipe)
     console = Console()
-    with folder.locked(), writing(folder.root, frozenset(disk.KINDS)):
+    with folder.locked() as lock, writing(folder.root, frozenset(disk.KINDS)):
         todo = [s for s in chosen if not folder.is_done(s)]
         for stage in chosen:
             if stage not in todo:
@@ -64,6 +64,7 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
             preload,
             folder.root / "zygote.log",
             own_ray=recipe.cluster.ray_address == "local",
+            held=(lock,),
         ) as host:
             state = _Run(recipe, folder, host, console)
             for stage in todo:

@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the input or the configuration is at fault (one line on s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rcot_rl import __version__
+from rcot_rl import __version__, variables
 from rcot_rl.cli_checkpoints import checkpoints_app
 from rcot_rl.cli_data import data_app
 from rcot_rl.cli_faults import exit_with
@@ -240,8 +241,11 @@ def doctor() -> None:
 def main() -> None:
     """The console script's entry point: errors become exit statuses here, and only here."""
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored below nohup
+        signal.signal(signal.SIGHUP, _terminated)
     # a shell starts background jobs with SIGINT ignored: then nothing would answer to it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    variables.settle()
     try:
         app(prog_name="rcot")
     except InputError as error:
@@ -264,7 +268,8 @@ def _terminated(number: int, frame: Any) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"rcot: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"rcot: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -7,13 +7,11 @@ keeps its own logs. A folder belongs to one recipe: another recipe's stages neve
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rcot_rl import runlock
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text, writing
+from rcot_rl.files import write_text
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
 
@@ -152,19 +151,10 @@ class RunFolder:
         record[key] = both
         write_text(path, yaml.safe_dump(record, sort_keys=False))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run: two commands on one folder would spoil each other's stages."""
-        with writing(self.root):
-            lock = (self.root / ".lock").open("w")
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    "another command is working on this run", file=self.root
-                ) from error
-            yield
+    def locked(self) -> contextlib.AbstractContextManager[int]:
+        """Hold the run: two commands on one folder would spoil each other's stages. Gives the
+        lock's descriptor; see `rcot_rl.runlock`."""
+        return runlock.hold(self.root)
 
     def _write_recipe(self, path: Path, recipe: Recipe) -> None:
         record = {

@@ -321,3 +321,27 @@ def test_a_folder_with_too_long_a_name_is_a_finding(rcot: Rcot) -> None:
 def test_values_that_no_run_can_have(rcot: Rcot, setting: str, said: str) -> None:
     done = rcot("preflight", "laptop", setting)
     assert done.status == 2 and said in done.err
+
+
+@pytest.mark.parametrize(
+    ("ignored", "number", "status"),
+    [(False, "SIGHUP", 130), (False, "SIGTERM", 130), (True, "SIGTERM", 130), (True, "SIGHUP", 0)],
+)
+def test_a_closed_terminal_ends_a_command_unless_nohup_was_asked_for(
+    ignored: bool, number: str, status: int
+) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from rcot_rl import cli\n"
+        "def app(prog_name):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), signal.{number}); time.sleep(0.1)\n"
+        "    except KeyboardInterrupt:\n"
+        "        cli._fail('stopped', 130)\n"
+        "cli.app = app\n"
+        "os.close(2)  # the terminal is gone\n"
+        "cli.main()\n"
+    )
+    if ignored:
+        code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == status

@@ -1,21 +1,18 @@
 """What the preflight's checks look at: a recipe, its run's folder, this host, the base policy.
 
 Numbers of the host are gathered once, in `host_facts`, so that another host's can be put in their
-place. Imports no torch: a GPU's memory is asked of `nvidia-smi`, where there is one.
+place. Imports no torch: `rcot_rl.machine` reads them.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import psutil
-
 from cluster.checks.policy_facts import PolicyFacts, policy_facts
+from rcot_rl import machine
 from rcot_rl.recipe.schema import STAGES, Recipe
 from rcot_rl.runfolder import RunFolder
 
@@ -31,18 +28,19 @@ class HostFacts:
     """Numbers of one host."""
 
     cpus: int
+    """That this process may use: fewer than the machine has under an affinity or a quota."""
     ram_bytes: int
-    """Of the machine, or of this process' control group, if that is less."""
+    """Of the machine, or of this process' control groups, if that is less."""
     available_bytes: int
-    """Of RAM, now."""
+    """Of that RAM, now."""
     disk_free_bytes: int
     """Where the run's folder is, or will be."""
     shm_bytes: int | None
     """Size of /dev/shm; None where there is none."""
     gpu_gib: float | None
-    """Memory of the smallest GPU; None: none seen."""
+    """Memory of the smallest visible GPU or MIG device; None: none seen."""
     gpus: int | None
-    """How many nvidia-smi lists; None: it is not here."""
+    """How many of those that nvidia-smi lists are visible; None: it is not here."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,17 @@ class Case:
 
 def host_facts(root: Path, look_for_gpu: bool) -> HostFacts:
     """This host's. root: the run's folder, or where it will be."""
-    memory = psutil.virtual_memory()
-    gpus = _gpus() if look_for_gpu else None
+    memory = machine.memory()
+    gpus = machine.gpu_memories() if look_for_gpu else None
+    known = [gib for gib in gpus or [] if gib is not None]
     shm = Path("/dev/shm")
     return HostFacts(
-        cpus=len(os.sched_getaffinity(0)),
-        ram_bytes=min(memory.total, _group_limit() or memory.total),
+        cpus=machine.cpus(),
+        ram_bytes=memory.total,
         available_bytes=memory.available,
         disk_free_bytes=shutil.disk_usage(existing(root)).free,
         shm_bytes=shutil.disk_usage(shm).total if shm.is_dir() else None,
-        gpu_gib=min(gpus) if gpus else None,
+        gpu_gib=min(known, default=None),
         gpus=None if gpus is None else len(gpus),
     )
 
@@ -118,26 +117,3 @@ def host_facts(root: Path, look_for_gpu: bool) -> HostFacts:
 def existing(path: Path) -> Path:
     """The path, or its nearest parent that is there."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def _group_limit() -> int | None:
-    """Bytes that the control group may have (version 2, or 1); None: no limit found."""
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return int(Path(name).read_text())
-        except (OSError, ValueError):
-            continue  # not this version, or "max"
-    return None
-
-
-def _gpus() -> list[float] | None:
-    """GiB of every GPU that nvidia-smi lists; None when it is not here, or does not answer."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True)
-        return [float(line) / 1024 for line in done.stdout.split()]
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None

@@ -16,6 +16,7 @@ from cluster.checks.case import GIB, Case, existing
 from cluster.checks.estimates import object_store
 from cluster.checks.findings import Notes
 from cluster.launch.render import held_cpus
+from rcot_rl import variables
 
 _SOCKET = "/rcot-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _SOCKET_MOST = 107
@@ -41,6 +42,15 @@ def unwritable(notes: Notes, says: str) -> None:
         "folder.writable", says, cost="a run that cannot begin",
         fix="choose another folder with --out, or give yourself the right to write it",
     )  # fmt: skip
+
+
+def home(case: Case, notes: Notes) -> None:
+    """Libraries have a folder for caches and settings."""
+    for says in variables.notes():
+        notes.warning(
+            "home", says, cost="models loaded and kernels compiled again in every container",
+            fix="set HOME to a folder that lasts and that you can write; or HF_HOME for models",
+        )  # fmt: skip
 
 
 def versions(case: Case, notes: Notes) -> None:
@@ -183,6 +193,11 @@ def _visible(case: Case) -> Iterator[str]:
         yield "CUDA_VISIBLE_DEVICES is empty: no GPU is visible"
     elif listed is not None and len(listed.split(",")) < asked:
         yield f"CUDA_VISIBLE_DEVICES={listed} shows fewer than cluster.gpus_per_node={asked} GPUs"
+    elif case.host.gpus is not None and case.host.gpus < asked and listed is not None:
+        yield (
+            f"CUDA_VISIBLE_DEVICES={listed} names {case.host.gpus} of the GPUs that nvidia-smi "
+            f"lists here, and cluster.gpus_per_node={asked}"
+        )
     elif case.host.gpus is not None and case.host.gpus < asked:
         yield f"cluster.gpus_per_node={asked}, and nvidia-smi lists {case.host.gpus} here"
 

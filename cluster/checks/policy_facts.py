@@ -103,7 +103,7 @@ def cached(hub_id: str) -> Path | None:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / (
         "huggingface"
     )
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"))
     model = cache / f"models--{hub_id.replace('/', '--')}"
     try:
         snapshot = model / "snapshots" / (model / "refs" / "main").read_text().strip()

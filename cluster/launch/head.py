@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.launch import health, rendezvous
+from rcot_rl import variables
 from rcot_rl.errors import InputError
 
 
 def main() -> NoReturn:
     """Exit status: COMMAND's; 2 when the cluster cannot carry a run."""
+    variables.settle()
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,9 +74,11 @@ def _move(folder: Path) -> None:
 
 def _checked(words: list[str]) -> int:
     child = subprocess.Popen(words)
-    signal.signal(signal.SIGTERM, lambda *_: (child.terminate(), sys.exit(143)))
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda *_: (child.terminate(), sys.exit(143))) for n in ends}
     status = child.wait()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return status
 
 

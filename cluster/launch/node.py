@@ -22,11 +22,13 @@ from typing import NoReturn
 from cluster.launch import rendezvous
 from cluster.launch.rendezvous import Place
 from cluster.local import Host, StageFailed
+from rcot_rl import variables
 from rcot_rl.errors import InputError
 
 _UP = b"This command will now block forever"
 """What `ray start --block` says once it has registered."""
 
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 _FOREVER_S = 10.0 * 365 * 86400
 
 
@@ -167,7 +169,9 @@ def _parse() -> argparse.Namespace:
 
 def main() -> NoReturn:
     """Exit status: Ray's; 2 when the nodes could not meet; 143 after TERM."""
-    signal.signal(signal.SIGTERM, _terminated)
+    variables.settle()
+    for number in _ENDS:
+        signal.signal(number, _terminated)
     try:
         sys.exit(serve(_parse()))
     except InputError as error:
@@ -178,7 +182,8 @@ def main() -> NoReturn:
 
 
 def _terminated(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out is not interrupted again
+    for end in _ENDS:
+        signal.signal(end, signal.SIG_IGN)  # the way out is not interrupted again
     raise KeyboardInterrupt
 
 

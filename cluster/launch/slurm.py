@@ -10,6 +10,7 @@ Before the time limit Slurm signals the script: TERM, and the run stops and can 
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from rcot_rl.recipe.schema import Recipe
 _TEMPLATE = Path(__file__).with_name("templates") / "slurm.sh"
 _OWN = ("--nodes", "--ntasks", "--signal", "--output", "--error", "--requeue", "--no-requeue",
         "--array", "--wrap", "--export", "--open-mode", "--parsable")  # fmt: skip
+_CLIENT_SETTINGS = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+"""Variables of Slurm that say where its controller is."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,17 @@ def submit(made: Script) -> str:
     """Write the script into its folder and give it to sbatch; returns the job's id."""
     path = made.folder / "job.sh"
     write_text(path, made.text)
+    # an interactive allocation's sizes, SLURM_MEM_PER_NODE say, contradict the job's own in srun
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _CLIENT_SETTINGS or not name.startswith("SLURM_")
+    }
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=True
-        )
+            ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=True,
+            env=environment,
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise InputError(
             "sbatch is not on this host; launch from a login node, or write the script with "

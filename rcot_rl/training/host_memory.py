@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rcot_rl import machine
+
 GIB = 2**30
 
 
@@ -31,12 +33,9 @@ def pss_bytes(pid: int) -> int:
 
 
 def node_memory() -> tuple[int, int]:
-    """Bytes in use and in all on this node."""
-    values = {}
-    for row in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, rest = row.partition(":")
-        values[name] = int(rest.split()[0]) * 1024
-    return values["MemTotal"] - values["MemAvailable"], values["MemTotal"]
+    """Bytes in use and in all on this node: of what this process' control groups may have."""
+    memory = machine.memory()
+    return memory.total - memory.available, memory.total
 
 
 def read(pids: list[int]) -> dict[str, Any]:

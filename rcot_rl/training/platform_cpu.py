@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
+from rcot_rl import machine
+
 
 def selected() -> bool:
     """True when this process is to run verl on the CPU."""
@@ -79,9 +81,7 @@ class _CpuDeviceModule(ModuleType):
     manual_seed_all = manual_seed
 
     def mem_get_info(self, *_: Any) -> tuple[int, int]:
-        import psutil
-
-        memory = psutil.virtual_memory()
+        memory = machine.memory()
         return memory.available, memory.total
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rcot_rl import machine
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 from rcot_rl.recipe.schema import Recipe
@@ -396,7 +396,7 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "RAY_enable_worker_prestart": "0",
             # Ray gives an actor one thread; these take turns, so each may have all of its share
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // recipe.cluster.gpus_per_node)),
+            "OMP_NUM_THREADS": str(max(1, machine.cpus() // recipe.cluster.gpus_per_node)),
             "RAY_worker_niceness": "0",  # Ray makes workers yield to everything else
         }
     return variables

@@ -171,3 +171,17 @@ def test_the_example_of_the_command_line(tmp_path):
     assert (done.returncode, done.stdout) == (0, "o/job.sh\n")
     assert [p.name for p in tmp_path.iterdir()] == ["o"]
     assert (tmp_path / "o" / "job.sh").read_text().startswith("#!/usr/bin/env bash\n#SBATCH ")
+
+
+def test_an_interactive_allocations_sizes_do_not_reach_the_job(tmp_path, monkeypatch):
+    """srun refuses SLURM_MEM_PER_CPU beside the job's own SLURM_MEM_PER_NODE."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen; echo '12;cluster'\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("SLURM_MEM_PER_CPU", "SLURM_JOB_ID", "SLURM_CONF", "MINE"):
+        monkeypatch.setenv(name, "1")
+    assert slurm.submit(slurm.Script("#!/bin/sh\n", tmp_path / "job")) == "12"
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert {"SLURM_CONF=1", "MINE=1"} <= set(seen)
+    assert not [row for row in seen if row.startswith(("SLURM_MEM", "SLURM_JOB"))]

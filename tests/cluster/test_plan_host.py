@@ -171,3 +171,12 @@ def test_facts_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert facts.disk_free_bytes > 0 and facts.ram_bytes > 2**28
     program.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
     assert case.host_facts(tmp_path, look_for_gpu=True).gpus is None
+
+
+def test_a_home_that_is_missing_is_named(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert not [f for f in look("laptop").findings if f.code == "home"]
+    monkeypatch.setenv("HOME", "/no/such/home")
+    assert "HOME=/no/such/home is no folder" in message(look("laptop"), "home", "warning")

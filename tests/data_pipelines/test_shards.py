@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -230,3 +233,17 @@ def _other_frames(root: Path) -> None:
     for path in root.rglob("*.jpg"):
         image = cv2.imread(str(path))
         cv2.imwrite(str(path), 255 - image, [cv2.IMWRITE_JPEG_QUALITY, 60])
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = (
+        "import os, time\n"
+        "from data_pipelines.parallel import ordered_map\n"
+        "def work(_): print(os.getpid(), flush=True); time.sleep(600)\n"
+        "list(ordered_map(work, range(2), 2, chunk=1))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    assert parent.wait() and parent.stdout.read() == b"", "closed by the last of them"
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}/exe")]
