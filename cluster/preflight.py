@@ -138,7 +138,7 @@ def check_folder(root: Path, recipe: Recipe) -> None:
     changed = RunFolder(root).other_experiment(read_record(path)["recipe"], recipe)
     if changed:
         raise InputError(
-            f"was made with another recipe (differs in: {', '.join(changed[:5])})", file=path
+            f"was made with another recipe (differs in: {', '.join(changed)})", file=path
         )
 
 

@@ -224,7 +224,7 @@ def main() -> None:
     try:
         app(prog_name="rcot")
     except InputError as error:
-        _fail(str(error), 2)
+        _fail("\nrcot: ".join(error.faults), 2)
     except Exception as error:
         from cluster.local import StageFailed
 

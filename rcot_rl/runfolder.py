@@ -86,7 +86,7 @@ class RunFolder:
                     write_text(path, yaml.safe_dump(recorded, sort_keys=False))
                 return folder
             raise InputError(
-                f"was made with another recipe (differs in: {', '.join(changed[:5])}); "
+                f"was made with another recipe (differs in: {', '.join(changed)}); "
                 "choose another folder with --out",
                 file=path,
             )
@@ -142,7 +142,7 @@ class RunFolder:
             return
         shared = {name: both[name] for name in known}
         if shared != known:
-            changed = ", ".join(changed_keys(known, shared, "")[:5])
+            changed = ", ".join(changed_keys(known, shared, ""))
             raise InputError(
                 f"has changed since this run began ({changed}); choose another folder with --out",
                 file=path,

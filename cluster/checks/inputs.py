@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from cluster import preflight
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
 from rcot_rl.errors import InputError
+from rcot_rl.suggestions import did_you_mean
 
 _LATER = "a stage that fails when its turn comes"
 
@@ -144,8 +144,8 @@ def _toy_split(case: Case, dataset: str, split: str, key: str) -> None:
     splits = [c.split for c in toy.corpora if c.layout == dataset] if toy else []
     if split not in splits:
         raise InputError(
-            f"the recipe's toy corpora of {dataset} have no split {split!r}, only "
-            f"{', '.join(splits)}",
+            f"the recipe's toy corpora of {dataset} have no split {split!r}"
+            f"{did_you_mean(split, splits)} (only {', '.join(splits)})",
             key=f"{key}.split",
         )
 
@@ -183,8 +183,7 @@ def texts(case: Case, notes: Notes) -> None:
                     "no toy.json)", cost=_LATER, fix=fix,
                 )  # fmt: skip
         elif not Path(value).is_file():
-            near = difflib.get_close_matches(value, ["template", "model"], n=1)
+            hint = did_you_mean(value, ["template", "model"])
             notes.error(
-                "inputs.texts", f"data.{key}: no such file: {value}"
-                + (f" (or did you mean {near[0]!r}?)" if near else ""), cost=_LATER, fix=fix,
+                "inputs.texts", f"data.{key}: no such file: {value}{hint}", cost=_LATER, fix=fix,
             )  # fmt: skip

@@ -7,7 +7,6 @@ Lengths are the exact ones that were counted when the rows were made.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from cluster.checks.case import GRPO, Case
 from cluster.checks.findings import Notes
 from cluster.checks.rewards import section_key, tasks_of
+from rcot_rl.suggestions import did_you_mean
 
 MANIFEST = "manifest.json"
 """data_pipelines/manifest.py, whose import takes half a second."""
@@ -66,8 +66,7 @@ def _open(case: Case, notes: Notes, stage: str, folder: Path) -> _Set | None:
     path = folder / MANIFEST
     if not path.is_file():
         there = [p.parent.name for p in folder.parent.glob(f"*/{MANIFEST}")]
-        near = difflib.get_close_matches(folder.name, there, n=1, cutoff=0.0)
-        hint = f"; the nearest there is {near[0]}" if near else ""
+        hint = did_you_mean(folder.name, there)
         notes.error(
             code, f"{folder}: is no shard set (no manifest.json){hint}", cost=_LATER,
             fix=f"add data to stages, or correct {key}",

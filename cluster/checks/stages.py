@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 from cluster.checks.case import GRPO, TRAINING, Case
 from cluster.checks.findings import Notes
 from cluster.checks.rewards import section_key, tasks_of
+from rcot_rl.suggestions import did_you_mean, nearest
 
 _LATER = "a stage that fails when its turn comes, days later"
 
@@ -72,10 +71,12 @@ def sets(case: Case, notes: Notes) -> None:
         section = case.recipe.sft if stage == "sft" else case.recipe.grpo(stage)
         key, name = f"{section_key(stage)}.shard_set", section.shard_set
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            near = nearest(name, known)
             notes.error(
-                f"{stage}.shard_set", f"{key}={name} is none of data.sets; the nearest is {near}",
-                cost=_LATER, fix=f"{key}={near}",
+                f"{stage}.shard_set",
+                f"{key}={name} is none of data.sets{did_you_mean(name, known)}",
+                cost=_LATER, fix=f"{key}={near}" if near
+                else f"add {name} to data.sets, or name one of them: {', '.join(known)}",
             )  # fmt: skip
         elif stage == "sft" and not name.startswith("sft"):
             notes.error(

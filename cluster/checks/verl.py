@@ -7,7 +7,6 @@ SFT has no such file, so hydra is asked, and only when there is something to ask
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from cluster.checks.case import Case
 from cluster.checks.findings import Notes
 from cluster.checks.rewards import section_key
 from rcot_rl.errors import InputError
+from rcot_rl.suggestions import did_you_mean, nearest
 from rcot_rl.training import verl_config
 
 PINNED = "0.9.1"
@@ -61,6 +61,8 @@ def keys(case: Case, notes: Notes) -> None:
             own |= verl_config._grpo_paths(case.recipe, stage, section, here, [here], [here], here)
             _unknown(notes, stage, own, known, "the recipe's own keys")
             _overrides(notes, stage, section.verl, known, own)
+            if section.old_log_probs == "reuse":
+                _reuse(notes, stage, section.verl, known, own)
     if "sft" in case.todo and case.recipe.sft.verl:
         here = Path("preflight")
         with notes.attempt("sft.verl", cost=_COST, fix="`make setup` installs verl whole"):
@@ -69,15 +71,33 @@ def keys(case: Case, notes: Notes) -> None:
             _overrides(notes, "sft", case.recipe.sft.verl, _dotted(tree), own)
 
 
+def _reuse(
+    notes: Notes, stage: str, given: Mapping[str, Any], known: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Keys of `<stage>.verl` by which a batch would get more than one update. As `_overrides`."""
+    values = own | _spelled_out(given, known)
+    where = section_key(stage)
+    for key, reason in verl_config.inexact_reuse(lambda key: values.get(key, known.get(key))):
+        notes.error(
+            f"{stage}.old_log_probs", f"{where}.verl: {key} {reason}",
+            cost="an error when the stage starts", fix=f"{where}.old_log_probs=recompute",
+        )  # fmt: skip
+
+
+def _spelled_out(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return verl_config.spelled_out(
+        given, lambda key: isinstance(known.get(key), dict) and bool(known[key]) and not _free(key)
+    )
+
+
 def _overrides(
     notes: Notes, stage: str, given: Mapping[str, Any], known: Mapping[str, Any],
     own: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Of `<stage>.verl`. known: every key of verl's configuration; own: what the recipe says."""
     where = f"{section_key(stage)}.verl"
-    values = verl_config.spelled_out(
-        given, lambda key: isinstance(known.get(key), dict) and bool(known[key]) and not _free(key)
-    )
+    values = _spelled_out(given, known)
     _unknown(notes, stage, values, known, where)
     _types(notes, stage, values, known, where)
     _shadows(notes, stage, values, own, where)
@@ -124,10 +144,10 @@ def _unknown(
 ) -> None:
     for key in values:
         if key not in known and not _free(key):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            near = nearest(key, known)
             notes.error(
-                f"{stage}.verl", f"{where}: verl has no key {key}; the nearest is {near}",
-                cost=_COST, fix=f"use {near}, or leave it out",
+                f"{stage}.verl", f"{where}: verl has no key {key}{did_you_mean(key, known)}",
+                cost=_COST, fix=f"use {near}, or leave it out" if near else "leave it out",
             )  # fmt: skip
 
 
