@@ -1,8 +1,6 @@
-"""What can be known before a stage starts, so that it fails in a second and not in minutes.
+"""Rules that a run depends on, each a function that raises InputError.
 
-`rcot run` calls `check_host`, which stops at the first fault. `rcot preflight` (cluster/plan.py)
-makes the same checks one by one, and many more that `rcot run` leaves out because they are
-estimates or advice.
+The checks in `cluster/checks/` call them and turn what they raise into findings.
 """
 
 from __future__ import annotations
@@ -18,18 +16,6 @@ from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, read_record
 
 FREE_BYTES = 2 * 2**30
-_TRAINING = {"sft", "grpo-aks", "grpo-ktg"}
-
-
-def check_host(recipe: Recipe, root: Path, stages: list[str]) -> None:
-    """Raise InputError for the first thing that would make one of `stages` fail."""
-    check_disk(root)
-    if _TRAINING.intersection(stages):
-        check_wandb(recipe)
-    if {"grpo-aks", "grpo-ktg"}.intersection(stages):
-        check_ray(recipe)
-        check_rollout_engine(recipe)
-    check_inputs(recipe, stages)
 
 
 def check_disk(root: Path, free: int | None = None) -> None:
@@ -140,24 +126,3 @@ def check_folder(root: Path, recipe: Recipe) -> None:
         raise InputError(
             f"was made with another recipe (differs in: {', '.join(changed)})", file=path
         )
-
-
-def check_inputs(recipe: Recipe, stages: list[str]) -> None:
-    """Raise InputError for the first of prompts, corpora, policy, rewards and segmenter that is
-    not there or not whole."""
-    from rcot_rl.inference.model_folder import check_model, find_model
-    from rcot_rl.protocol.prompts import load_prompts
-
-    load_prompts(recipe.prompts)
-    if "data" in stages:
-        for corpus in recipe.data.corpora:
-            check_corpus(recipe, corpus.dataset, corpus.root, "data.corpora")
-    if "sft" in stages:
-        check_model(find_model(recipe.models.policy))
-    for stage in ("grpo-aks", "grpo-ktg"):
-        if stage in stages:
-            check_reward(recipe, stage)
-    if "predict" in stages:
-        from rcot_rl.inference.segmenter import check_segmenter
-
-        check_segmenter(recipe.models.segmenter)

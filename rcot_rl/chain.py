@@ -31,20 +31,26 @@ TRAINING = ("sft", "grpo-aks", "grpo-ktg")
 _HEAVY = frozenset({*TRAINING, "predict"})
 
 
-def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> RunFolder:
+def run(
+    recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None, *, checked: bool = False
+) -> RunFolder:
     """Run the recipe's stages (or only `stages`) in RUN = `root`.
+
+    The preflight's checks come first, before anything is written; checked: they were made.
 
     Raises InputError for input or configuration at fault, StageFailed when a stage's process ends
     badly; in both cases, and after Ctrl-C, the same call goes on where this one stopped.
     """
-    from cluster.preflight import check_host
+    from cluster.plan import check_run
 
     chosen = tuple(s for s in STAGES if s in (stages or recipe.stages))
     fault = recipe.batch_fault(chosen)  # of stages that are not the recipe's own, too
     if fault is not None:
         raise InputError(fault)
-    folder = RunFolder.claim(root, recipe)
     console = Console()
+    if not checked:
+        check_run(recipe, root, chosen, console.line)
+    folder = RunFolder.claim(root, recipe)
     with folder.locked():
         todo = [s for s in chosen if not folder.is_done(s)]
         for stage in chosen:
@@ -52,7 +58,6 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
                 console.line(f"{stage}: done before ({_minutes(folder, stage)})")
         if not todo:
             return folder
-        check_host(recipe, folder.root, todo)
         folder.pin("rewards", reward_hashes(recipe))
         heavy = bool(_HEAVY.intersection(todo)) or ("data" in todo and data_stage.asks(recipe))
         preload = jobs.PRELOAD if heavy and recipe.device == "cpu" else ()

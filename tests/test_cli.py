@@ -255,6 +255,7 @@ def test_a_process_ends_with_status_and_one_line(tmp_path: Path) -> None:
         "data_pipelines.plan",
         "data_pipelines.check",
         "cluster.preflight",
+        "cluster.plan",
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:

@@ -19,6 +19,12 @@ def prompts(case: Case, notes: Notes) -> None:
     from rcot_rl.protocol.prompts import load_prompts
 
     recipe = case.recipe
+    if case.elsewhere and Path(recipe.prompts).suffix and not Path(recipe.prompts).is_file():
+        notes.unknown(
+            "inputs.prompts", f"prompts: {recipe.prompts} is not on this host, and was not checked",
+            cost=_LATER, fix="the run checks it where it starts",
+        )  # fmt: skip
+        return
     with notes.attempt(
         "inputs.prompts", cost=_LATER, fix="name a shipped set, or give yours all templates",
     ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cluster import preflight
@@ -10,7 +11,7 @@ from cluster.checks.findings import Notes
 from rcot_rl.errors import InputError
 from reward_fns.recipe import Recipe as RewardRecipe
 from reward_fns.recipe import RoutedRecipe, load_recipe
-from reward_fns.user import find_source
+from reward_fns.user import PKG, find_source, is_user_reward
 
 
 def section_key(stage: str) -> str:
@@ -22,6 +23,13 @@ def rewards(case: Case, notes: Notes) -> None:
     """Of every GRPO stage that is still to be run."""
     for stage in case.grpo:
         key = f"{section_key(stage)}.reward"
+        if case.elsewhere and _is_file_elsewhere(case.recipe.grpo(stage).reward):
+            notes.unknown(
+                f"{stage}.reward", f"{key}: {case.recipe.grpo(stage).reward} is not on this host, "
+                "and was not checked", cost="a stage that fails when its turn comes",
+                fix="the run checks it where it starts",
+            )  # fmt: skip
+            continue
         before = len(notes.findings)
         with notes.attempt(
             f"{stage}.reward", cost="a stage that fails when its turn comes, or a reward of noise",
@@ -32,6 +40,15 @@ def rewards(case: Case, notes: Notes) -> None:
             _unrouted(case, notes, stage, key)
             for route in routes_of(case, stage):
                 _route(case, notes, stage, key, route)
+
+
+def _is_file_elsewhere(reward: str) -> bool:
+    """Return True if the reward is a file, or a module, that this host does not have."""
+    if reward.startswith(PKG):
+        return True
+    if is_user_reward(reward):
+        return not Path(reward.rpartition(":")[0]).is_file()
+    return reward.endswith((".yaml", ".yml")) and not Path(reward).is_file()
 
 
 def clips(case: Case, notes: Notes) -> None:

@@ -16,9 +16,11 @@ def order(case: Case, notes: Notes) -> None:
     needs = {
         "grpo-aks": ["sft"], "grpo-ktg": ["sft"], "eval": ["predict"], "report": [],
     }  # fmt: skip
+    if "grpo-aks" in recipe.stages and not _begun(case, "grpo-ktg"):
+        needs["grpo-ktg"].append("grpo-aks")  # the recipe's order, whichever stages are chosen
     for stage in case.todo:
         for before in needs.get(stage, []):
-            if before not in recipe.stages and not case.is_done(before):
+            if before not in case.chosen and not case.is_done(before):
                 notes.error(
                     "stages.order", f"stages: {stage} begins with what {before} leaves, which is "
                     f"neither among them nor done in {case.root}", cost=_LATER,
@@ -46,13 +48,17 @@ def _start(case: Case, notes: Notes) -> None:
         )  # fmt: skip
 
 
+def _begun(case: Case, stage: str) -> bool:
+    return any(case.root.glob(f"{stage}/checkpoints/global_step_*"))
+
+
 def _adapters(case: Case, notes: Notes) -> None:
     """KTG goes on with AKS's weights, which are those of its adapter, or whole ones."""
     follows = "grpo-aks" in case.recipe.stages or case.is_done("grpo-aks")
-    begun = any(case.root.glob("grpo-ktg/checkpoints/global_step_*"))
+    starts = "grpo-ktg" in case.todo and follows and not _begun(case, "grpo-ktg")
     both = [case.recipe.grpo(s) for s in ("grpo-aks", "grpo-ktg")]
     ranks = [g.verl_value("actor_rollout_ref.model.lora_rank", g.lora_rank) for g in both]
-    if "grpo-ktg" in case.todo and follows and not begun and ranks[0] != ranks[1]:
+    if starts and ranks[0] != ranks[1]:
         said = ["none" if rank is None else str(rank) for rank in ranks]
         notes.error(
             "grpo-ktg.adapter", f"grpo_aks.lora_rank is {said[0]}, grpo_ktg.lora_rank {said[1]}: "
@@ -64,7 +70,7 @@ def _adapters(case: Case, notes: Notes) -> None:
 
 def sets(case: Case, notes: Notes) -> None:
     """Shard sets that stages train on are among those that the data stage builds."""
-    if "data" not in case.recipe.stages or "data" not in case.todo:
+    if "data" not in case.todo:
         return  # `checks_shards` looks at what is there
     known = case.recipe.data.sets
     for stage in case.training:
@@ -97,7 +103,7 @@ def checkpoints(case: Case, notes: Notes) -> None:
     if "predict" not in case.todo:
         return
     for name in recipe.eval.checkpoints:
-        if name != "base" and name not in recipe.stages and not case.is_done(name):
+        if name != "base" and name not in case.chosen and not case.is_done(name):
             notes.error(
                 "eval.checkpoints", f"eval.checkpoints: no stage makes {name}: it is neither in "
                 f"stages nor done in {case.root}", cost=_LATER,
