@@ -83,12 +83,13 @@ class _Run:
 
 def _timed(state: _Run, stage: str) -> None:
     started = time.monotonic()
+    state.host.memory.restart()
     state.console.stage(stage)
     facts = _supervised(state, stage)
     minutes = (time.monotonic() - started) / 60
-    peak = state.host.memory.peak_bytes / 2**30
+    peak = state.host.memory.peak_bytes() / 2**30
     state.folder.mark_done(stage, minutes=round(minutes, 2), peak_gib=round(peak, 2), **facts)
-    state.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB so far)")
+    state.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB)")
 
 
 def _supervised(state: _Run, stage: str) -> dict[str, Any]:
