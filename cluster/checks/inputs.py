@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from cluster import preflight
-from cluster.checks.case import Case
+from cluster.checks.case import TRAINING, Case
 from cluster.checks.findings import Notes
+from cluster.checks.policy_facts import policy_facts
 from rcot_rl.errors import InputError
 from rcot_rl.suggestions import did_you_mean
 
@@ -68,6 +69,43 @@ def policy(case: Case, notes: Notes) -> None:
             )  # fmt: skip
 
 
+def writers(case: Case, notes: Notes) -> None:
+    """Models that write descriptions and traces, where they are not the base policy."""
+    from rcot_rl.inference.model_folder import check_model
+
+    data = case.recipe.data
+    asked = {"describer": data.describe == "model", "tracer": data.trace == "model"}
+    for name, used in asked.items():
+        spec = getattr(data, name).model
+        if not used or "data" not in case.todo or spec in (None, case.recipe.models.policy):
+            continue
+        facts, key = policy_facts(spec), f"data.{name}.model"
+        if facts.folder is None and facts.hub_id:
+            _hub(notes, "inputs.writer", key, spec)
+            continue
+        with notes.attempt(
+            "inputs.writer", cost=_LATER,
+            fix=f"name in {key} the folder of a whole Qwen2.5-VL checkpoint, or a hub id",
+        ):  # fmt: skip
+            check_model(facts.folder or Path(spec))
+
+
+def trained(case: Case, notes: Notes) -> None:
+    """Models that finished stages left, and that later ones read, are still whole."""
+    from rcot_rl.inference.model_folder import check_model
+
+    read = set(case.recipe.eval.checkpoints) if "predict" in case.todo else set()
+    if case.grpo:
+        read.add("sft")
+    for stage in TRAINING:
+        if stage in read and case.is_done(stage) and (case.root / stage / "model").exists():
+            with notes.attempt(
+                "inputs.trained", cost=_LATER,
+                fix=f"copy RUN/{stage}/model again, or train the stage again in another --out",
+            ):  # fmt: skip
+                check_model(case.root / stage / "model")
+
+
 def _hub(notes: Notes, code: str, key: str, spec: str) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         notes.error(
@@ -84,7 +122,8 @@ def _hub(notes: Notes, code: str, key: str, spec: str) -> None:
 
 def segmenter(case: Case, notes: Notes) -> None:
     """SAM2, where a stage makes masks."""
-    from rcot_rl.inference.segmenter import check_segmenter
+    from cluster.checks.policy_facts import cached
+    from rcot_rl.inference.segmenter import check_segmenter, check_segmenter_folder
 
     spec = case.recipe.models.segmenter
     wanted = "predict" in case.todo or case.recipe.data.alignment.level == "sam2"
@@ -96,10 +135,11 @@ def segmenter(case: Case, notes: Notes) -> None:
     ):  # fmt: skip
         source = check_segmenter(spec)
         if source is not None and not Path(source).exists():
-            from cluster.checks.policy_facts import cached
-
-            if cached(source) is None:
+            snapshot = cached(source)
+            if snapshot is None:
                 _hub(notes, "inputs.segmenter", "models.segmenter", source)
+            else:
+                check_segmenter_folder(snapshot)
 
 
 def _makes_masks(case: Case, stage: str) -> bool:

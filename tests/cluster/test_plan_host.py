@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from cluster.checks import case
 from cluster.checks import host as checks_host
 from cluster.checks.findings import Report
+from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
 
@@ -171,3 +173,16 @@ def test_facts_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert facts.disk_free_bytes > 0 and facts.ram_bytes > 2**28
     program.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
     assert case.host_facts(tmp_path, look_for_gpu=True).gpus is None
+
+
+def test_a_model_that_a_finished_stage_left_is_looked_at_before_the_next(
+    look: Callable[..., Report], tmp_path: Path
+) -> None:
+    alone = "stages=[grpo-aks]"
+    folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop", [alone]))
+    shutil.copytree(TINY, folder.root / "sft" / "model")
+    folder.mark_done("sft")
+    weights = folder.root / "sft" / "model" / "model.safetensors"
+    assert "inputs.trained" not in {f.code for f in look("laptop", alone).findings}
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert message(look("laptop", alone), "inputs.trained").startswith(f"{weights}: unreadable")
