@@ -5,11 +5,15 @@ The checks in `cluster/checks/` call them and turn what they raise into findings
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
+import netrc
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
@@ -28,15 +32,51 @@ def check_disk(root: Path, free: int | None = None) -> None:
 
 
 def check_wandb(recipe: Recipe) -> None:
-    """Raise InputError when W&B would ask for a login."""
-    if recipe.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
+    """Raise InputError if W&B would ask for a login: wandb's own rules, without importing it."""
+    if recipe.wandb.mode != "online":
         return
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    if not netrc.is_file() or "api.wandb.ai" not in netrc.read_text(errors="replace"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return
+    settings = _wandb_settings()
+    url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+    host = urlsplit(url).netloc
+    if not host:
+        raise InputError(f"W&B's server {url} is no URL: write https://HOST", key="wandb.mode")
+    given = os.environ.get("NETRC")
+    places = [given] if given else ["~/.netrc", "~/_netrc"]
+    paths = [Path(os.path.expanduser(place)) for place in places]  # needs no home, unlike Path
+    path = next((path for path in paths if path.exists()), paths[0])
+    if not settings.get("api_key") and not _has_password(path, host):
+        own = f" --host={url}" if host != "api.wandb.ai" else ""
         raise InputError(
-            "no W&B login: run `wandb login`, set WANDB_API_KEY, or keep wandb.mode=offline",
+            f"no W&B login for {host} in {path}: run `wandb login{own}`, set WANDB_API_KEY, or "
+            "keep wandb.mode=offline",
             key="wandb.mode",
         )
+
+
+def _wandb_settings() -> Mapping[str, str]:
+    """What wandb's settings file of this user says."""
+    folder = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(Path(folder) / "settings", encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError):
+        return {}  # wandb itself goes on without it
+    return dict(parser["default"]) if parser.has_section("default") else {}
+
+
+def _has_password(path: Path, host: str) -> bool:
+    """Return True if the netrc file has a password for the host. Raises InputError for no netrc."""
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except FileNotFoundError:
+        return False
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
+        # not its own text, which may quote a password
+        line = getattr(error, "lineno", None)
+        raise InputError("cannot be read as a netrc file", file=path, line=line) from error
+    return bool(found and found[2])
 
 
 def check_ray(recipe: Recipe) -> None:

@@ -70,6 +70,56 @@ def test_wandb_online_without_a_login(tmp_path, monkeypatch):
     check(load_recipe("laptop", ["wandb.mode=online"]), tmp_path, ALL)
 
 
+OWN = "https://wandb.corp.example:8443"
+LOGIN = "machine {} login user password " + "k" * 40 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "entry", "refused"),
+    [
+        (OWN, None, "wandb.corp.example:8443", None),
+        (None, OWN, "wandb.corp.example:8443", None),
+        (None, None, "api.wandb.ai", None),
+        (OWN, "https://api.wandb.ai", "wandb.corp.example:8443", None),
+        (OWN, None, "api.wandb.ai", f"wandb login --host={OWN}"),
+        (None, OWN, "api.wandb.ai", f"wandb login --host={OWN}"),
+        (None, None, "wandb.corp.example:8443", "wandb login`"),
+        (None, None, "api.wandb.ai.example", "wandb login`"),
+        ("wandb.corp.example", None, "wandb.corp.example", "is no URL"),
+    ],
+)
+@pytest.mark.parametrize("place", ["NETRC", "HOME"])
+def test_a_login_is_looked_for_at_the_server_that_wandb_would_use(
+    tmp_path, monkeypatch, variable, setting, entry, refused, place
+):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / (".netrc" if place == "HOME" else "mine")
+    file.write_text(LOGIN.format(entry))
+    if place == "NETRC":
+        monkeypatch.setenv("NETRC", str(file))
+    if variable:
+        monkeypatch.setenv("WANDB_BASE_URL", variable)
+    if setting:
+        (tmp_path / ".config" / "wandb").mkdir(parents=True)
+        (tmp_path / ".config/wandb/settings").write_text(f"[default]\nbase_url = {setting}\n")
+    recipe = load_recipe("laptop", ["wandb.mode=online"])
+    if refused is None:
+        preflight.check_wandb(recipe)
+    else:
+        with pytest.raises(InputError, match="W&B") as caught:
+            preflight.check_wandb(recipe)
+        assert refused in str(caught.value)
+    file.write_text("secret-secret nonsense\n")
+    if refused != "is no URL":
+        with pytest.raises(InputError, match="as a netrc file") as caught:
+            preflight.check_wandb(recipe)
+        assert "secret" not in str(caught.value)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    preflight.check_wandb(recipe)
+
+
 def test_no_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "FREE_BYTES", 1 << 62)
     assert "GiB free" in fault(tmp_path)
