@@ -230,14 +230,14 @@ def plan_of(case: Case) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "recipe": recipe.name,
         "folder": str(case.root),
-        "stages": ", ".join(recipe.stages),
+        "stages": ", ".join(case.chosen),
         "hosts": f"{recipe.cluster.nodes} x {recipe.cluster.gpus_per_node} {recipe.device} ranks",
     }
-    done = [s for s in recipe.stages if s not in case.todo]
+    done = [s for s in case.chosen if s not in case.todo]
     if done:
         plan["done before"] = ", ".join(done)
     for stage in GRPO:
-        if stage not in recipe.stages:
+        if stage not in case.chosen:
             continue
         g = recipe.grpo(stage)
         each = g.prompts_per_step * g.n

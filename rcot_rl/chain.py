@@ -20,6 +20,7 @@ from rcot_rl import data_stage
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.monitoring.metrics import Follower, read_metrics, restore_step
+from rcot_rl.recipe.loader import require
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
 from rcot_rl.training import jobs
@@ -44,9 +45,7 @@ def run(
     from cluster.plan import check_run
 
     chosen = tuple(s for s in STAGES if s in (stages or recipe.stages))
-    fault = recipe.batch_fault(chosen)  # of stages that are not the recipe's own, too
-    if fault is not None:
-        raise InputError(fault)
+    require(recipe, chosen)  # of stages that are not the recipe's own, too
     console = Console()
     if not checked:
         check_run(recipe, root, chosen, console.line)
@@ -273,9 +272,9 @@ def _predict(state: _Run) -> dict[str, Any]:
     recipe, folder = state.recipe, state.folder
     attempt = folder.new_attempt("predict")
     heldout = {}
-    for task in ("aks", "ktg"):
-        shards = folder.root / "shards" / recipe.grpo(f"grpo-{task}").shard_set
-        if recipe.eval.heldout_prompts:
+    if recipe.eval.heldout_prompts:
+        for task in ("aks", "ktg"):
+            shards = folder.root / "shards" / recipe.grpo(f"grpo-{task}").shard_set
             heldout[task] = [str(p) for p in jobs.split_files(shards, "val")]
     plan = {
         "recipe": str(attempt / "recipe.yaml"),

@@ -103,7 +103,8 @@ class RunFolder:
         if key.startswith("eval."):
             return not self.is_done("eval")
         asked = "model" in (recipe.data.describe, recipe.data.trace)
-        agentic = any(g.agent != "single-turn" for g in (recipe.grpo_aks, recipe.grpo_ktg))
+        sections = (recipe.grpo_aks, recipe.grpo_ktg)
+        agentic = any(g is not None and g.agent != "single-turn" for g in sections)
         used = key.startswith("predict.") and (asked or agentic)
         return key.startswith(_INFERENCE) and not used and not self.is_done("predict")
 

@@ -9,14 +9,10 @@ from cluster import preflight
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import section_key
 from reward_fns.recipe import Recipe as RewardRecipe
 from reward_fns.recipe import RoutedRecipe, load_recipe
 from reward_fns.user import PKG, find_source, is_user_reward
-
-
-def section_key(stage: str) -> str:
-    """The recipe's key of a stage's section."""
-    return stage.replace("-", "_")
 
 
 def rewards(case: Case, notes: Notes) -> None:

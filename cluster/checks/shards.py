@@ -16,7 +16,8 @@ from typing import Any
 
 from cluster.checks.case import GRPO, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key, tasks_of
+from cluster.checks.rewards import tasks_of
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.suggestions import did_you_mean
 
 MANIFEST = "manifest.json"

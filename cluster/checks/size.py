@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.checks import estimates
 from cluster.checks.case import GIB, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.recipe.training import GrpoSection
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cluster.checks.case import GRPO, TRAINING, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key, tasks_of
+from cluster.checks.rewards import tasks_of
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.suggestions import did_you_mean, nearest
 
 _LATER = "a stage that fails when its turn comes, days later"
@@ -56,9 +57,11 @@ def _adapters(case: Case, notes: Notes) -> None:
     """KTG goes on with AKS's weights, which are those of its adapter, or whole ones."""
     follows = "grpo-aks" in case.recipe.stages or case.is_done("grpo-aks")
     starts = "grpo-ktg" in case.todo and follows and not _begun(case, "grpo-ktg")
-    both = [case.recipe.grpo(s) for s in ("grpo-aks", "grpo-ktg")]
+    if not starts or None in (case.recipe.grpo_aks, case.recipe.grpo_ktg):
+        return
+    both = [case.recipe.grpo(s) for s in GRPO]
     ranks = [g.verl_value("actor_rollout_ref.model.lora_rank", g.lora_rank) for g in both]
-    if starts and ranks[0] != ranks[1]:
+    if ranks[0] != ranks[1]:
         said = ["none" if rank is None else str(rank) for rank in ranks]
         notes.error(
             "grpo-ktg.adapter", f"grpo_aks.lora_rank is {said[0]}, grpo_ktg.lora_rank {said[1]}: "

@@ -13,10 +13,10 @@ from typing import Any
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
 from data_pipelines.tokens import PixelLimits, TokenCounter, pixel_limits
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.prompts import load_prompts, user_turn
+from rcot_rl.recipe.schema import section_key
 
 CELL = 28
 """Side of one vision token of Qwen2.5-VL, in pixels, where no processor says so."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key, tasks_of
+from cluster.checks.rewards import tasks_of
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.recipe.training import GrpoSection
 
 MAX_LORA_RANK = 512

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.suggestions import did_you_mean, nearest
 from rcot_rl.training import verl_config
 

@@ -21,8 +21,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.schema import GRPO_STAGES, STAGES, Recipe, section_key
 from rcot_rl.recipe.source import NOT_YAML, Key, Source, read_yaml
+from rcot_rl.recipe.training import GrpoSection
 from rcot_rl.suggestions import MOST, did_you_mean, is_initials, nearest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -35,18 +36,55 @@ _MOST_FAULTS = 100
 """Faults of one recipe that are listed."""
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    needs: Sequence[str] | None = None,
+) -> Recipe:
     """The resolved recipe.
 
     name_or_path: a YAML file, or the name of one under recipes/.
     overrides: `key.path=value`, values in YAML.
+    needs: the stages whose sections the command reads; None: the recipe's own stages.
     Raises InputError with file, line and key.
     """
-    source = _read_with_parents(_find(name_or_path), ())
+    path = _find(name_or_path)
+    source = _read_with_parents(path, ())
     given = Source({})
     for text in overrides:
         given = given.merge(_override(text))
-    return _validate(source.merge(_spread_shared(given)), Recipe)
+    source = source.merge(_spread_shared(given))
+    listed = source.tree.get("stages", STAGES)
+    used = needs if needs is not None else listed if isinstance(listed, list | tuple) else STAGES
+    recipe = _validate(source, Recipe, _unused(source, used))
+    require(recipe, used, path)
+    return recipe
+
+
+def require(recipe: Recipe, stages: Sequence[str], file: Path | None = None) -> None:
+    """Raise InputError if those stages read a section that is missing, or have batches that their
+    ranks cannot share. file: the recipe's."""
+    lacking = recipe.lacks(stages)
+    if lacking:
+        raise InputError.of_all([InputError(m, file=file, key=k) for k, m in lacking.items()])
+    fault = recipe.batch_fault(stages)
+    if fault is not None:
+        raise InputError(fault, file=file)
+
+
+def _unused(source: Source, used: Sequence[str]) -> set[str]:
+    """GRPO sections that no stage of `used` reads, of which nothing but keys of the shared section
+    is there, and not all that it must have."""
+    must = {name for name, field in GrpoSection.model_fields.items() if field.is_required()}
+    keys = set()
+    for stage in GRPO_STAGES:
+        key = section_key(stage)
+        section = source.tree.get(key)
+        if stage in used or not isinstance(section, dict) or must <= section.keys():
+            continue
+        if all((key, name) in source.typed for name in section):
+            keys.add(key)
+    return keys
 
 
 def recipe_hash(recipe: BaseModel) -> str:
@@ -153,7 +191,8 @@ def _spread_shared(source: Source) -> Source:
     return Source(tree, places, typed)
 
 
-def _validate(source: Source, model: type[_Model]) -> _Model:
+def _validate(source: Source, model: type[_Model], unused: set[str]) -> _Model:
+    """unused: sections that are left out of the result, and in which nothing is missing."""
     unknown = dict(_unknown_keys(source.tree, model, ()))
     faults = [_unknown(source, key, section) for key, section in unknown.items()]
     # a misspelt key is not missing too
@@ -166,14 +205,17 @@ def _validate(source: Source, model: type[_Model]) -> _Model:
             _invalid(source, e)
             for e in error.errors()
             if e["type"] != "extra_forbidden"
-            and not (e["type"] == "missing" and tuple(e["loc"]) in meant)
+            and not (e["type"] == "missing" and (e["loc"][0] in unused or tuple(e["loc"]) in meant))
         ]
-    if faults or result is None:
+    if faults:
         # a fault of the shared section was found once in each of the two that it stands for
         distinct = list({str(fault): fault for fault in faults}.values())
         if len(distinct) > _MOST_FAULTS:
             distinct[_MOST_FAULTS:] = [InputError(f"{len(distinct) - _MOST_FAULTS} further faults")]
         raise InputError.of_all(distinct)
+    if result is None:
+        left = {key: value for key, value in source.tree.items() if key not in unused}
+        result = model.model_validate(left)
     return result
 
 

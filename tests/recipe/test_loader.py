@@ -366,6 +366,37 @@ def test_a_missing_key_names_it_and_the_section_that_lacks_it(write: Write) -> N
     assert error.line == BASE.splitlines().index("grpo_ktg:") + 1
 
 
+DATA = "name: d\ndata:\n  corpora: [{dataset: mevis}]\n  sets: {grpo-b: {ktg: 8}}\n"
+KTG = "grpo_ktg: {shard_set: grpo-b, reward: ktg, steps: 2}\n"
+
+
+def test_a_command_needs_only_the_sections_that_it_reads(write: Write) -> None:
+    alone = write("alone.yaml", DATA + "cluster: {gpus_per_node: 3}\n")
+    assert load_recipe(alone, needs=("data",)).grpo_stages == []
+    with pytest.raises(InputError) as caught:
+        load_recipe(alone)
+    assert [line.split(": ")[1] for line in caught.value.faults] == ["grpo_aks", "grpo_ktg"]
+    one = write("one.yaml", DATA + KTG + "grpo: {n: 4}\nstages: [data, sft, grpo-ktg]\n")
+    recipe = load_recipe(one)
+    assert recipe.grpo_aks is None and recipe.grpo("grpo-ktg").n == 4
+    assert recipe.grpo_stages == ["grpo-ktg"]
+    with pytest.raises(InputError, match="grpo_aks: missing"):
+        recipe.grpo("grpo-aks")
+    predict = "stages=[data, sft, grpo-ktg, predict]"
+    assert "grpo_aks: missing, and predict reads held-out rows" in str(fault(one, predict))
+    load_recipe(one, [predict, "eval.heldout_prompts=0"])
+    load_recipe(write("again.yaml", dump_recipe(recipe)))  # as the processes of stages read it
+
+
+def test_a_section_that_is_begun_is_checked_whole(write: Write) -> None:
+    begun = write("begun.yaml", DATA + "grpo_aks: {steps: 3}\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(begun, needs=("data",))
+    keys = sorted(line.split(": ")[1] for line in caught.value.faults)
+    assert keys == ["grpo_aks.reward", "grpo_aks.shard_set"]
+    assert fault(write("typo.yaml", DATA + "grpo: {stepz: 3}\n"), "stages=[data]").key
+
+
 def test_batches_must_divide_among_the_ranks(write: Write) -> None:
     error = fault(write("base.yaml", BASE), "cluster.gpus_per_node=3")
     assert "sft.batch_size = 64" in error.message
