@@ -109,7 +109,15 @@ def check_rollout_engine(recipe: Recipe) -> None:
     try:
         importlib.metadata.version(wanted)
     except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"{wanted} is not installed; run `make setup`", key="device") from error
+        message = (
+            f"is {recipe.device}, and {wanted} is not installed; run `{setup_of(recipe.device)}`"
+        )
+        raise InputError(message, key="device") from error
+
+
+def setup_of(device: str) -> str:
+    """The command that installs what a recipe of this device needs."""
+    return "make setup" if device == "cpu" else "make setup-gpu"
 
 
 def check_reward(recipe: Recipe, stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,11 @@ def test_shards_are_built_by_a_recipe_of_data_alone(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert (out / "grpo-ktg-4" / "manifest.json").is_file()
     assert RUN.invoke(app, ["run", str(recipe)]).exit_code != 0
+
+    assert RUN.invoke(app, ["data", "check", str(out)]).exit_code == 0
+    shard = next((out / "grpo-ktg-4").glob("train-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])  # the preflight's advice for a spoilt set:
+    assert RUN.invoke(app, ["data", "check", str(out)]).exit_code == 2
+    shutil.rmtree(out / "grpo-ktg-4")
+    assert RUN.invoke(app, ["data", "build", str(recipe), "--out", str(out)]).exit_code == 0
+    assert RUN.invoke(app, ["data", "check", str(out)]).exit_code == 0

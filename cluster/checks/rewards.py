@@ -29,7 +29,8 @@ def rewards(case: Case, notes: Notes) -> None:
         before = len(notes.findings)
         with notes.attempt(
             f"{stage}.reward", cost="a stage that fails when its turn comes, or a reward of noise",
-            fix=f"`rcot score --check {case.recipe.grpo(stage).reward}` says what is wrong with it",
+            fix="name a reward that loads and keeps its contract: `rcot score --check REWARD` says "
+            "whether one does",
         ):  # fmt: skip
             preflight.check_reward(case.recipe, stage)
         if len(notes.findings) == before:
@@ -60,7 +61,7 @@ def clips(case: Case, notes: Notes) -> None:
                 f"rows of {task} have no clip to select frames from (data.clip_frames="
                 f"{data.clip_frames}, clip_tasks={', '.join(data.clip_tasks)})",
                 cost="an error at the first episode",
-                fix=f"set data.clip_frames and data.clip_tasks=[{task}], and build the shards",
+                fix=f"data.clip_frames=8 and data.clip_tasks=[{task}], and build the shards",
             )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def _route(case: Case, notes: Notes, stage: str, key: str, route: Any) -> None:
         notes.error(
             f"{stage}.reward_clip", f"{key}: {name} makes masks of a row's clip, and rows have "
             "none (data.clip_frames=0)", cost="an error at the first response",
-            fix="set data.clip_frames, 5 say, and build the shards again",
+            fix="data.clip_frames=5, and build the shards again",
         )  # fmt: skip
     share = case.recipe.data.zero_target_share
     if stage == "grpo-ktg" and share > 0 and not route.zero_target:

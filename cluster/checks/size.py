@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from cluster.checks import estimates
 from cluster.checks.case import GIB, Case
 from cluster.checks.findings import Notes
@@ -53,20 +55,24 @@ def _gpu(case: Case, notes: Notes, stage: str, g: GrpoSection) -> None:
     need = estimates.engine_need(case, g)
     # a size that nobody has seen stops no run
     note = notes.error if case.gpu_is_known else notes.warning
+    least = math.ceil(100 * need.gib / total) / 100
     if need.gib > share:
         note(
             f"{stage}.gpu_engine", f"{key}.gpu_memory_utilization={g.gpu_memory_utilization:g} "
             f"{of} gives vLLM {share:.1f} GiB, and it needs {need}",
             cost="an error when the rollout engine starts, minutes into the stage",
-            fix=f"raise {key}.gpu_memory_utilization or tensor_parallel_size",
+            fix=f"{key}.gpu_memory_utilization={least:.2f}" if least <= 0.9
+            else f"raise {key}.tensor_parallel_size, or take larger GPUs",
         )  # fmt: skip
     generating = waiting.gib + share + estimates.CONTEXT_GIB
+    most = math.floor(100 * (total - waiting.gib - estimates.CONTEXT_GIB) / total) / 100
     if generating > total:
         note(
             f"{stage}.gpu_rollout", f"{key}.gpu_memory_utilization={g.gpu_memory_utilization:g}: "
             f"while it generates, a rank holds vLLM's {share:.1f} GiB and the trainer's {waiting}, "
             f"together more than there is {of}", cost="out of memory at the first rollout",
-            fix=f"lower {key}.gpu_memory_utilization, add ranks, or {key}.offload=all",
+            fix=f"{key}.gpu_memory_utilization={most:.2f}" if most >= least
+            else f"add ranks, or {key}.offload=all and {key}.gpu_memory_utilization={least:.2f}",
         )  # fmt: skip
     held = 0.0 if estimates.sleeps(g) else share
     if train.gib + held + estimates.CONTEXT_GIB > total:
@@ -75,7 +81,8 @@ def _gpu(case: Case, notes: Notes, stage: str, g: GrpoSection) -> None:
             + (f", beside vLLM's {held:.1f} GiB," if held else "")
             + f" are more than there is {of}",
             cost="out of memory at the first update",
-            fix=f"more cluster.gpus_per_node or nodes, or {key}.verl="
+            fix=("leave free_cache_engine out, so that vLLM returns its share; or " if held else "")
+            + f"more cluster.gpus_per_node or nodes, or {key}.verl="
             "{actor_rollout_ref.actor.fsdp_config.offload_policy: true}",
         )  # fmt: skip
         return

@@ -67,7 +67,7 @@ def _adapters(case: Case, notes: Notes) -> None:
             "grpo-ktg.adapter", f"grpo_aks.lora_rank is {said[0]}, grpo_ktg.lora_rank {said[1]}: "
             "the weights that AKS leaves do not fit KTG's model",
             cost="all of AKS, before KTG fails to load",
-            fix=f"grpo.lora_rank={'null' if None in ranks else said[0]}",
+            fix=f"grpo_ktg.lora_rank={'null' if ranks[0] is None else said[0]}",
         )  # fmt: skip
 
 

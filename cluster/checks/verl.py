@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
+from cluster.preflight import setup_of
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import section_key
 from rcot_rl.suggestions import did_you_mean, nearest
@@ -39,13 +40,14 @@ def version(case: Case, notes: Notes) -> None:
     except importlib.metadata.PackageNotFoundError:
         notes.error(
             "verl.version", "verl is not installed", cost="an import error in the first stage",
-            fix="`make setup`",
+            fix=f"`{setup_of(case.recipe.device)}`",
         )  # fmt: skip
         return
     if found != PINNED:
         notes.error(
             "verl.version", f"verl {found} is installed; hooks and patches here are of {PINNED}",
-            cost="a patch that refuses, in every process of the stage", fix="`make setup`",
+            cost="a patch that refuses, in every process of the stage",
+            fix=f"`{setup_of(case.recipe.device)}`",
         )  # fmt: skip
 
 
@@ -58,9 +60,10 @@ def keys(case: Case, notes: Notes) -> None:
                 cost=_COST, fix="the run checks them where it starts",
             )  # fmt: skip
         return
+    whole = f"`{setup_of(case.recipe.device)}` installs verl whole"
     for stage in case.grpo:
         section = case.recipe.grpo(stage)
-        with notes.attempt(f"{stage}.verl", cost=_COST, fix="`make setup` installs verl whole"):
+        with notes.attempt(f"{stage}.verl", cost=_COST, fix=whole):
             known = reference()
             here = Path("preflight")
             own = verl_config._grpo_method(case.recipe, section)
@@ -72,7 +75,7 @@ def keys(case: Case, notes: Notes) -> None:
                 _reuse(notes, stage, section.verl, known, own)
     if "sft" in case.todo and case.recipe.sft.verl:
         here = Path("preflight")
-        with notes.attempt("sft.verl", cost=_COST, fix="`make setup` installs verl whole"):
+        with notes.attempt("sft.verl", cost=_COST, fix=whole):
             tree = OmegaConf.to_container(verl_config.sft_reference(), resolve=False)
             own = verl_config.sft_values(case.recipe, here, [here], [], here)
             _overrides(notes, "sft", case.recipe.sft.verl, _dotted(tree), own)
@@ -116,7 +119,7 @@ def reference() -> Mapping[str, Any]:
     package = importlib.util.find_spec("verl")  # does not import it
     places = package.submodule_search_locations if package else None
     if not places:
-        raise InputError("verl is not installed; run `make setup`")
+        raise InputError("verl is not installed")
     path = Path(places[0]) / "trainer" / "config" / _REFERENCE
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:

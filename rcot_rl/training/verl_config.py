@@ -418,7 +418,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
 
     package = importlib.util.find_spec("verl")  # does not import verl
     if package is None or not package.submodule_search_locations:
-        raise InputError("verl is not installed; run `make setup`")
+        raise InputError("verl is not installed; run `make setup`, or `make setup-gpu`")
     folder = Path(package.submodule_search_locations[0]) / "trainer" / "config"
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base=None):

@@ -159,7 +159,14 @@ def test_vllm_for_the_device_is_installed(
         return installed(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert "vllm is not installed" in message(look("3b"), "engine")
+    found = look("3b")
+    assert "vllm is not installed" in message(found, "engine")
+    (fix,) = [f.fix for f in found.findings if f.code == "engine"]
+    makefile = (Path(checks_host.__file__).parents[2] / "Makefile").read_text()
+    assert "make setup-gpu" in fix and "setup-gpu: LOCK := requirements/gpu.lock" in makefile
+    assert (
+        "\nvllm==" in (Path(checks_host.__file__).parents[2] / "requirements/gpu.lock").read_text()
+    )
 
 
 def test_facts_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
