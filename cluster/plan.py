@@ -52,6 +52,7 @@ CHECKS: tuple[Callable[[Case, Notes], None], ...] = (
     host.folder,
     host.space,
     host.versions,
+    host.provenance,
     host.attention,
     host.accounts,
     host.ray,

@@ -10,8 +10,8 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rcot_rl.checkout import VARIABLE, commit_of, is_checkout
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 from rcot_rl.recipe.loader import recipe_hash
@@ -167,7 +168,7 @@ class RunFolder:
     def _write_recipe(self, path: Path, recipe: Recipe) -> None:
         record = {
             "recipe_hash": recipe_hash(recipe),
-            "git_commit": git_commit(),
+            **git_facts(),
             "python": platform.python_version(),
             "versions": versions(),
             "recipe": recipe.model_dump(mode="json"),
@@ -201,18 +202,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The checkout's commit, with `+` when files differ from it; None if git does not tell."""
+    return git_facts()["git_commit"]
+
+
+def git_facts() -> dict[str, str | None]:
+    """`git_commit` and, without one, `git_error`: why."""
+    shipped = os.environ.get(VARIABLE)
+    if shipped and not is_checkout():
+        return {"git_commit": shipped}
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
+        return {"git_commit": commit_of()}
+    except InputError as error:
+        return {"git_commit": None, "git_error": str(error)}
 
 
 def _as_today(recorded: dict[str, Any]) -> dict[str, Any]:

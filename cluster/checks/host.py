@@ -16,6 +16,8 @@ from cluster.checks.case import GIB, Case, existing
 from cluster.checks.estimates import object_store
 from cluster.checks.findings import Notes
 from cluster.launch.render import held_cpus
+from rcot_rl.checkout import commit_of, is_checkout
+from rcot_rl.errors import InputError
 
 _SOCKET = "/rcot-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _SOCKET_MOST = 107
@@ -56,6 +58,19 @@ def versions(case: Case, notes: Notes) -> None:
         fix=f"`{preflight.setup_of(case.recipe.device)}` installs the lock; `rcot doctor` lists "
         "every difference",
     )  # fmt: skip
+
+
+def provenance(case: Case, notes: Notes) -> None:
+    """Git tells which commit runs; where the code is no checkout, nobody expects it to."""
+    if not is_checkout():
+        return
+    try:
+        commit_of()
+    except InputError as error:
+        notes.warning(
+            "git", str(error), cost="a result that no commit explains",
+            fix="do what the message says, before the run: its folder is written with the commit",
+        )  # fmt: skip
 
 
 def attention(case: Case, notes: Notes) -> None:

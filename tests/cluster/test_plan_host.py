@@ -193,3 +193,11 @@ def test_a_model_that_a_finished_stage_left_is_looked_at_before_the_next(
     assert "inputs.trained" not in {f.code for f in look("laptop", alone).findings}
     weights.write_bytes(weights.read_bytes()[:-10])
     assert message(look("laptop", alone), "inputs.trained").startswith(f"{weights}: unreadable")
+
+
+def test_a_commit_that_git_does_not_tell_is_a_warning(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks_host, "is_checkout", lambda: True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "git is not on PATH" in message(look("laptop"), "git", "warning")
