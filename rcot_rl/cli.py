@@ -143,7 +143,8 @@ def _run_stages(
     from rcot_rl.chain import run as run_chain
     from rcot_rl.recipe.loader import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    # a command of one stage reads no other's section: `run_chain` looks at those that it needs
+    loaded = load_recipe(recipe, overrides or [], needs=None if stages is None else ())
     if stages is not None and some:
         stages = tuple(s for s in stages if s in loaded.stages) or stages
     try:
@@ -249,7 +250,7 @@ def main() -> None:
     try:
         app(prog_name="rcot")
     except InputError as error:
-        _fail(str(error), 2)
+        _fail("\nrcot: ".join(error.faults), 2)
     except Exception as error:
         from cluster.local import StageFailed
         from rcot_rl.disk import KINDS, explained

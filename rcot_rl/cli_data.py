@@ -62,7 +62,7 @@ def data_build(
     from rcot_rl.data_stage import build_shards
     from rcot_rl.recipe.loader import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], needs=("data",))
     for key, texts in (("describe", "descriptions.jsonl"), ("trace", "traces.jsonl")):
         if getattr(loaded.data, key) == "model":
             raise InputError(
@@ -97,7 +97,7 @@ def _ask(what: str, recipe: str, overrides: list[str] | None, out: Path) -> None
     from rcot_rl.data_stage import ask_model
     from rcot_rl.recipe.loader import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], needs=("data",))
     try:
         typer.echo(str(ask_model(loaded, what, out)))
     except KeyboardInterrupt:

@@ -1,7 +1,4 @@
-"""How a command that found several faults at once ends: one line on standard error, status 2.
-
-The whole list is the command's output; this line is for whoever reads standard error alone.
-"""
+"""How a command that found faults ends: one line each on standard error, status 2."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ import typer
 
 
 def exit_with(faults: Sequence[str]) -> NoReturn:
-    """Name the first fault and say how many more there are. Raises typer.Exit.
+    """Print every fault on standard error. Raises typer.Exit.
 
     faults: at least one, each naming its file, row or key.
     """
-    more = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
-    typer.echo(f"rcot: {faults[0]}{more}", err=True)
+    for fault in faults:
+        typer.echo(f"rcot: {fault}", err=True)
     raise typer.Exit(2)

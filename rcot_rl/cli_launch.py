@@ -7,6 +7,7 @@ With `--dry-run` nothing is submitted: what would be goes to standard output, or
 from __future__ import annotations
 
 import json
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated
 
@@ -69,9 +70,10 @@ def ray(
     recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, out: Out = None
 ) -> None:
     """A job of a Ray cluster that runs already; follows its log, and ends with its status."""
-    from cluster.launch import ray_jobs
+    from cluster.launch import ray_jobs, render
 
     loaded = _load(recipe, overrides, dry_run, out)
+    _check(loaded, render.run_folder(loaded, render.workdir_of(loaded)))
     made = ray_jobs.request(loaded, recipe, overrides or [])
     if dry_run:
         _show(json.dumps(made.as_dict(), indent=1) + "\n", out, "ray-job.json")
@@ -89,16 +91,22 @@ def slurm(
     recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, out: Out = None
 ) -> None:
     """An sbatch script that starts Ray on the nodes, checks them, runs and tears down."""
+    from cluster.launch import render
     from cluster.launch import slurm as launcher
-    from cluster.launch.render import check_environment
 
     loaded = _load(recipe, overrides, dry_run, out)
+    workdir = render.workdir_of(loaded)
+    if workdir.is_dir():
+        with chdir(workdir):  # a login node has the files of the others
+            _check(loaded, render.run_folder(loaded, workdir), shared=True)
+    else:
+        _check(loaded, render.run_folder(loaded, workdir))
     name = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     made = launcher.script(loaded, name, overrides or [])
     if dry_run:
         _show(made.text, out, "job.sh")
         return
-    check_environment(loaded)
+    render.check_environment(loaded)
     job = launcher.submit(made)
     typer.echo(f"job {job}; its log: {made.folder}/slurm-{job}.log")
 
@@ -111,6 +119,7 @@ def kuberay(
     from cluster.launch import kuberay as launcher
 
     loaded = _load(recipe, overrides, dry_run, out)
+    _check(loaded, launcher.run_folder(loaded))
     made = launcher.manifest(loaded)
     if dry_run:
         _show(launcher.text(made), out, "rayjob.yaml")
@@ -124,6 +133,13 @@ def _load(recipe: str, overrides: list[str] | None, dry_run: bool, out: Path | N
     if out is not None and not dry_run:
         raise InputError("goes with --dry-run; the run's own folder is launch.run_dir", key="--out")
     return load_recipe(recipe, overrides or [])
+
+
+def _check(recipe: Recipe, run: Path, shared: bool = False) -> None:
+    """The preflight of a run on other hosts; warnings go to standard error. Raises InputError."""
+    from cluster.plan import check_launch
+
+    check_launch(recipe, run, lambda line: typer.echo(line, err=True), shared=shared)
 
 
 def _show(text: str, out: Path | None, name: str) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from rcot_rl import runlock
+from rcot_rl.checkout import VARIABLE, commit_of, is_checkout
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
@@ -86,7 +87,7 @@ class RunFolder:
                     write_text(path, yaml.safe_dump(recorded, sort_keys=False))
                 return folder
             raise InputError(
-                f"was made with another recipe (differs in: {', '.join(changed[:5])}); "
+                f"was made with another recipe (differs in: {', '.join(changed)}); "
                 "choose another folder with --out",
                 file=path,
             )
@@ -103,7 +104,8 @@ class RunFolder:
         if key.startswith("eval."):
             return not self.is_done("eval")
         asked = "model" in (recipe.data.describe, recipe.data.trace)
-        agentic = any(g.agent != "single-turn" for g in (recipe.grpo_aks, recipe.grpo_ktg))
+        sections = (recipe.grpo_aks, recipe.grpo_ktg)
+        agentic = any(g is not None and g.agent != "single-turn" for g in sections)
         used = key.startswith("predict.") and (asked or agentic)
         return key.startswith(_INFERENCE) and not used and not self.is_done("predict")
 
@@ -142,7 +144,7 @@ class RunFolder:
             return
         shared = {name: both[name] for name in known}
         if shared != known:
-            changed = ", ".join(changed_keys(known, shared, "")[:5])
+            changed = ", ".join(changed_keys(known, shared, ""))
             raise InputError(
                 f"has changed since this run began ({changed}); choose another folder with --out",
                 file=path,
@@ -159,7 +161,7 @@ class RunFolder:
     def _write_recipe(self, path: Path, recipe: Recipe) -> None:
         record = {
             "recipe_hash": recipe_hash(recipe),
-            "git_commit": git_commit(),
+            **git_facts(),
             "python": platform.python_version(),
             "versions": versions(),
             "recipe": recipe.model_dump(mode="json"),
@@ -193,18 +195,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The checkout's commit, with `+` when files differ from it; None if git does not tell."""
+    return git_facts()["git_commit"]
+
+
+def git_facts() -> dict[str, str | None]:
+    """`git_commit` and, without one, `git_error`: why."""
+    shipped = os.environ.get(VARIABLE)
+    if shipped and not is_checkout():
+        return {"git_commit": shipped}
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
+        return {"git_commit": commit_of()}
+    except InputError as error:
+        return {"git_commit": None, "git_error": str(error)}
 
 
 def _as_today(recorded: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ to the file that names it. `recipes/rewards/` holds the shipped ones.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from pydantic import BaseModel, SerializeAsAny, ValidationError
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.source import NOT_YAML, yaml_fault
+from rcot_rl.suggestions import did_you_mean
 from reward_fns.registry import NonNegative, RewardModule, Settings, modules
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "rewards"
@@ -100,15 +100,17 @@ def load_recipe(
 
 def _find(name_or_path: str, base: Path | None = None) -> Path:
     path = Path(name_or_path)
+    known = {p.stem: p for p in sorted(SHIPPED.glob("*.yaml"))}
     if path.suffix in (".yaml", ".yml"):
         path = path if base is None else base / path
         if not path.is_file():
-            raise InputError("no such reward recipe", file=path)
+            beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+            hint = did_you_mean(path.name, beside) or did_you_mean(path.stem, known)
+            raise InputError(f"no such reward recipe{hint}", file=path)
         return path
-    known = {p.stem: p for p in sorted(SHIPPED.glob("*.yaml"))}
     if name_or_path not in known:
-        hint = _hint(name_or_path, known)
-        raise InputError(f"no such reward{hint}; known: {', '.join(known)}", key=name_or_path)
+        hint = did_you_mean(name_or_path, known)
+        raise InputError(f"no such reward{hint} (known: {', '.join(known)})", key=name_or_path)
     return known[name_or_path]
 
 
@@ -214,9 +216,9 @@ def _component(raw: Any, task: Any, path: Path, key: str) -> Component:
 def _module(name: Any, task: Any, path: Path, key: str) -> RewardModule:
     known = modules()
     if not isinstance(name, str) or name not in known:
-        hint = _hint(str(name), known)
+        hint = did_you_mean(name, known)
         raise InputError(
-            f"no such module {name!r}{hint}; known: {', '.join(known)}", file=path, key=key
+            f"no such module {name!r}{hint} (known: {', '.join(known)})", file=path, key=key
         )
     if isinstance(task, str) and task not in known[name].tasks:
         serves = ", ".join(sorted(known[name].tasks))
@@ -231,22 +233,26 @@ def _known(
     prefix: str,
     also: frozenset[str] = frozenset(),
 ) -> None:
-    for key in raw:
-        if key not in names:
-            hint = _hint(str(key), names | also)
-            known = ", ".join(sorted(names | also))
-            raise InputError(f"unknown key{hint}; known: {known}", file=path, key=f"{prefix}{key}")
-
-
-def _hint(wrong: str, known: Any) -> str:
-    near = difflib.get_close_matches(wrong, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    known = sorted(names | also)
+    faults = [
+        InputError(
+            f"unknown key{did_you_mean(key, known)} (known: {', '.join(known)})",
+            file=path,
+            key=f"{prefix}{key}",
+        )
+        for key in raw
+        if key not in names
+    ]
+    if faults:
+        raise InputError.of_all(faults)
 
 
 def _validated(model: type[BaseModel], data: Any, path: Path, prefix: str) -> Any:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = prefix + ".".join(map(str, first["loc"]))
-        raise InputError(first["msg"], file=path, key=key) from error
+        faults = [
+            InputError(e["msg"], file=path, key=prefix + ".".join(map(str, e["loc"])))
+            for e in error.errors()
+        ]
+        raise InputError.of_all(faults) from error

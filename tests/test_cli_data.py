@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,30 @@ def test_describing_with_a_model_that_is_not_there(recipe, tmp_path):
     )  # fmt: skip
     assert done.exit_code != 0
     assert "no such model folder" in str(done.exception)
+
+
+def test_shards_are_built_by_a_recipe_of_data_alone(tmp_path: Path) -> None:
+    corpus, recipe = tmp_path / "mevis", tmp_path / "d.yaml"
+    made = RUN.invoke(
+        app,
+        ["data", "toy", str(corpus), "--layout", "mevis", "--videos", "4", "--preset", "lattice"],
+    )
+    assert made.exit_code == 0, made.output
+    recipe.write_text(
+        f"name: d\nmodels: {{policy: tiny}}\ncanvas: {{image: 112}}\nprompts: compact\n"
+        f"data:\n  corpora: [{{dataset: mevis, root: {corpus}}}]\n  allow_smaller: true\n"
+        "  keyframe: any_visible\n  sets: {grpo-ktg-4: {ktg: 4, val: 1}}\n"
+    )
+    out = tmp_path / "shards"
+    done = RUN.invoke(app, ["data", "build", str(recipe), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert (out / "grpo-ktg-4" / "manifest.json").is_file()
+    assert RUN.invoke(app, ["run", str(recipe)]).exit_code != 0
+
+    assert RUN.invoke(app, ["data", "check", str(out)]).exit_code == 0
+    shard = next((out / "grpo-ktg-4").glob("train-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])  # the preflight's advice for a spoilt set:
+    assert RUN.invoke(app, ["data", "check", str(out)]).exit_code == 2
+    shutil.rmtree(out / "grpo-ktg-4")
+    assert RUN.invoke(app, ["data", "build", str(recipe), "--out", str(out)]).exit_code == 0
+    assert RUN.invoke(app, ["data", "check", str(out)]).exit_code == 0

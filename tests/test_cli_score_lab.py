@@ -72,7 +72,7 @@ def test_check_holds_a_reward_to_its_contract(tmp_path: Path) -> None:
     bad.write_text("def score(response, ground_truth):\n    return 'much'\n")
     held = rcot("score", f"{bad}:score", "--check")
     assert held.exit_code == 2 and held.stderr.startswith(f"rcot: {bad}:score: result: ")
-    assert held.stderr.count("\n") == 1
+    assert all(line.startswith(f"rcot: {bad}:score: ") for line in held.stderr.splitlines())
 
 
 def test_replay_wants_two_rewards_and_a_run(tmp_path: Path) -> None:

@@ -53,11 +53,20 @@ class Case:
     host: HostFacts
     asked_gpu_gib: float | None = None
     """`--gpu-gib`."""
+    stages: tuple[str, ...] | None = None
+    """What the command runs; None: the recipe's stages."""
+    elsewhere: bool = False
+    """The run will be on other hosts, where its files are."""
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The stages that the command runs."""
+        return self.stages or tuple(self.recipe.stages)
 
     @cached_property
     def todo(self) -> tuple[str, ...]:
-        """The recipe's stages that are not done in the folder, in order."""
-        return tuple(s for s in STAGES if s in self.recipe.stages and not self.is_done(s))
+        """Those of them that are not done in the folder, in order."""
+        return tuple(s for s in STAGES if s in self.chosen and not self.is_done(s))
 
     @cached_property
     def policy(self) -> PolicyFacts:
@@ -86,6 +95,11 @@ class Case:
     def shards(self, name: str) -> Path:
         """The folder of a shard set."""
         return self.root / "shards" / name
+
+    @property
+    def gpu_is_known(self) -> bool:
+        """Return False if a GPU's memory is assumed to be the paper's."""
+        return self.asked_gpu_gib is not None or self.host.gpu_gib is not None
 
     @property
     def gpu(self) -> tuple[float, str]:

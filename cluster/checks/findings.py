@@ -7,8 +7,9 @@ what could not be checked here and now, so that nothing passes in silence.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rcot_rl.errors import InputError
@@ -52,7 +53,28 @@ class Report:
     @property
     def errors(self) -> list[str]:
         """What stops the run, each on one line that names its key or file."""
-        return [f.message for f in self.findings if f.severity == "error"]
+        return [f.message for f in merged(self.findings) if f.severity == "error"]
+
+    def raise_errors(self) -> None:
+        """Raise InputError with every error and its fix, one line each."""
+        faults = [
+            InputError(f"{f.message}; fix: {f.fix}")
+            for f in merged(self.findings)
+            if f.severity == "error"
+        ]
+        if faults:
+            raise InputError.of_all(faults)
+
+    def notices(self) -> list[str]:
+        """What does not stop the run, in short: a line for each warning, and one for all that
+        could not be checked."""
+        lines = [f"warning: {f.message}" for f in merged(self.findings) if f.severity == "warning"]
+        unknown = [f.code for f in self.findings if f.severity == "unknown"]
+        if unknown:
+            lines.append(f"not checked here: {', '.join(dict.fromkeys(unknown))}")
+        if lines:
+            lines.append("`rcot preflight` says more")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: `ok`, `recipe`, `plan`, `findings`."""
@@ -62,12 +84,33 @@ class Report:
         """For the terminal: the plan, the findings with errors first, their numbers."""
         lines = [f"{key:<22}{value}" for key, value in self.plan.items()]
         order = ("error", "warning", "unknown")
-        lines += [f.text() for f in sorted(self.findings, key=lambda f: order.index(f.severity))]
-        count = {s: sum(f.severity == s for f in self.findings) for s in order}
+        found = merged(self.findings)
+        lines += [f.text() for f in sorted(found, key=lambda f: order.index(f.severity))]
+        count = {s: sum(f.severity == s for f in found) for s in order}
         lines.append(
             f"{count['error']} errors, {count['warning']} warnings, {count['unknown']} unknown"
         )
         return "\n".join(lines)
+
+
+def merged(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, with one in place of two that differ in nothing but the GRPO stage: it names
+    the section `grpo`, which stands for `grpo_aks` and `grpo_ktg`."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        same = (finding.severity, _shared(finding.code), _shared(finding.message))
+        groups.setdefault(same, []).append(finding)
+    return [
+        group[0]
+        if len({f.code for f in group}) == 1
+        else replace(group[0], code=_shared(group[0].code), message=_shared(group[0].message),
+                     fix=_shared(group[0].fix))
+        for group in groups.values()
+    ]  # fmt: skip
+
+
+def _shared(text: str) -> str:
+    return re.sub(r"\bgrpo[-_](aks|ktg)(?![-\w])", "grpo", text)
 
 
 @dataclass
@@ -94,4 +137,5 @@ class Notes:
         try:
             yield
         except InputError as error:
-            self.error(code, str(error), cost=cost, fix=fix)
+            for fault in error.faults:
+                self.error(code, fault, cost=cost, fix=fix)

@@ -17,6 +17,8 @@ from cluster.checks.estimates import object_store
 from cluster.checks.findings import Notes
 from cluster.launch.render import held_cpus
 from rcot_rl import variables
+from rcot_rl.checkout import commit_of, is_checkout
+from rcot_rl.errors import InputError
 
 _SOCKET = "/rcot-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _SOCKET_MOST = 107
@@ -63,8 +65,22 @@ def versions(case: Case, notes: Notes) -> None:
     more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
     notes.warning(
         "versions", faults[0] + more, cost="a fault nobody else can repeat",
-        fix="`make setup` installs the lock; `rcot doctor` lists every difference",
+        fix=f"`{preflight.setup_of(case.recipe.device)}` installs the lock; `rcot doctor` lists "
+        "every difference",
     )  # fmt: skip
+
+
+def provenance(case: Case, notes: Notes) -> None:
+    """Git tells which commit runs; where the code is no checkout, nobody expects it to."""
+    if not is_checkout():
+        return
+    try:
+        commit_of()
+    except InputError as error:
+        notes.warning(
+            "git", str(error), cost="a result that no commit explains",
+            fix="do what the message says, before the run: its folder is written with the commit",
+        )  # fmt: skip
 
 
 def attention(case: Case, notes: Notes) -> None:
@@ -109,12 +125,14 @@ def ray(case: Case, notes: Notes) -> None:
         return
     with notes.attempt(
         "ray", cost="minutes of waiting for a cluster that is not there",
-        fix="cluster.ray_address=local starts a Ray of its own; else name a head that runs",
+        fix="unset RAY_ADDRESS, or name that Ray in cluster.ray_address"
+        if case.recipe.cluster.ray_address == "local"
+        else "cluster.ray_address=local starts a Ray of its own; else name a head that runs",
     ):  # fmt: skip
         preflight.check_ray(case.recipe)
     with notes.attempt(
         "engine", cost="an import error in a rollout worker",
-        fix="`make setup` installs vLLM for this kind of host; device=cpu or cuda says which",
+        fix=f"`{preflight.setup_of(case.recipe.device)}` installs it; or choose the other device",
     ):  # fmt: skip
         preflight.check_rollout_engine(case.recipe)
     where = tempfile.gettempdir()
@@ -177,7 +195,8 @@ def devices(case: Case, notes: Notes) -> None:
         for says in _visible(case):
             notes.error(
                 "devices", says, cost="a crash at start, or a wait for GPUs that never come",
-                fix="set cluster.gpus_per_node to what is here, or CUDA_VISIBLE_DEVICES to it",
+                fix="set cluster.gpus_per_node to the number that is visible here, or let "
+                "CUDA_VISIBLE_DEVICES show more",
             )  # fmt: skip
         if case.host.gpus is None and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
             notes.unknown(
@@ -215,15 +234,25 @@ def _placement(case: Case, notes: Notes) -> None:
             "placement", f"cluster: verl holds {wanted} CPUs (3 x {cluster.gpus_per_node} GPUs, "
             f"{cluster.queue_storage_units} storage units, 1 more); this host has {cpus}",
             cost="a trainer that waits for ever, without a word",
-            fix="lower cluster.queue_storage_units",
+            fix=_fewer_cpus(3 * cluster.gpus_per_node, cpus),
         )  # fmt: skip
     elif wanted + workers > cpus:
         notes.warning(
             "placement", f"cluster: {cluster.agent_workers} agent and {cluster.reward_workers} "
             f"reward workers share {cpus - wanted} CPUs: verl holds {wanted} of this host's {cpus}",
             cost="rollouts that wait for their pictures and rewards",
-            fix="lower cluster.agent_workers and reward_workers",
+            fix="lower cluster.agent_workers and reward_workers" if wanted + 2 <= cpus
+            else f"a host of {wanted + 2} CPUs or more, and 1 agent and 1 reward worker",
         )  # fmt: skip
+
+
+def _fewer_cpus(pools: int, cpus: int) -> str:
+    """What makes verl hold no more than `cpus`: pools: what its GPUs take."""
+    if pools + 2 <= cpus:
+        return f"cluster.queue_storage_units={cpus - pools - 1}"
+    gpus = (cpus - 2) // 3
+    fewer = f"cluster.gpus_per_node={gpus} and cluster.queue_storage_units=1, or " if gpus else ""
+    return f"{fewer}a host of {pools + 2} CPUs or more, with cluster.queue_storage_units=1"
 
 
 def shared_memory(case: Case, notes: Notes) -> None:

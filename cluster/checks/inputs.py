@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 from cluster import preflight
-from cluster.checks.case import Case
+from cluster.checks.case import TRAINING, Case
 from cluster.checks.findings import Notes
+from cluster.checks.policy_facts import policy_facts
 from rcot_rl.errors import InputError
+from rcot_rl.suggestions import did_you_mean
 
 _LATER = "a stage that fails when its turn comes"
 
@@ -19,6 +20,12 @@ def prompts(case: Case, notes: Notes) -> None:
     from rcot_rl.protocol.prompts import load_prompts
 
     recipe = case.recipe
+    if case.elsewhere and Path(recipe.prompts).suffix and not Path(recipe.prompts).is_file():
+        notes.unknown(
+            "inputs.prompts", f"prompts: {recipe.prompts} is not on this host, and was not checked",
+            cost=_LATER, fix="the run checks it where it starts",
+        )  # fmt: skip
+        return
     with notes.attempt(
         "inputs.prompts", cost=_LATER, fix="name a shipped set, or give yours all templates",
     ):  # fmt: skip
@@ -62,6 +69,43 @@ def policy(case: Case, notes: Notes) -> None:
             )  # fmt: skip
 
 
+def writers(case: Case, notes: Notes) -> None:
+    """Models that write descriptions and traces, where they are not the base policy."""
+    from rcot_rl.inference.model_folder import check_model
+
+    data = case.recipe.data
+    asked = {"describer": data.describe == "model", "tracer": data.trace == "model"}
+    for name, used in asked.items():
+        spec = getattr(data, name).model
+        if not used or "data" not in case.todo or spec in (None, case.recipe.models.policy):
+            continue
+        facts, key = policy_facts(spec), f"data.{name}.model"
+        if facts.folder is None and facts.hub_id:
+            _hub(notes, "inputs.writer", key, spec)
+            continue
+        with notes.attempt(
+            "inputs.writer", cost=_LATER,
+            fix=f"name in {key} the folder of a whole Qwen2.5-VL checkpoint, or a hub id",
+        ):  # fmt: skip
+            check_model(facts.folder or Path(spec))
+
+
+def trained(case: Case, notes: Notes) -> None:
+    """Models that finished stages left, and that later ones read, are still whole."""
+    from rcot_rl.inference.model_folder import check_model
+
+    read = set(case.recipe.eval.checkpoints) if "predict" in case.todo else set()
+    if case.grpo:
+        read.add("sft")
+    for stage in TRAINING:
+        if stage in read and case.is_done(stage) and (case.root / stage / "model").exists():
+            with notes.attempt(
+                "inputs.trained", cost=_LATER,
+                fix=f"copy RUN/{stage}/model again, or train the stage again in another --out",
+            ):  # fmt: skip
+                check_model(case.root / stage / "model")
+
+
 def _hub(notes: Notes, code: str, key: str, spec: str) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         notes.error(
@@ -78,7 +122,8 @@ def _hub(notes: Notes, code: str, key: str, spec: str) -> None:
 
 def segmenter(case: Case, notes: Notes) -> None:
     """SAM2, where a stage makes masks."""
-    from rcot_rl.inference.segmenter import check_segmenter
+    from cluster.checks.policy_facts import cached
+    from rcot_rl.inference.segmenter import check_segmenter, check_segmenter_folder
 
     spec = case.recipe.models.segmenter
     wanted = "predict" in case.todo or case.recipe.data.alignment.level == "sam2"
@@ -90,10 +135,11 @@ def segmenter(case: Case, notes: Notes) -> None:
     ):  # fmt: skip
         source = check_segmenter(spec)
         if source is not None and not Path(source).exists():
-            from cluster.checks.policy_facts import cached
-
-            if cached(source) is None:
+            snapshot = cached(source)
+            if snapshot is None:
                 _hub(notes, "inputs.segmenter", "models.segmenter", source)
+            else:
+                check_segmenter_folder(snapshot)
 
 
 def _makes_masks(case: Case, stage: str) -> bool:
@@ -144,8 +190,8 @@ def _toy_split(case: Case, dataset: str, split: str, key: str) -> None:
     splits = [c.split for c in toy.corpora if c.layout == dataset] if toy else []
     if split not in splits:
         raise InputError(
-            f"the recipe's toy corpora of {dataset} have no split {split!r}, only "
-            f"{', '.join(splits)}",
+            f"the recipe's toy corpora of {dataset} have no split {split!r}"
+            f"{did_you_mean(split, splits)} (only {', '.join(splits)})",
             key=f"{key}.split",
         )
 
@@ -183,8 +229,7 @@ def texts(case: Case, notes: Notes) -> None:
                     "no toy.json)", cost=_LATER, fix=fix,
                 )  # fmt: skip
         elif not Path(value).is_file():
-            near = difflib.get_close_matches(value, ["template", "model"], n=1)
+            hint = did_you_mean(value, ["template", "model"])
             notes.error(
-                "inputs.texts", f"data.{key}: no such file: {value}"
-                + (f" (or did you mean {near[0]!r}?)" if near else ""), cost=_LATER, fix=fix,
+                "inputs.texts", f"data.{key}: no such file: {value}{hint}", cost=_LATER, fix=fix,
             )  # fmt: skip

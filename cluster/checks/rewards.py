@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cluster import preflight
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import section_key
 from reward_fns.recipe import Recipe as RewardRecipe
 from reward_fns.recipe import RoutedRecipe, load_recipe
-from reward_fns.user.sources import find_source
-
-
-def section_key(stage: str) -> str:
-    """The recipe's key of a stage's section."""
-    return stage.replace("-", "_")
+from reward_fns.user.sources import PKG, find_source, is_user_reward
 
 
 def rewards(case: Case, notes: Notes) -> None:
     """Of every GRPO stage that is still to be run."""
     for stage in case.grpo:
         key = f"{section_key(stage)}.reward"
+        if case.elsewhere and _is_file_elsewhere(case.recipe.grpo(stage).reward):
+            notes.unknown(
+                f"{stage}.reward", f"{key}: {case.recipe.grpo(stage).reward} is not on this host, "
+                "and was not checked", cost="a stage that fails when its turn comes",
+                fix="the run checks it where it starts",
+            )  # fmt: skip
+            continue
         before = len(notes.findings)
         with notes.attempt(
             f"{stage}.reward", cost="a stage that fails when its turn comes, or a reward of noise",
-            fix=f"`rcot score --check {case.recipe.grpo(stage).reward}` says what is wrong with it",
+            fix="name a reward that loads and keeps its contract: `rcot score --check REWARD` says "
+            "whether one does",
         ):  # fmt: skip
             preflight.check_reward(case.recipe, stage)
         if len(notes.findings) == before:
             _unrouted(case, notes, stage, key)
             for route in routes_of(case, stage):
                 _route(case, notes, stage, key, route)
+
+
+def _is_file_elsewhere(reward: str) -> bool:
+    """Return True if the reward is a file, or a module, that this host does not have."""
+    if reward.startswith(PKG):
+        return True
+    if is_user_reward(reward):
+        return not Path(reward.rpartition(":")[0]).is_file()
+    return reward.endswith((".yaml", ".yml")) and not Path(reward).is_file()
 
 
 def clips(case: Case, notes: Notes) -> None:
@@ -47,7 +61,7 @@ def clips(case: Case, notes: Notes) -> None:
                 f"rows of {task} have no clip to select frames from (data.clip_frames="
                 f"{data.clip_frames}, clip_tasks={', '.join(data.clip_tasks)})",
                 cost="an error at the first episode",
-                fix=f"set data.clip_frames and data.clip_tasks=[{task}], and build the shards",
+                fix=f"data.clip_frames=8 and data.clip_tasks=[{task}], and build the shards",
             )  # fmt: skip
 
 
@@ -116,7 +130,7 @@ def _route(case: Case, notes: Notes, stage: str, key: str, route: Any) -> None:
         notes.error(
             f"{stage}.reward_clip", f"{key}: {name} makes masks of a row's clip, and rows have "
             "none (data.clip_frames=0)", cost="an error at the first response",
-            fix="set data.clip_frames, 5 say, and build the shards again",
+            fix="data.clip_frames=5, and build the shards again",
         )  # fmt: skip
     share = case.recipe.data.zero_target_share
     if stage == "grpo-ktg" and share > 0 and not route.zero_target:

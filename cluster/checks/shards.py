@@ -7,7 +7,6 @@ Lengths are the exact ones that were counted when the rows were made.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,7 +16,9 @@ from typing import Any
 
 from cluster.checks.case import GRPO, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key, tasks_of
+from cluster.checks.rewards import tasks_of
+from rcot_rl.recipe.schema import section_key
+from rcot_rl.suggestions import did_you_mean
 
 MANIFEST = "manifest.json"
 """data_pipelines/manifest.py, whose import takes half a second."""
@@ -26,7 +27,6 @@ BUDGET_BYTES = 96 * 2**20
 """Of parquet files whose checksums are compared, of all sets together."""
 
 _LATER = "a stage that fails when its turn comes, or learns from other rows than it seems"
-_REBUILD = "build the shards again: `rcot data build`, or a new --out with the data stage"
 _NOT_CONTENT = {"workers", "rows_per_shard", "corpora", "describe", "trace", "describer", "tracer"}
 """Keys of the data section that decide no row, or whose paths may differ."""
 
@@ -41,6 +41,11 @@ class _Set:
     @property
     def path(self) -> Path:
         return self.folder / MANIFEST
+
+
+def _rebuild(folder: Path) -> str:
+    """How a shard set is built again."""
+    return f"remove {folder} and build it again (`rcot data build RECIPE --out {folder.parent}`)"
 
 
 def shards(case: Case, notes: Notes) -> None:
@@ -66,8 +71,7 @@ def _open(case: Case, notes: Notes, stage: str, folder: Path) -> _Set | None:
     path = folder / MANIFEST
     if not path.is_file():
         there = [p.parent.name for p in folder.parent.glob(f"*/{MANIFEST}")]
-        near = difflib.get_close_matches(folder.name, there, n=1, cutoff=0.0)
-        hint = f"; the nearest there is {near[0]}" if near else ""
+        hint = did_you_mean(folder.name, there)
         notes.error(
             code, f"{folder}: is no shard set (no manifest.json){hint}", cost=_LATER,
             fix=f"add data to stages, or correct {key}",
@@ -80,7 +84,7 @@ def _open(case: Case, notes: Notes, stage: str, folder: Path) -> _Set | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AssertionError) as error:
         notes.error(
             code, f"{path}: is no manifest of a shard set ({type(error).__name__})", cost=_LATER,
-            fix=_REBUILD,
+            fix=_rebuild(folder),
         )  # fmt: skip
         return None
     return _Set(stage, key, folder, manifest)
@@ -95,7 +99,7 @@ def _files(notes: Notes, s: _Set, budget: int) -> int:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         notes.error(
             f"{s.stage}.files", f"{s.folder / missing[0]}: is in the manifest, and missing{more}",
-            cost=_LATER, fix="copy the whole folder again, or " + _REBUILD,
+            cost=_LATER, fix="copy the whole folder again, or " + _rebuild(s.folder),
         )  # fmt: skip
     unchecked = 0
     for path in sorted(s.folder.glob("*.parquet")):
@@ -115,7 +119,7 @@ def _files(notes: Notes, s: _Set, budget: int) -> int:
         if found != files[path.name]:
             notes.error(
                 f"{s.stage}.checksum", f"{path}: its sha256 is not the manifest's", cost=_LATER,
-                fix="copy the file again, or " + _REBUILD,
+                fix="copy the file again, or " + _rebuild(s.folder),
             )  # fmt: skip
     if unchecked:
         notes.unknown(
@@ -138,13 +142,13 @@ def _recipe(case: Case, notes: Notes, s: _Set) -> None:
         notes.error(
             f"{s.stage}.canvas", f"{s.path}: rows were made for a canvas of {made.get('canvas')} "
             f"pixels, and canvas.image={canvas}",
-            cost="boxes in another frame than rewards: days, and no error", fix=_REBUILD,
+            cost="boxes in another frame than rewards: days, and no error", fix=_rebuild(s.folder),
         )  # fmt: skip
     if made.get("prompts") != Path(now.prompts).stem:
         notes.error(
             f"{s.stage}.prompts", f"{s.path}: rows hold prompts {made.get('prompts')!r}, and "
             f"prompts={now.prompts}",
-            cost="a policy that is asked otherwise than it was trained", fix=_REBUILD,
+            cost="a policy that is asked otherwise than it was trained", fix=_rebuild(s.folder),
         )  # fmt: skip
     ours = now.data.model_dump(mode="json")
     data = made.get("data") if isinstance(made.get("data"), dict) else {}
@@ -157,7 +161,7 @@ def _recipe(case: Case, notes: Notes, s: _Set) -> None:
         notes.warning(
             f"{s.stage}.recipe", f"{s.path}: rows were made with another recipe (data."
             f"{', data.'.join(sorted(differs))})", cost="a result that its recipe does not explain",
-            fix=_REBUILD,
+            fix=_rebuild(s.folder),
         )  # fmt: skip
 
 
@@ -184,7 +188,7 @@ def _rows(case: Case, notes: Notes, s: _Set) -> None:
         except (OSError, pa.ArrowException):
             notes.error(
                 f"{s.stage}.parquet", f"{path}: is not a readable parquet file", cost=_LATER,
-                fix="copy the file again, or " + _REBUILD,
+                fix="copy the file again, or " + _rebuild(s.folder),
             )  # fmt: skip
             return
         absent = [c for c in wanted if c not in footer.schema_arrow.names]
@@ -200,7 +204,7 @@ def _rows(case: Case, notes: Notes, s: _Set) -> None:
         if counted.get(split, 0) != rows:
             notes.error(
                 f"{s.stage}.row_count", f"{s.path}: says {rows} rows of {split}, and the parquet "
-                f"files have {counted.get(split, 0)}", cost=_LATER, fix=_REBUILD,
+                f"files have {counted.get(split, 0)}", cost=_LATER, fix=_rebuild(s.folder),
             )  # fmt: skip
             return
     if s.stage in GRPO:

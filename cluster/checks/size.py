@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from cluster.checks import estimates
 from cluster.checks.case import GIB, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.recipe.training import GrpoSection
 
 
@@ -51,30 +53,37 @@ def _gpu(case: Case, notes: Notes, stage: str, g: GrpoSection) -> None:
     share = g.gpu_memory_utilization * total
     train, waiting = estimates.states(case, g)
     need = estimates.engine_need(case, g)
+    # a size that nobody has seen stops no run
+    note = notes.error if case.gpu_is_known else notes.warning
+    least = math.ceil(100 * need.gib / total) / 100
     if need.gib > share:
-        notes.error(
+        note(
             f"{stage}.gpu_engine", f"{key}.gpu_memory_utilization={g.gpu_memory_utilization:g} "
             f"{of} gives vLLM {share:.1f} GiB, and it needs {need}",
             cost="an error when the rollout engine starts, minutes into the stage",
-            fix=f"raise {key}.gpu_memory_utilization or tensor_parallel_size",
+            fix=f"{key}.gpu_memory_utilization={least:.2f}" if least <= 0.9
+            else f"raise {key}.tensor_parallel_size, or take larger GPUs",
         )  # fmt: skip
     generating = waiting.gib + share + estimates.CONTEXT_GIB
+    most = math.floor(100 * (total - waiting.gib - estimates.CONTEXT_GIB) / total) / 100
     if generating > total:
-        notes.error(
+        note(
             f"{stage}.gpu_rollout", f"{key}.gpu_memory_utilization={g.gpu_memory_utilization:g}: "
             f"while it generates, a rank holds vLLM's {share:.1f} GiB and the trainer's {waiting}, "
             f"together more than there is {of}", cost="out of memory at the first rollout",
-            fix=f"lower {key}.gpu_memory_utilization, add ranks, or {key}.offload=all",
+            fix=f"{key}.gpu_memory_utilization={most:.2f}" if most >= least
+            else f"add ranks, or {key}.offload=all and {key}.gpu_memory_utilization={least:.2f}",
         )  # fmt: skip
     held = 0.0 if estimates.sleeps(g) else share
     step = estimates.optimizer_step(case, g)
     if train.gib + step.gib + held + estimates.CONTEXT_GIB > total:
-        notes.error(
+        note(
             f"{stage}.gpu_states", f"cluster: a rank's {train}, and {step},"
             + (f", beside vLLM's {held:.1f} GiB," if held else "")
             + f" are more than there is {of}",
             cost="out of memory at the first update",
-            fix=f"more cluster.gpus_per_node or nodes, or {key}.verl="
+            fix=("leave free_cache_engine out, so that vLLM returns its share; or " if held else "")
+            + f"more cluster.gpus_per_node or nodes, or {key}.verl="
             "{actor_rollout_ref.actor.fsdp_config.offload_policy: true}",
         )  # fmt: skip
         return
@@ -121,11 +130,11 @@ def disk(case: Case, notes: Notes) -> None:
     shards = estimates.shard_bytes(case)
     if shards is not None:
         parts.append(("shards", shards))
-    need = sum(e.gib for _, e in parts)
+    need = max(0.0, sum(e.gib for _, e in parts) - _written(case) / GIB)
     free = case.host.disk_free_bytes / GIB
     if need > free:
         notes.error(
-            "disk.run", f"{case.root}: the run writes about {need:.1f} GiB and {free:.1f} are "
+            "disk.run", f"{case.root}: the run will write {need:.1f} GiB, and {free:.1f} are "
             "free: " + "; ".join(f"{name} {estimate}" for name, estimate in parts),
             cost="a disk that is full, days into the run",
             fix="free space, choose another --out, or lower keep_checkpoints (or save less often)",
@@ -139,3 +148,11 @@ def disk(case: Case, notes: Notes) -> None:
                 f"{made} checkpoints", cost="a disk that fills up",
                 fix=f"{section_key(stage)}.keep_checkpoints=2",
             )  # fmt: skip
+
+
+def _written(case: Case) -> int:
+    """Bytes that unfinished stages have left in the folder, which the estimates count too."""
+    folders = [case.root / stage / "checkpoints" for stage in case.training]
+    if "data" in case.todo:
+        folders.append(case.root / "shards")
+    return sum(p.lstat().st_size for f in folders for p in f.rglob("*") if p.is_file())

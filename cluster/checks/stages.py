@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
 from cluster.checks.case import GRPO, TRAINING, Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key, tasks_of
+from cluster.checks.rewards import tasks_of
+from rcot_rl.recipe.schema import section_key
+from rcot_rl.suggestions import did_you_mean, nearest
 
 _LATER = "a stage that fails when its turn comes, days later"
 
@@ -17,9 +17,11 @@ def order(case: Case, notes: Notes) -> None:
     needs = {
         "grpo-aks": ["sft"], "grpo-ktg": ["sft"], "eval": ["predict"], "report": [],
     }  # fmt: skip
+    if "grpo-aks" in recipe.stages and not _begun(case, "grpo-ktg"):
+        needs["grpo-ktg"].append("grpo-aks")  # the recipe's order, whichever stages are chosen
     for stage in case.todo:
         for before in needs.get(stage, []):
-            if before not in recipe.stages and not case.is_done(before):
+            if before not in case.chosen and not case.is_done(before):
                 notes.error(
                     "stages.order", f"stages: {stage} begins with what {before} leaves, which is "
                     f"neither among them nor done in {case.root}", cost=_LATER,
@@ -47,35 +49,43 @@ def _start(case: Case, notes: Notes) -> None:
         )  # fmt: skip
 
 
+def _begun(case: Case, stage: str) -> bool:
+    return any(case.root.glob(f"{stage}/checkpoints/global_step_*"))
+
+
 def _adapters(case: Case, notes: Notes) -> None:
     """KTG goes on with AKS's weights, which are those of its adapter, or whole ones."""
     follows = "grpo-aks" in case.recipe.stages or case.is_done("grpo-aks")
-    begun = any(case.root.glob("grpo-ktg/checkpoints/global_step_*"))
-    both = [case.recipe.grpo(s) for s in ("grpo-aks", "grpo-ktg")]
+    starts = "grpo-ktg" in case.todo and follows and not _begun(case, "grpo-ktg")
+    if not starts or None in (case.recipe.grpo_aks, case.recipe.grpo_ktg):
+        return
+    both = [case.recipe.grpo(s) for s in GRPO]
     ranks = [g.verl_value("actor_rollout_ref.model.lora_rank", g.lora_rank) for g in both]
-    if "grpo-ktg" in case.todo and follows and not begun and ranks[0] != ranks[1]:
+    if ranks[0] != ranks[1]:
         said = ["none" if rank is None else str(rank) for rank in ranks]
         notes.error(
             "grpo-ktg.adapter", f"grpo_aks.lora_rank is {said[0]}, grpo_ktg.lora_rank {said[1]}: "
             "the weights that AKS leaves do not fit KTG's model",
             cost="all of AKS, before KTG fails to load",
-            fix=f"grpo.lora_rank={'null' if None in ranks else said[0]}",
+            fix=f"grpo_ktg.lora_rank={'null' if ranks[0] is None else said[0]}",
         )  # fmt: skip
 
 
 def sets(case: Case, notes: Notes) -> None:
     """Shard sets that stages train on are among those that the data stage builds."""
-    if "data" not in case.recipe.stages or "data" not in case.todo:
+    if "data" not in case.todo:
         return  # `checks_shards` looks at what is there
     known = case.recipe.data.sets
     for stage in case.training:
         section = case.recipe.sft if stage == "sft" else case.recipe.grpo(stage)
         key, name = f"{section_key(stage)}.shard_set", section.shard_set
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            near = nearest(name, known)
             notes.error(
-                f"{stage}.shard_set", f"{key}={name} is none of data.sets; the nearest is {near}",
-                cost=_LATER, fix=f"{key}={near}",
+                f"{stage}.shard_set",
+                f"{key}={name} is none of data.sets{did_you_mean(name, known)}",
+                cost=_LATER, fix=f"{key}={near}" if near
+                else f"add {name} to data.sets, or name one of them: {', '.join(known)}",
             )  # fmt: skip
         elif stage == "sft" and not name.startswith("sft"):
             notes.error(
@@ -96,7 +106,7 @@ def checkpoints(case: Case, notes: Notes) -> None:
     if "predict" not in case.todo:
         return
     for name in recipe.eval.checkpoints:
-        if name != "base" and name not in recipe.stages and not case.is_done(name):
+        if name != "base" and name not in case.chosen and not case.is_done(name):
             notes.error(
                 "eval.checkpoints", f"eval.checkpoints: no stage makes {name}: it is neither in "
                 f"stages nor done in {case.root}", cost=_LATER,

@@ -13,10 +13,10 @@ from typing import Any
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
 from data_pipelines.tokens import PixelLimits, TokenCounter, pixel_limits
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.prompts import load_prompts, user_turn
+from rcot_rl.recipe.schema import section_key
 
 CELL = 28
 """Side of one vision token of Qwen2.5-VL, in pixels, where no processor says so."""
@@ -114,18 +114,19 @@ def predict(case: Case, notes: Notes) -> None:
             )  # fmt: skip
     a_pair = (recipe.canvas.video // CELL) ** 2
     frames = 2 * (max(0, most - max(p.vdg_tokens, p.kfg_tokens)) // a_pair)
-    if p.max_frames is not None and p.max_frames > frames:
-        notes.error(
-            "predict.frames", f"predict.max_frames={p.max_frames}: engine.max_model_len={most} "
-            f"holds {frames} frames of canvas.video={recipe.canvas.video} ({a_pair} tokens for "
-            "two)", cost="an error at the first long video", fix=f"predict.max_frames={frames}",
-        )  # fmt: skip
-    elif frames < 8:
+    if frames < 8:
         notes.error(
             "predict.frames", f"engine.max_model_len={most} holds {frames} frames of canvas.video="
             f"{recipe.canvas.video} ({a_pair} tokens for two)",
             cost="an error at the first video, after all of the training",
-            fix="raise engine.max_model_len, or lower canvas.video",
+            fix=f"engine.max_model_len={4 * a_pair + max(p.vdg_tokens, p.kfg_tokens)} holds 8, or "
+            "lower canvas.video",
+        )  # fmt: skip
+    elif p.max_frames is not None and p.max_frames > frames:
+        notes.error(
+            "predict.frames", f"predict.max_frames={p.max_frames}: engine.max_model_len={most} "
+            f"holds {frames} frames of canvas.video={recipe.canvas.video} ({a_pair} tokens for "
+            "two)", cost="an error at the first long video", fix=f"predict.max_frames={frames}",
         )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key, tasks_of
+from cluster.checks.rewards import tasks_of
+from rcot_rl.recipe.schema import section_key
 from rcot_rl.recipe.training import GrpoSection
 
 MAX_LORA_RANK = 512
@@ -38,7 +39,7 @@ def sft(case: Case, notes: Notes) -> None:
         elif s.save_every > steps and steps > 200:
             notes.warning(
                 "sft.saves", f"sft.save_every={s.save_every} is beyond its {steps} steps: a "
-                "failure starts it anew", cost="the whole stage", fix="lower sft.save_every",
+                "failure starts it over", cost="the whole stage", fix="lower sft.save_every",
             )  # fmt: skip
     shape = case.policy.shape
     if shape is not None and s.lora_rank > shape["hidden_size"]:
@@ -125,7 +126,7 @@ def sampling(case: Case, notes: Notes) -> None:
             notes.warning(
                 f"{stage}.sampling", f"{key}.{what}: the {g.n} responses of a group will hardly "
                 "differ", cost="groups of equal rewards, which give no gradient",
-                fix=f"{key}.temperature=1.0 and top_k=-1, the paper's",
+                fix=f"{key}.temperature=1.0 and {key}.top_k=-1, the paper's",
             )  # fmt: skip
         elif g.temperature > 1.5:
             notes.warning(
@@ -138,7 +139,7 @@ def sampling(case: Case, notes: Notes) -> None:
                 f"{stage}.truncated", f"{key}: top_p={g.top_p:g}, top_k={g.top_k} cut off the "
                 "distribution that responses are drawn from, and log-probabilities are of the "
                 "whole one", cost="an update that is off-policy without saying so",
-                fix="top_p=1.0 and top_k=-1, the paper's",
+                fix=f"{key}.top_p=1.0 and {key}.top_k=-1, the paper's",
             )  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def _tensor_parallel(
     if says:
         notes.error(
             f"{stage}.tensor_parallel", f"{key}.tensor_parallel_size={size} {says}", cost=_START,
-            fix=f"{key}.tensor_parallel_size=1; a 3B model needs no more",
+            fix=f"{key}.tensor_parallel_size=1",
         )  # fmt: skip
 
 

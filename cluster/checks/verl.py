@@ -7,7 +7,6 @@ SFT has no such file, so hydra is asked, and only when there is something to ask
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
@@ -20,8 +19,10 @@ from omegaconf import OmegaConf
 
 from cluster.checks.case import Case
 from cluster.checks.findings import Notes
-from cluster.checks.rewards import section_key
+from cluster.preflight import setup_of
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.schema import section_key
+from rcot_rl.suggestions import did_you_mean, nearest
 from rcot_rl.training import verl_config
 
 PINNED = "0.9.1"
@@ -39,21 +40,30 @@ def version(case: Case, notes: Notes) -> None:
     except importlib.metadata.PackageNotFoundError:
         notes.error(
             "verl.version", "verl is not installed", cost="an import error in the first stage",
-            fix="`make setup`",
+            fix=f"`{setup_of(case.recipe.device)}`",
         )  # fmt: skip
         return
     if found != PINNED:
         notes.error(
             "verl.version", f"verl {found} is installed; hooks and patches here are of {PINNED}",
-            cost="a patch that refuses, in every process of the stage", fix="`make setup`",
+            cost="a patch that refuses, in every process of the stage",
+            fix=f"`{setup_of(case.recipe.device)}`",
         )  # fmt: skip
 
 
 def keys(case: Case, notes: Notes) -> None:
     """Keys that verl does not know, values of another type, keys that the recipe sets itself."""
+    if case.elsewhere and importlib.util.find_spec("verl") is None:
+        for stage in case.training:
+            notes.unknown(
+                f"{stage}.verl", "verl is not installed on this host: keys for it were not checked",
+                cost=_COST, fix="the run checks them where it starts",
+            )  # fmt: skip
+        return
+    whole = f"`{setup_of(case.recipe.device)}` installs verl whole"
     for stage in case.grpo:
         section = case.recipe.grpo(stage)
-        with notes.attempt(f"{stage}.verl", cost=_COST, fix="`make setup` installs verl whole"):
+        with notes.attempt(f"{stage}.verl", cost=_COST, fix=whole):
             known = reference()
             here = Path("preflight")
             own = verl_config._grpo_method(case.recipe, section)
@@ -61,12 +71,34 @@ def keys(case: Case, notes: Notes) -> None:
             own |= verl_config._grpo_paths(case.recipe, stage, section, here, [here], [here], here)
             _unknown(notes, stage, own, known, "the recipe's own keys")
             _overrides(notes, stage, section.verl, known, own)
+            if section.old_log_probs == "reuse":
+                _reuse(notes, stage, section.verl, known, own)
     if "sft" in case.todo and case.recipe.sft.verl:
         here = Path("preflight")
-        with notes.attempt("sft.verl", cost=_COST, fix="`make setup` installs verl whole"):
+        with notes.attempt("sft.verl", cost=_COST, fix=whole):
             tree = OmegaConf.to_container(verl_config.sft_reference(), resolve=False)
             own = verl_config.sft_values(case.recipe, here, [here], [], here)
             _overrides(notes, "sft", case.recipe.sft.verl, _dotted(tree), own)
+
+
+def _reuse(
+    notes: Notes, stage: str, given: Mapping[str, Any], known: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Keys of `<stage>.verl` by which a batch would get more than one update. As `_overrides`."""
+    values = own | _spelled_out(given, known)
+    where = section_key(stage)
+    for key, reason in verl_config.inexact_reuse(lambda key: values.get(key, known.get(key))):
+        notes.error(
+            f"{stage}.old_log_probs", f"{where}.verl: {key} {reason}",
+            cost="an error when the stage starts", fix=f"{where}.old_log_probs=recompute",
+        )  # fmt: skip
+
+
+def _spelled_out(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return verl_config.spelled_out(
+        given, lambda key: isinstance(known.get(key), dict) and bool(known[key]) and not _free(key)
+    )
 
 
 def _overrides(
@@ -75,9 +107,7 @@ def _overrides(
 ) -> None:  # fmt: skip
     """Of `<stage>.verl`. known: every key of verl's configuration; own: what the recipe says."""
     where = f"{section_key(stage)}.verl"
-    values = verl_config.spelled_out(
-        given, lambda key: isinstance(known.get(key), dict) and bool(known[key]) and not _free(key)
-    )
+    values = _spelled_out(given, known)
     _unknown(notes, stage, values, known, where)
     _types(notes, stage, values, known, where)
     _shadows(notes, stage, values, own, where)
@@ -89,7 +119,7 @@ def reference() -> Mapping[str, Any]:
     package = importlib.util.find_spec("verl")  # does not import it
     places = package.submodule_search_locations if package else None
     if not places:
-        raise InputError("verl is not installed; run `make setup`")
+        raise InputError("verl is not installed")
     path = Path(places[0]) / "trainer" / "config" / _REFERENCE
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -124,10 +154,10 @@ def _unknown(
 ) -> None:
     for key in values:
         if key not in known and not _free(key):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            near = nearest(key, known)
             notes.error(
-                f"{stage}.verl", f"{where}: verl has no key {key}; the nearest is {near}",
-                cost=_COST, fix=f"use {near}, or leave it out",
+                f"{stage}.verl", f"{where}: verl has no key {key}{did_you_mean(key, known)}",
+                cost=_COST, fix=f"use {near}, or leave it out" if near else "leave it out",
             )  # fmt: skip
 
 

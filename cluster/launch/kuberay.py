@@ -35,9 +35,8 @@ _LABEL = {"app.kubernetes.io/name": "rcot-rl"}
 def manifest(recipe: Recipe) -> list[dict[str, Any]]:
     """The objects to apply, in order. Raises InputError naming the key at fault."""
     kube = recipe.launch.kuberay
-    mount = Path(kube.mount)
+    mount, run = Path(kube.mount), run_folder(recipe)
     workdir = Path(recipe.launch.workdir or mount)
-    run = render.run_folder(recipe, workdir)
     if mount not in run.parents:
         raise InputError(
             f"makes {run}, which is not below {mount}, where the claim is mounted",
@@ -48,6 +47,11 @@ def manifest(recipe: Recipe) -> list[dict[str, Any]]:
     if kube.claim_size is not None:
         objects.insert(0, _claim(recipe))
     return objects
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """RUN in a pod."""
+    return render.run_folder(recipe, Path(recipe.launch.workdir or recipe.launch.kuberay.mount))
 
 
 def text(objects: list[dict[str, Any]]) -> str:

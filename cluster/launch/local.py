@@ -49,7 +49,7 @@ def preflight(recipe: Recipe) -> Report:
 
 
 def run(recipe: Recipe) -> RunFolder:
-    """`rcot run` of the recipe; errors as `rcot_rl.chain.run`."""
+    """`rcot run` of the recipe after `preflight`; errors as `rcot_rl.chain.run`."""
     from rcot_rl.chain import run as run_chain
 
-    return run_chain(recipe, run_folder(recipe))
+    return run_chain(recipe, run_folder(recipe), checked=True)

@@ -17,7 +17,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster.launch import render
+from rcot_rl import checkout
+from rcot_rl.checkout import tracked_files
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import dump_for_driver
 from rcot_rl.recipe.schema import Recipe
@@ -66,7 +67,7 @@ def request(recipe: Recipe, recipe_name: str, overrides: Sequence[str] = ()) -> 
     settings, nodes = recipe.launch.ray, recipe.cluster.nodes
     python, workdir = settings.python, render.workdir_of(recipe)
     run = render.run_folder(recipe, workdir)
-    files = tracked_files(render.CHECKOUT)
+    files = tracked_files(render.CHECKOUT)  # what to ship is what git tracks
     weight = sum(p.lstat().st_size for p in files)
     if weight > settings.max_upload_mib * 2**20:
         raise InputError(
@@ -83,7 +84,11 @@ def request(recipe: Recipe, recipe_name: str, overrides: Sequence[str] = ()) -> 
     entrypoint = shlex.join(words)
     if own:
         entrypoint = entrypoint.replace(_RECIPE_MARK, f'"$PWD"/{_RECIPE}', 1)
-    variables = {"RCOT_RL_PLUGIN": "required", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = {
+        "RCOT_RL_PLUGIN": "required",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        checkout.VARIABLE: checkout.commit_of(render.CHECKOUT),  # the repository stays here
+    }
     variables |= recipe.launch.environment | dict.fromkeys(recipe.launch.secrets, SECRET)
     runtime: dict[str, Any] = {"env_vars": variables}
     if settings.packages == "uv":
@@ -148,27 +153,13 @@ def _submitted(client: Any, made: Request, runtime: dict[str, Any]) -> str:
             time.sleep(2)
 
 
-def tracked_files(checkout: Path) -> list[Path]:
-    """The files that git tracks there. Raises InputError outside a checkout."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached"], cwd=checkout, capture_output=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(
-            "is no git checkout: what to ship is what git tracks", file=checkout
-        ) from error
-    paths = [checkout / os.fsdecode(name) for name in listed.split(b"\0") if name]
-    return [p for p in paths if p.is_file() and not p.is_symlink()]
-
-
 @contextmanager
-def staged(checkout: Path, recipe: str | None) -> Iterator[Path]:
+def staged(folder_of_code: Path, recipe: str | None) -> Iterator[Path]:
     """A folder with the tracked files and the distribution's metadata, for as long as it lasts."""
     with TemporaryDirectory(prefix="rcot-ship-") as name:
         folder = Path(name)
-        for file in tracked_files(checkout):
-            target = folder / file.relative_to(checkout)
+        for file in tracked_files(folder_of_code):
+            target = folder / file.relative_to(folder_of_code)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
         version = importlib.metadata.version("rcot-rl")

@@ -12,6 +12,7 @@ from data_pipelines.corpora.reasonvos import ReasonVos
 from data_pipelines.corpora.refytvos import RefYoutubeVos
 from data_pipelines.corpora.revos import Revos
 from rcot_rl.errors import InputError
+from rcot_rl.suggestions import did_you_mean
 
 READERS: Mapping[str, type[Corpus]] = {
     reader.dataset: reader for reader in (RefYoutubeVos, Mevis, Revos, ReasonVos, Davis17)
@@ -28,14 +29,16 @@ def open_corpus(dataset: str, root: str | Path, split: str, strict: bool = True)
     are read when asked for. Raises InputError for an unknown dataset or split and a missing path.
     """
     if dataset not in READERS:
-        raise InputError(f"unknown dataset; known: {', '.join(READERS)}", key=dataset)
+        hint = did_you_mean(dataset, READERS)
+        raise InputError(f"unknown dataset{hint} (known: {', '.join(READERS)})", key=dataset)
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"no such folder (the root of {dataset})", file=root)
     reader = READERS[dataset]
     if split not in reader.splits:
         raise InputError(
-            f"{dataset} has no split '{split}'; it has: {', '.join(reader.splits)}",
+            f"{dataset} has no split '{split}'{did_you_mean(split, reader.splits)} "
+            f"(it has: {', '.join(reader.splits)})",
             file=root,
             key=split,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from data_pipelines.toy.clips import SINGLE_TARGET
 from data_pipelines.toy.scenes import PRESETS
 from rcot_rl.errors import InputError
+from rcot_rl.suggestions import did_you_mean
 
 LAYOUT_SPLITS: Mapping[str, tuple[str, ...]] = {
     "ref-youtube-vos": ("train", "valid"),
@@ -35,13 +36,17 @@ def checked_split(
     """The split's own name. Raises InputError for arguments out of range."""
     split = _ALIASES.get((layout, split), split)
     if layout not in LAYOUT_SPLITS:
-        raise InputError(f"unknown layout; known: {', '.join(LAYOUT_SPLITS)}", key=layout)
+        hint = did_you_mean(layout, LAYOUT_SPLITS)
+        raise InputError(f"unknown layout{hint} (known: {', '.join(LAYOUT_SPLITS)})", key=layout)
     splits = LAYOUT_SPLITS[layout] + _OTHER_SPLITS.get(layout, ())
     if split not in splits:
-        raise InputError(f"{layout} has no toy split of this name; it has: {', '.join(splits)}",
-                         key=split)  # fmt: skip
+        hint = did_you_mean(split, splits)
+        raise InputError(
+            f"{layout} has no toy split of this name{hint} (it has: {', '.join(splits)})", key=split
+        )
     if preset not in PRESETS:
-        raise InputError(f"unknown preset; known: {', '.join(PRESETS)}", key=preset)
+        hint = did_you_mean(preset, PRESETS)
+        raise InputError(f"unknown preset{hint} (known: {', '.join(PRESETS)})", key=preset)
     for name, value, least in (
         ("n_videos", n_videos, 1),
         ("queries_per_video", queries_per_video, 1),

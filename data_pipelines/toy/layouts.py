@@ -30,6 +30,7 @@ from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar, summarise
 from data_pipelines.toy.writers import Paths, Record, save_json, write_clip
 from rcot_rl.errors import InputError
 from rcot_rl.files import writing
+from rcot_rl.suggestions import did_you_mean
 
 __all__ = ["LAYOUT_SPLITS", "summarise", "write_all", "write_corpus", "write_layout"]
 
@@ -104,7 +105,8 @@ def write_layout(
     evaluate on (None: a fifth of them, at least one). Returns split -> `write_corpus`'s summary.
     """
     if layout not in LAYOUT_SPLITS:
-        raise InputError(f"unknown layout; known: {', '.join(LAYOUT_SPLITS)}", key=layout)
+        hint = did_you_mean(layout, LAYOUT_SPLITS)
+        raise InputError(f"unknown layout{hint} (known: {', '.join(LAYOUT_SPLITS)})", key=layout)
     n_eval = max(1, n_videos // 5) if n_eval is None else n_eval
     return {
         split: write_corpus(

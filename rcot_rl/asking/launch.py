@@ -79,7 +79,7 @@ def main(path: Path) -> None:
     plan = json.loads(path.read_text(encoding="utf-8"))
     out = Path(plan["out"])
     try:
-        recipe = load_recipe(plan["recipe"])
+        recipe = load_recipe(plan["recipe"], needs=("data",))
         {"describe": describe, "trace": trace}[plan["what"]](recipe, out)
     except InputError as error:
         write_text(out / FAULT, str(error))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from rcot_rl.errors import InputError
+from rcot_rl.inference.weights import refuse_pointer, weight_files, weight_shapes
 from rcot_rl.recipe.base import Section
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny-qwen2.5-vl"
@@ -81,12 +82,17 @@ def local_model(spec: str | Path) -> Path | None:
 
 def check_model(path: Path) -> None:
     """Raise InputError, naming the file, unless `path` is a whole Qwen2.5-VL checkpoint."""
+    if path.is_file():
+        raise InputError("is a file; name the folder of the whole model", file=path)
     if not path.is_dir():
         raise InputError("no such model folder", file=path)
     for names, what in _ANY_OF:
-        if not any((path / name).is_file() for name in names):
+        present = [path / name for name in names if (path / name).is_file()]
+        if not present:
             wanted = " or ".join(names)
             raise InputError(f"the model folder lacks {what} ({wanted})", file=path / names[0])
+        for file in present:
+            refuse_pointer(file)
     config = _read_json(path / "config.json")
     if config.get("model_type") != "qwen2_5_vl":
         raise InputError(
@@ -113,26 +119,6 @@ def read_card(path: Path) -> PolicyCard | None:
         raise InputError(first["msg"], file=file, key=".".join(map(str, first["loc"]))) from error
 
 
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint, from the headers of its safetensors files.
-
-    Raises InputError for missing, unreadable or truncated files.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in _weight_files(path):
-        if not file.is_file():
-            raise InputError("the model folder lacks weights (safetensors)", file=file)
-        try:
-            with safe_open(file, framework="np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"unreadable weights: {error}", file=file) from error
-    return shapes
-
-
 def check_same_model(running: Path, other: Path) -> None:
     """Raise InputError unless weights of `other` can take the place of those of `running`.
 
@@ -157,7 +143,7 @@ def check_same_model(running: Path, other: Path) -> None:
 def fingerprint(path: Path) -> str:
     """sha256 of a checkpoint's weights, wherever it lies: which model it is. Raises InputError."""
     digest = hashlib.sha256()
-    for file in _weight_files(path):
+    for file in weight_files(path):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
@@ -182,16 +168,6 @@ def _first_difference(ours: Any, theirs: Any, prefix: str = "") -> str | None:
                 return found
         return None
     return None if ours == theirs else prefix.rstrip(".")
-
-
-def _weight_files(path: Path) -> Iterable[Path]:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return [path / "model.safetensors"]
-    table = _read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
-        raise InputError("not a map of tensors to files", file=index, key="weight_map")
-    return [path / Path(name).name for name in sorted(set(table.values()))]
 
 
 def _has_chat_template(path: Path) -> bool:

@@ -26,7 +26,7 @@ from rcot_rl.inference.model_folder import PolicyCard, check_model, find_model, 
 from rcot_rl.inference.pipeline import Pipeline
 from rcot_rl.inference.predict import TRACE, masks_of, write_masks
 from rcot_rl.inference.prompting import Prompter
-from rcot_rl.inference.segmenter import load_segmenter
+from rcot_rl.inference.segmenter import check_segmenter, load_segmenter
 from rcot_rl.inference.trace import Clip, Query, Trace, as_dict
 from rcot_rl.inference.video import Frames, read_clip, write_video
 from rcot_rl.protocol.prompts import load_prompts
@@ -62,6 +62,7 @@ def segment(
         if not is_text(text):
             raise InputError(f"{what} is not in this locale's encoding: {text!a}")
     _check_device(device)
+    check_segmenter(sam2)  # before a policy is downloaded or loaded
     if every < 1:
         raise InputError("must be at least 1", key="every")
     out = out.resolve()

@@ -15,8 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from rcot_rl.errors import InputError
+from rcot_rl.inference.weights import PICKLES, refuse_pointer, weight_shapes
 from rcot_rl.recipe.schema import Recipe
 
+DEFAULT = "facebook/sam2.1-hiera-large"
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny-sam2"
 # owner/name as the hub spells it; anything else is meant as a path
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -87,8 +89,10 @@ def check_segmenter(spec: str) -> str | None:
         return None
     source = str(TINY) if spec == "tiny" else spec
     folder = Path(source)
+    if folder.is_file() or folder.suffix in PICKLES:
+        _refuse_file(folder)
     if folder.exists():
-        _check_folder(folder)
+        check_segmenter_folder(folder)
     elif not _HUB_ID.fullmatch(spec):
         raise InputError(
             "no such folder; expected tiny, flow, a Sam2Video folder or a hub id", file=source
@@ -96,11 +100,27 @@ def check_segmenter(spec: str) -> str | None:
     return source
 
 
-def _check_folder(folder: Path) -> None:
-    """Says what is missing before torch is imported, which takes seconds."""
+def _refuse_file(file: Path) -> None:
+    """Raise InputError for a file of weights: what it is, and what to name instead."""
+    name = file.stem.replace("_", "-")
+    hub = f"facebook/{name}" if re.fullmatch(r"sam2(\.1)?-hiera-[a-z-]{1,20}", name) else DEFAULT
+    kind = "a checkpoint file of the original SAM2" if file.suffix in PICKLES else "a file"
+    raise InputError(
+        f"is {kind}; name a folder in transformers' Sam2Video format or its hub id, {hub} say",
+        file=file,
+    )
+
+
+def check_segmenter_folder(folder: Path) -> None:
+    """Raise InputError unless it holds a whole SAM2 of transformers; without importing torch, which
+    takes seconds."""
     config = folder / "config.json"
     if not config.is_file():
+        pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            _refuse_file(pickles[0])
         raise InputError("not a Sam2Video folder: no config.json in it", file=folder)
+    refuse_pointer(config)
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -108,5 +128,4 @@ def _check_folder(folder: Path) -> None:
     found = values.get("model_type") if isinstance(values, dict) else None
     if found != _VIDEO_TYPE:
         raise InputError(f"is {found!r}, expected {_VIDEO_TYPE!r}", file=config, key="model_type")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError("not a Sam2Video folder: no .safetensors weights in it", file=folder)
+    weight_shapes(folder)

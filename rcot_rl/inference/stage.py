@@ -36,7 +36,7 @@ FIRST_FRAME = "first-frame"
 
 def run(plan: dict[str, Any]) -> None:
     """plan: recipe, checkpoints [[name, folder]], benchmarks, heldout {task: shards}, out."""
-    recipe = load_recipe(plan["recipe"])
+    recipe = load_recipe(plan["recipe"], needs=("predict",))
     out = Path(plan["out"])
     checkpoints = [(name, Path(folder)) for name, folder in plan["checkpoints"]]
     segmenter = load_segmenter(recipe.models.segmenter, recipe.device)

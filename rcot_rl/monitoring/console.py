@@ -33,7 +33,7 @@ class Console:
         self.line(f"== {name}")
 
     def step(self, stage: str, metrics: dict[str, Any], total: int) -> None:
-        """One optimizer step."""
+        """One optimizer step; each has a line, however many arrive together."""
         parts = [f"{stage} step {metrics['step']}/{total}"]
         for key, label, digits in (
             ("train/loss", "loss", 3),
@@ -45,31 +45,35 @@ class Console:
         ):
             if key in metrics:
                 parts.append(f"{label} {metrics[key]:.{digits}f}")
-        self._passing("  ".join(parts), stage, last=metrics["step"] >= total)
+        self._passing("  ".join(parts), stage, last=metrics["step"] >= total, keep=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Work in items."""
         self._passing(f"{what} {done}/{total}", what, last=done >= total)
 
     def event(self, stage: str, text: str) -> None:
-        """A JSON event that a stage's process printed."""
+        """A JSON event that a stage's process printed, in words."""
         try:
             event = json.loads(text)
         except json.JSONDecodeError:
             return
-        if event.get("event") == "predict":
-            self.progress(f"{stage}: {event['what']}", event["done"], event["total"])
-        elif event.get("event") == "ask":
+        if not isinstance(event, dict):
+            return
+        kind, what = event.get("event"), event.get("what")
+        if kind in ("predict", "ask") and "done" in event:
             rate = f"  {event['rate']}" if event.get("rate") else ""
             done, total = event["done"], event["total"]
-            text = f"{stage}: {event['what']} {done}/{total}{rate}"
-            self._passing(text, event["what"], last=done >= total)
-        else:
-            shown = {k: v for k, v in event.items() if k != "event"}
-            self.line(f"{stage}: " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+            label = stage if what == stage else f"{stage}: {what}"
+            self._passing(f"{label} {done}/{total}{rate}", label, last=done >= total)
+        elif kind == "heldout":
+            means = ", ".join(f"{w} {event[w]:.2f}" for w in ("sampled", "greedy") if w in event)
+            self.line(f"{stage}: held-out reward of {what}: {means}")
+        elif "message" in event:
+            self.line(f"{stage}: {event['message']}")
 
-    def _passing(self, text: str, key: str, last: bool) -> None:
-        """A line that the next replaces on a terminal; elsewhere, one every few seconds."""
+    def _passing(self, text: str, key: str, last: bool, keep: bool = False) -> None:
+        """A line that the next replaces on a terminal; elsewhere, one every few seconds, or all of
+        them if `keep`."""
         if self._tty:
             print(f"\r\033[K[{self._clock()}] {text}", end="", file=sys.stderr, flush=True)
             self._open = True
@@ -77,7 +81,7 @@ class Console:
                 self._close()
             return
         now = time.monotonic()
-        if last or now - self._shown.get(key, -1e9) >= 10:
+        if last or keep or now - self._shown.get(key, -1e9) >= 10:
             self._shown[key] = now
             self.line(text)
 

@@ -22,6 +22,7 @@ import yaml
 
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.control_tokens import control_tokens, neutralize
+from rcot_rl.suggestions import did_you_mean
 
 TASKS: Mapping[str, frozenset[str]] = {
     "vdg": frozenset({"n_frames"}),
@@ -117,8 +118,11 @@ def load_prompts(name_or_path: str, own: tuple[str, ...] = ()) -> Prompts:
     if not path.suffix:
         path = SHIPPED / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise InputError(f"no such prompt set (shipped: {known})", file=name_or_path)
+        shipped = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+        hint = did_you_mean(Path(name_or_path).stem, shipped)
+        raise InputError(
+            f"no such prompt set{hint} (shipped: {', '.join(shipped)})", file=name_or_path
+        )
     try:
         templates = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -135,7 +139,11 @@ def _check(templates: object, path: Path, own: tuple[str, ...]) -> None:
     known = {**TASKS, **TRACES}
     for key in templates.keys() | TASKS.keys():
         if key not in known:
-            raise InputError(f"unknown template; known: {', '.join(known)}", file=path, key=key)
+            raise InputError(
+                f"unknown template{did_you_mean(key, known)} (known: {', '.join(known)})",
+                file=path,
+                key=key,
+            )
         text = templates.get(key)
         if not isinstance(text, str):
             raise InputError("missing, or not a text", file=path, key=key)

@@ -7,10 +7,11 @@ puts them together. Field defaults are the paper's values (Table 7, section 4.2,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from rcot_rl.errors import InputError
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
 from rcot_rl.recipe.inference import EngineSection, PredictSection
@@ -20,6 +21,7 @@ from rcot_rl.recipe.training import ClusterSection, GrpoSection, SftSection
 
 Stage = Literal["data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+GRPO_STAGES = ("grpo-aks", "grpo-ktg")
 
 
 class CanvasSection(Section):
@@ -135,8 +137,10 @@ class Recipe(Section):
     toy: ToySection | None = None
     data: DataSection
     sft: SftSection = SftSection()
-    grpo_aks: GrpoSection
-    grpo_ktg: GrpoSection
+    grpo_aks: GrpoSection | None = None
+    """None: no command that is given uses it (`lacks` says which do)."""
+
+    grpo_ktg: GrpoSection | None = None
     cluster: ClusterSection = ClusterSection()
     engine: EngineSection = EngineSection()
     predict: PredictSection = PredictSection()
@@ -148,19 +152,14 @@ class Recipe(Section):
     launch: LaunchSection = Field(default=LaunchSection(), exclude=True)
     """How `rcot launch` submits it; no part of the run's identity, so not in its hash."""
 
-    @model_validator(mode="after")
-    def _batches(self) -> Self:
-        fault = self.batch_fault(self.stages)
-        if fault is not None:
-            raise ValueError(fault)
-        return self
-
     def batch_fault(self, stages: Sequence[str]) -> str | None:
         """What is wrong with the batches of those training stages."""
         here = self.cluster.gpus_per_node
         everywhere = self.cluster.nodes * here
         sizes = {"sft": ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size, here)}
-        for stage in ("grpo-aks", "grpo-ktg"):
+        for stage in GRPO_STAGES:
+            if stage not in stages:
+                continue
             g, key = self.grpo(stage), stage.replace("-", "_")
             each = g.prompts_per_step * g.n
             sizes[stage] = (f"{key}.prompts_per_step x n", each, g.micro_batch_size, everywhere)
@@ -172,6 +171,36 @@ class Recipe(Section):
                 )
         return None
 
+    def lacks(self, stages: Sequence[str]) -> dict[str, str]:
+        """Sections that those stages read and the recipe does not have, each with the reason."""
+        missing = {
+            section_key(stage): f"missing, and the stage {stage} reads it"
+            for stage in GRPO_STAGES
+            if stage in stages and getattr(self, section_key(stage)) is None
+        }
+        if "predict" in stages and self.eval.heldout_prompts:
+            for stage in GRPO_STAGES:
+                if getattr(self, section_key(stage)) is None:
+                    missing.setdefault(
+                        section_key(stage),
+                        "missing, and predict reads held-out rows by it; add it, or set "
+                        "eval.heldout_prompts=0",
+                    )
+        return missing
+
+    @property
+    def grpo_stages(self) -> list[str]:
+        """The GRPO stages among the recipe's that it has a section for."""
+        return [s for s in GRPO_STAGES if s in self.stages and getattr(self, section_key(s))]
+
     def grpo(self, stage: str) -> GrpoSection:
-        """The section of stage `grpo-aks` or `grpo-ktg`."""
-        return {"grpo-aks": self.grpo_aks, "grpo-ktg": self.grpo_ktg}[stage]
+        """The section of stage `grpo-aks` or `grpo-ktg`. Raises InputError without one."""
+        section: GrpoSection | None = getattr(self, section_key(stage))
+        if section is None:
+            raise InputError(f"missing, and the stage {stage} reads it", key=section_key(stage))
+        return section
+
+
+def section_key(stage: str) -> str:
+    """The recipe's key of a stage's section."""
+    return stage.replace("-", "_")

@@ -24,6 +24,17 @@ class Source:
 
     tree: dict[str, Any]
     places: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
+    typed: dict[Key, Key] = field(default_factory=dict)
+    """Keys that were given by another name: `grpo_aks.steps` as `grpo.steps`."""
+
+    def name(self, key: Key) -> str:
+        """The dotted key, as it was given."""
+        for end in range(len(key), 0, -1):
+            if key[:end] in self.typed:
+                return _dotted((*self.typed[key[:end]], *key[end:]))
+            if key[:end] in self.places:
+                break
+        return _dotted(key)
 
     def place(self, key: Key) -> tuple[str | None, int | None]:
         """File and line of `key`, or of its nearest ancestor that has one."""
@@ -37,7 +48,8 @@ class Source:
         places = dict(self.places)
         tree = _merge(self.tree, over.tree, (), replaced)
         places.update(over.places)
-        return Source(tree, places)
+        typed = {k: v for k, v in self.typed.items() if k not in over.places} | over.typed
+        return Source(tree, places, typed)
 
 
 def _merge(

@@ -235,12 +235,11 @@ def token_limits(recipe: Recipe) -> dict[str, dict[str, int]]:
     limits: dict[str, dict[str, int]] = {}
     if "sft" in recipe.stages:
         limits[recipe.sft.shard_set] = {"total_tokens": recipe.sft.max_length}
-    for stage in ("grpo-aks", "grpo-ktg"):
-        if stage in recipe.stages:
-            section = recipe.grpo(stage)
-            of_set = limits.setdefault(section.shard_set, {})
-            most = min(section.max_prompt_length, of_set.get("prompt_tokens", 1 << 30))
-            of_set["prompt_tokens"] = most
+    for stage in recipe.grpo_stages:
+        section = recipe.grpo(stage)
+        of_set = limits.setdefault(section.shard_set, {})
+        most = min(section.max_prompt_length, of_set.get("prompt_tokens", 1 << 30))
+        of_set["prompt_tokens"] = most
     return limits
 
 

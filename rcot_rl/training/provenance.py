@@ -21,11 +21,7 @@ FILE = "provenance.json"
 
 def reward_hashes(recipe: Recipe) -> dict[str, dict[str, str]]:
     """GRPO stage -> name and sha256 of its reward. Raises InputError for one that does not load."""
-    return {
-        stage: _reward(recipe, stage)
-        for stage in ("grpo-aks", "grpo-ktg")
-        if stage in recipe.stages
-    }
+    return {stage: _reward(recipe, stage) for stage in recipe.grpo_stages}
 
 
 def shard_hash(shards: Path) -> str:

@@ -10,11 +10,10 @@ Two dictionaries make up the GRPO configuration: `method`, what the paper's expe
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rcot_rl.errors import InputError
 from rcot_rl.files import write_text
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training import GrpoSection
+from rcot_rl.suggestions import did_you_mean
 from reward_fns.user.sources import absolute
 
 FREE_KEYS = (
@@ -133,29 +133,26 @@ _ON_POLICY = "rcot_on_policy"
 
 def _check_one_update(config: DictConfig) -> None:
     """Raise InputError if keys under `verl:` leave `old_log_probs: reuse` inexact."""
-    actor = config.actor_rollout_ref.actor
+    for key, reason in inexact_reuse(lambda key: OmegaConf.select(config, key)):
+        raise InputError(reason, key=f"verl.{key}")
+
+
+def inexact_reuse(value_of: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
+    """Keys of verl's configuration that make `old_log_probs: reuse` inexact, each with the reason.
+
+    value_of: the value of a dotted key.
+    """
     wanted = {
-        "actor_rollout_ref.actor.ppo_epochs": (actor.ppo_epochs, 1),
-        "actor_rollout_ref.actor.ppo_mini_batch_size": (
-            actor.ppo_mini_batch_size,
-            config.data.train_batch_size,
-        ),
-        "actor_rollout_ref.actor.policy_loss.loss_mode": (
-            actor.policy_loss.loss_mode,
-            _ON_POLICY,
-        ),
-        "algorithm.rollout_correction.bypass_mode": (
-            config.algorithm.rollout_correction.bypass_mode,
-            True,
-        ),
+        "actor_rollout_ref.actor.ppo_epochs": 1,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": value_of("data.train_batch_size"),
+        "actor_rollout_ref.actor.policy_loss.loss_mode": _ON_POLICY,
+        "algorithm.rollout_correction.bypass_mode": True,
     }
-    for key, (value, needed) in wanted.items():
+    fix = "set old_log_probs: recompute"
+    for key, needed in wanted.items():
+        value = value_of(key)
         if value != needed:
-            raise InputError(
-                f"is {value}, but old_log_probs: reuse needs {needed}; "
-                "set old_log_probs: recompute",
-                key=f"verl.{key}",
-            )
+            yield key, f"is {value}, and old_log_probs: reuse needs {needed}; {fix}"
 
 
 def _old_log_probs(section: GrpoSection) -> dict[str, Any]:
@@ -421,7 +418,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
 
     package = importlib.util.find_spec("verl")  # does not import verl
     if package is None or not package.submodule_search_locations:
-        raise InputError("verl is not installed; run `make setup`")
+        raise InputError("verl is not installed; run `make setup`, or `make setup-gpu`")
     folder = Path(package.submodule_search_locations[0]) / "trainer" / "config"
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base=None):
@@ -460,8 +457,9 @@ def _is_section(config: DictConfig, key: str) -> bool:
 def _set(config: DictConfig, key: str, value: Any, prefix: str) -> None:
     free = any(key == f or (f.endswith(".") and key.startswith(f)) for f in FREE_KEYS)
     if not free and not _known(config, key):
-        near = difflib.get_close_matches(key, _all_keys(config), n=1, cutoff=0.0)
-        raise InputError(f"verl has no such key; the nearest is {near[0]}", key=prefix + key)
+        raise InputError(
+            f"verl has no such key{did_you_mean(key, _all_keys(config))}", key=prefix + key
+        )
     OmegaConf.update(config, key, value, force_add=True, merge=False)
 
 

@@ -164,7 +164,9 @@ def test_what_stops_the_run_is_one_line_on_standard_error_too(
     assert one.stderr.count("\n") == 1 and one.stdout
     both = ["grpo_aks.reward=ktg", "models.policy=/nowhere"]
     two = CliRunner().invoke(app, ["preflight", "laptop", *both, *out])
-    assert two.exit_code == 2 and two.stderr == "rcot: /nowhere: no such model folder; and 1 more\n"
+    lines = two.stderr.splitlines()
+    assert two.exit_code == 2 and lines[0] == "rcot: /nowhere: no such model folder"
+    assert len(lines) == 2 and lines[1].startswith("rcot: grpo_aks.reward: ktg is a reward of")
     assert CliRunner().invoke(app, ["preflight", "laptop", *out]).stderr == ""
 
 
@@ -174,7 +176,7 @@ def test_a_recipe_at_fault_is_json_with_json_and_one_line_either_way() -> None:
         return subprocess.run(command, capture_output=True, text=True)
 
     plain, as_json = rcot(), rcot("--json")
-    expected = "rcot: command line: sead: unknown key; the nearest known one is seed\n"
+    expected = "rcot: command line: sead: unknown key; did you mean seed?\n"
     assert (plain.returncode, plain.stdout, plain.stderr) == (2, "", expected)
     report = json.loads(as_json.stdout)
     assert (as_json.returncode, as_json.stderr) == (2, expected)
@@ -219,3 +221,54 @@ def test_every_code_is_documented_and_planted() -> None:
     tests = "".join(p.read_text() for p in here.glob("test_plan*.py"))
     unplanted = {c for c in raised - planted if f".{c}" not in tests and f'"{c}"' not in tests}
     assert not unplanted
+
+
+_SETTING = re.compile(
+    r"\b[a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)+=[^\s,;]+|\b[a-z_]+\.[a-z_]+=\[[^]]*\]"
+)
+
+
+def advised(mistake: dict[str, Any], report: Report) -> list[str]:
+    """Settings that the fix of the planted mistake's finding names."""
+    severity = mistake.get("severity", "error")
+    fixes = [
+        f.fix for f in report.findings
+        if f.code == mistake["code"] and f.severity == severity and mistake["says"] in f.message
+    ]  # fmt: skip
+    return [setting for fix in fixes[:1] for setting in _SETTING.findall(fix.partition(", or ")[0])]
+
+
+@pytest.mark.parametrize("mistake", cases("training", "engine", "inputs"))
+def test_a_fix_that_is_a_setting_mends_what_it_is_said_to_mend(
+    look: Callable[..., Report], mistake: dict[str, Any]
+) -> None:
+    planted = [*mistake["with"]]
+    settings = advised(mistake, look(mistake["recipe"], *planted, **mistake.get("facts", {})))
+    if not settings:
+        return
+    mended = look(mistake["recipe"], *planted, *settings, **mistake.get("facts", {}))
+    left = [f for f in mended.findings if f.code == mistake["code"]]
+    assert not [f for f in left if mistake["says"] in f.message], settings
+
+
+@pytest.mark.parametrize(("gpus", "cpus"), [(8, 40), (8, 26), (4, 14), (4, 6), (1, 2), (1, 4)])
+def test_what_is_said_about_too_few_cpus_is_enough(
+    look: Callable[..., Report], gpus: int, cpus: int
+) -> None:
+    def placement(*settings: str, cpus: int) -> list[str]:
+        batches = ("sft.batch_size=840", "grpo.prompts_per_step=840", "grpo.micro_batch_size=1",
+                   "sft.micro_batch_size=1")  # fmt: skip
+        count = f"cluster.gpus_per_node={gpus}"
+        found = look("3b", *batches, count, *settings, cpus=cpus, gpus=gpus).findings
+        return [f.fix for f in found if (f.code, f.severity) == ("placement", "error")]
+
+    for fix in placement(cpus=cpus):
+        settings, _, host = fix.partition(", or ")
+        if settings.startswith("cluster."):
+            assert not placement(*settings.split(" and "), cpus=cpus), fix
+        else:
+            host = fix
+        if host:
+            more = int(re.findall(r"host of (\d+) CPUs", host)[0])
+            one = "cluster.queue_storage_units=1"
+            assert placement(one, cpus=more - 1) and not placement(one, cpus=more), fix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from cluster.checks import case
 from cluster.checks import host as checks_host
 from cluster.checks.findings import Report
+from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
 
@@ -157,7 +159,14 @@ def test_vllm_for_the_device_is_installed(
         return installed(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert "vllm is not installed" in message(look("3b"), "engine")
+    found = look("3b")
+    assert "vllm is not installed" in message(found, "engine")
+    (fix,) = [f.fix for f in found.findings if f.code == "engine"]
+    makefile = (Path(checks_host.__file__).parents[2] / "Makefile").read_text()
+    assert "make setup-gpu" in fix and "setup-gpu: LOCK := requirements/gpu.lock" in makefile
+    assert (
+        "\nvllm==" in (Path(checks_host.__file__).parents[2] / "requirements/gpu.lock").read_text()
+    )
 
 
 def test_facts_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +189,24 @@ def test_a_home_that_is_missing_is_named(
     assert not [f for f in look("laptop").findings if f.code == "home"]
     monkeypatch.setenv("HOME", "/no/such/home")
     assert "HOME=/no/such/home is no folder" in message(look("laptop"), "home", "warning")
+
+
+def test_a_model_that_a_finished_stage_left_is_looked_at_before_the_next(
+    look: Callable[..., Report], tmp_path: Path
+) -> None:
+    alone = "stages=[grpo-aks]"
+    folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop", [alone]))
+    shutil.copytree(TINY, folder.root / "sft" / "model")
+    folder.mark_done("sft")
+    weights = folder.root / "sft" / "model" / "model.safetensors"
+    assert "inputs.trained" not in {f.code for f in look("laptop", alone).findings}
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert message(look("laptop", alone), "inputs.trained").startswith(f"{weights}: unreadable")
+
+
+def test_a_commit_that_git_does_not_tell_is_a_warning(
+    look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks_host, "is_checkout", lambda: True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "git is not on PATH" in message(look("laptop"), "git", "warning")

@@ -123,7 +123,7 @@ def test_what_the_manifest_records(
         ("sft.max_length=60", "sft.lengths", "sft.max_length=60"),
         ("grpo_ktg.max_response_length=8", "grpo-ktg.response_tokens", "traces in"),
         ("grpo_aks.shard_set=grpo-ktg-960", "grpo-aks.task", "0 of 32 rows ask aks"),
-        ("grpo_aks.shard_set=grpo-aks-641", "grpo-aks.shards", "the nearest there is grpo-aks-640"),
+        ("grpo_aks.shard_set=grpo-aks-641", "grpo-aks.shards", "did you mean grpo-aks-640?"),
         ("sft.shard_set=grpo-ktg-960", "sft.columns", "messages"),
         ("sft.batch_size=64", "sft.batch", "sft.batch_size=64"),
     ],

@@ -321,5 +321,5 @@ def test_folders_that_are_not_sam2_are_refused(tmp_path):
     with pytest.raises(InputError, match="safetensors"):
         load_segmenter(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="unreadable weights"):
         load_segmenter(str(tmp_path))

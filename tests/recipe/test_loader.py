@@ -218,8 +218,13 @@ def test_shared_grpo_must_be_a_mapping(write: Write) -> None:
             None,
             "benchmarks.0.split",
         ),
-        ("toy:\n  corpora:\n  - videoz: 3", 3, "toy.corpora.0.videoz", "toy.corpora.0.videos"),
-        ("grpo:\n\n  kl_los_coef: 1", 3, "grpo_aks.kl_los_coef", "grpo_aks.kl_loss_coef"),
+        (
+            "toy:\n  corpora:\n  - {layout: mevis, split: train,\n     videoz: 3}",
+            4,
+            "toy.corpora.0.videoz",
+            "toy.corpora.0.videos",
+        ),
+        ("grpo:\n\n  kl_los_coef: 1", 3, "grpo.kl_los_coef", "grpo.kl_loss_coef"),
         ("grpo_ktg:\n  stepz: 1", 2, "grpo_ktg.stepz", "grpo_ktg.steps"),
     ],
 )
@@ -231,8 +236,67 @@ def test_unknown_keys_name_place_and_nearest(
     error = fault(path)
     assert (error.file, error.line) == (str(path), line)
     assert key is None or error.key == key
-    assert error.message.endswith(nearest)
+    assert error.faults[0].endswith(f"{nearest}?")
     assert str(error).startswith(f"{path}:{line}: ")
+
+
+def test_all_faults_are_listed_each_on_its_line(write: Write) -> None:
+    write("base.yaml", BASE)
+    text = (
+        "extends: base.yaml\nsead: 1\nsft: {epochs: 0, learning_rat: 1}\ngrpo: {stepz: 1, n: 1}\n"
+    )
+    path = write("bad.yaml", text)
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, ["device=gpu"])
+    places = sorted(line.split(": ")[:2] for line in caught.value.faults)
+    assert places == sorted([
+        [f"{path}:2", "sead"], [f"{path}:3", "sft.learning_rat"], [f"{path}:4", "grpo.stepz"],
+        [f"{path}:3", "sft.epochs"], [f"{path}:4", "grpo.n"], ["command line", "device"],
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer=adam", "known sections"),
+        ("grpo_aks.optimizer=adam", "known here"),
+        ("learning_rate=1", "did you mean sft.learning_rate or grpo.learning_rate?"),
+        ("gpus_per_node=2", "did you mean cluster.gpus_per_node?"),
+        ("grpo.lr=1", "did you mean grpo.learning_rate or grpo.lora_rank?"),
+        ("stages=[data, grpo_aks]", "did you mean grpo-aks?"),
+        ("device=gpu", "(is 'gpu')"),
+    ],
+)
+def test_a_suggestion_is_made_only_if_it_is_close(write: Write, override: str, said: str) -> None:
+    message = fault(write("base.yaml", BASE), override).message
+    assert said in message
+    assert "did you mean" in said or "did you mean" not in message
+
+
+def test_a_fault_names_the_key_that_was_typed(write: Write) -> None:
+    path = write("base.yaml", BASE)
+    for typed in (
+        "grpo.stepz=1",
+        "grpo_aks.stepz=1",
+        "grpo.steps=many",
+        "grpo_ktg.n=1",
+        "grpo.n=1",
+    ):
+        assert fault(path, typed).key == typed.partition("=")[0]
+    assert fault(path, "grpo.n=1", "grpo_aks.n=4", "grpo_ktg.n=0").key == "grpo_ktg.n"
+
+
+def test_a_misspelt_recipe_file_is_answered_with_one_that_is_there(write: Write) -> None:
+    path = write("mine.yaml", BASE)
+    beside = fault(path.with_name("mien.yaml"))
+    assert beside.message == f"no such file; did you mean {path}?"
+    assert fault(Path("labtop")).message.startswith("no such recipe; did you mean laptop?")
+    assert fault(Path("recipes/rcot_seg_3.yaml")).message.endswith("?")
+    assert "did you mean" not in fault(path.with_name("optimizer.yaml")).message
+    child = fault(write("child.yaml", "extends: mine.yml\n"))
+    assert (child.key, child.message) == (
+        "extends", f"no such recipe: mine.yml; did you mean {path}?"
+    )  # fmt: skip
 
 
 def test_an_unknown_key_of_a_parent_names_the_parents_file(write: Write) -> None:
@@ -244,7 +308,7 @@ def test_an_unknown_key_of_a_parent_names_the_parents_file(write: Write) -> None
 def test_an_unknown_override_names_the_command_line(write: Write) -> None:
     error = fault(write("base.yaml", BASE), "predict.round=3")
     assert (error.file, error.key) == ("command line", "predict.round")
-    assert error.message.endswith("predict.rounds")
+    assert error.message.endswith("predict.rounds?")
 
 
 def test_free_sections_take_any_key(write: Write) -> None:
@@ -277,7 +341,7 @@ def test_keys_given_twice(write: Write, text: str, line: int, key: str) -> None:
     [
         ("seed: many", 1, "seed", "'many'"),
         ("sft:\n  epochs: 1.5", 2, "sft.epochs", "1.5"),
-        ("grpo:\n  n: 1", 2, "grpo_aks.n", "1"),
+        ("grpo:\n  n: 1", 2, "grpo.n", "1"),
         ("device: tpu", 1, "device", "'tpu'"),
         ("canvas:\n  image: 100", 2, "canvas.image", "100"),
         ("data:\n  corpora:\n  - {dataset: coco}", 3, "data.corpora.0.dataset", "'coco'"),
@@ -300,6 +364,37 @@ def test_a_missing_key_names_it_and_the_section_that_lacks_it(write: Write) -> N
     error = fault(path)
     assert (error.file, error.key) == (str(path), "grpo_ktg.steps")
     assert error.line == BASE.splitlines().index("grpo_ktg:") + 1
+
+
+DATA = "name: d\ndata:\n  corpora: [{dataset: mevis}]\n  sets: {grpo-b: {ktg: 8}}\n"
+KTG = "grpo_ktg: {shard_set: grpo-b, reward: ktg, steps: 2}\n"
+
+
+def test_a_command_needs_only_the_sections_that_it_reads(write: Write) -> None:
+    alone = write("alone.yaml", DATA + "cluster: {gpus_per_node: 3}\n")
+    assert load_recipe(alone, needs=("data",)).grpo_stages == []
+    with pytest.raises(InputError) as caught:
+        load_recipe(alone)
+    assert [line.split(": ")[1] for line in caught.value.faults] == ["grpo_aks", "grpo_ktg"]
+    one = write("one.yaml", DATA + KTG + "grpo: {n: 4}\nstages: [data, sft, grpo-ktg]\n")
+    recipe = load_recipe(one)
+    assert recipe.grpo_aks is None and recipe.grpo("grpo-ktg").n == 4
+    assert recipe.grpo_stages == ["grpo-ktg"]
+    with pytest.raises(InputError, match="grpo_aks: missing"):
+        recipe.grpo("grpo-aks")
+    predict = "stages=[data, sft, grpo-ktg, predict]"
+    assert "grpo_aks: missing, and predict reads held-out rows" in str(fault(one, predict))
+    load_recipe(one, [predict, "eval.heldout_prompts=0"])
+    load_recipe(write("again.yaml", dump_recipe(recipe)))  # as the processes of stages read it
+
+
+def test_a_section_that_is_begun_is_checked_whole(write: Write) -> None:
+    begun = write("begun.yaml", DATA + "grpo_aks: {steps: 3}\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(begun, needs=("data",))
+    keys = sorted(line.split(": ")[1] for line in caught.value.faults)
+    assert keys == ["grpo_aks.reward", "grpo_aks.shard_set"]
+    assert fault(write("typo.yaml", DATA + "grpo: {stepz: 3}\n"), "stages=[data]").key
 
 
 def test_batches_must_divide_among_the_ranks(write: Write) -> None:

@@ -120,25 +120,25 @@ def test_routes_may_differ_in_components_and_be_written_in_place(tmp_path):
     ("text", "key", "says"),
     [
         ("extends: ktg\ncolour: red", "colour", "unknown key"),
-        ("extends: ktg\nzero_targt: true", "zero_targt", "did you mean 'zero_target'"),
+        ("extends: ktg\nzero_targt: true", "zero_targt", "did you mean zero_target"),
         (
             "extends: ktg\ncomponents: {accuracy: {gama_box: 1}}",
             "components.accuracy.gama_box",
-            "did you mean 'gamma_box'",
+            "did you mean gamma_box",
         ),
         ("extends: ktg\ncomponents: {accuracy: {gamma_box: -1}}", "gamma_box", "greater than 0"),
         ("extends: ktg\ncomponents: {accuracy: {gamma_pt: .nan}}", "gamma_pt", ""),
         ("extends: ktg\ncomponents: {accuracy: {eta: 1.5}}", "eta", "less than or equal"),
         ("extends: ktg\ncomponents: {accuracy: {iou: exact}}", "iou", "'continuous'"),
         ("extends: ktg\ncomponents: {accuracy: {weight: -1}}", "weight", ""),
-        ("extends: ktg\ncomponents: {format: {module: fromat}}", "module", "did you mean 'format'"),
+        ("extends: ktg\ncomponents: {format: {module: fromat}}", "module", "did you mean format"),
         ("extends: ktg\ncomponents: {format: {module: option_accuracy}}", "module", "serves aks"),
         ("extends: ktg\ncomponents: {format: 1}", "components.format", "mapping"),
         ("extends: ktg\ntask: null", "task", "required"),
         ("extends: ktg\ncanvas: 0", "canvas", "greater than 0"),
         ("extends: nothing", "nothing", "known: aks"),
         ("extends: x.yaml", "extends", "comes back"),
-        ("routes: {a: ktgg}", "ktgg", "did you mean 'ktg'"),
+        ("routes: {a: ktgg}", "ktgg", "did you mean ktg"),
         ("routes: {a: {extends: ktg, zap: 1}}", "routes.a.zap", "unknown key"),
         ("routes: {a: x.yaml}", "extends", "comes back"),
         ("routes: {}", "routes", ""),
@@ -161,7 +161,7 @@ def test_refused_with_file_and_key(tmp_path, text, key, says):
 
 
 def test_unknown_names_and_files():
-    with pytest.raises(InputError, match="did you mean 'visionreasoner'"):
+    with pytest.raises(InputError, match="did you mean visionreasoner"):
         load_reward("visionreasonr")
     with pytest.raises(InputError, match="no such reward recipe"):
         load_reward("missing.yaml")

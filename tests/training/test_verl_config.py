@@ -200,12 +200,12 @@ def test_keys_unknown_to_verl_name_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(InputError) as caught:
         grpo(recipe, "grpo-ktg")
     assert caught.value.key == f"verl.{key}"
-    assert caught.value.message.endswith(f"the nearest is {nearest}")
+    assert caught.value.message.endswith(f"did you mean {nearest}?")
 
 
 def test_unknown_sft_keys_too() -> None:
     recipe = load_recipe("laptop", ["sft.verl={optim.lrs: 1}"])
-    with pytest.raises(InputError, match=r"nearest is optim\.lr$"):
+    with pytest.raises(InputError, match=r"did you mean optim\.lr\?$"):
         sft(recipe)
 
 
@@ -250,7 +250,7 @@ def test_nested_keys_leave_their_neighbours_alone() -> None:
     assert {k for k, v in spelled[0].items() if plain.get(k) != v} == {
         "actor_rollout_ref.actor.entropy_coeff", "actor_rollout_ref.actor.optim.lr_warmup_steps",
     }  # fmt: skip
-    with pytest.raises(InputError, match=r"nearest is actor_rollout_ref\.actor\.entropy_coeff"):
+    with pytest.raises(InputError, match=r"did you mean actor_rollout_ref\.actor\.entropy_coeff"):
         grpo(
             load_recipe("laptop", [nested.join(["grpo.verl=", ""]).replace("ff:", ":")]), "grpo-aks"
         )
