@@ -18,6 +18,7 @@ from typing import Any
 from cluster.checks.case import GRPO, Case
 from cluster.checks.findings import Notes
 from cluster.checks.rewards import section_key, tasks_of
+from rcot_rl.files import visible
 
 MANIFEST = "manifest.json"
 """data_pipelines/manifest.py, whose import takes half a second."""
@@ -98,7 +99,7 @@ def _files(notes: Notes, s: _Set, budget: int) -> int:
             cost=_LATER, fix="copy the whole folder again, or " + _REBUILD,
         )  # fmt: skip
     unchecked = 0
-    for path in sorted(s.folder.glob("*.parquet")):
+    for path in visible(s.folder.glob("*.parquet")):
         if path.name not in files:
             notes.error(
                 f"{s.stage}.files", f"{path}: not named by the manifest, and would be read",
@@ -178,7 +179,7 @@ def _rows(case: Case, notes: Notes, s: _Set) -> None:
     wanted = ("messages", "images") if s.stage == "sft" else (
         "data_source", "prompt", "images", "reward_model", "extra_info",
     )  # fmt: skip
-    for path in sorted(s.folder.glob("*.parquet")):
+    for path in visible(s.folder.glob("*.parquet")):
         try:
             footer = pq.ParquetFile(path)
         except (OSError, pa.ArrowException):

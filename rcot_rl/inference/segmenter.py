@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from rcot_rl.errors import InputError
+from rcot_rl.files import visible
 from rcot_rl.recipe.schema import Recipe
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny-sam2"
@@ -108,5 +109,5 @@ def _check_folder(folder: Path) -> None:
     found = values.get("model_type") if isinstance(values, dict) else None
     if found != _VIDEO_TYPE:
         raise InputError(f"is {found!r}, expected {_VIDEO_TYPE!r}", file=config, key="model_type")
-    if not any(folder.glob("*.safetensors")):
+    if not visible(folder.glob("*.safetensors")):
         raise InputError("not a Sam2Video folder: no .safetensors weights in it", file=folder)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.files import visible
 from rcot_rl.intervals import clustered_interval, paired_difference
 from rcot_rl.monitoring.page import details, missing, section, table, text
 
@@ -149,7 +150,7 @@ def _change(result: Any, base: Any) -> str:
 
 def result_files(run: Path) -> list[Path]:
     """RUN/eval/<benchmark>.json, by name; the mark of the finished stage is none of them."""
-    return sorted(p for p in (run / "eval").glob("*.json") if p.stem != "done")
+    return [p for p in visible((run / "eval").glob("*.json")) if p.stem != "done"]
 
 
 def by_expression(result: Any) -> dict[tuple[str, str], float]:
