@@ -2,7 +2,8 @@
 
 Our own code takes a path as it is written. Packages that get some of them do not: `datasets` and
 vLLM read `*`, `?` and `[` as a pattern and then open other folders' files, fsspec splits at `::`,
-`datasets` and OmegaConf expand `$`. Such a path is refused before anything starts.
+`datasets` and OmegaConf expand `$NAME` and `${name}`. Such a path is refused before anything
+starts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from rcot_rl.errors import InputError
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:/")
 """Also what `pathlib` makes of a URL, with one slash."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_INTERPRETED = re.compile(r"::|[*?\[$]")
+_INTERPRETED = re.compile(r"::|[*?\[]|\$[\w{]")
+"""The last one is a variable: of the environment, or of OmegaConf."""
 _REWARD_MODULE = "pkg://"
 
 

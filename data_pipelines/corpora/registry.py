@@ -12,6 +12,7 @@ from data_pipelines.corpora.reasonvos import ReasonVos
 from data_pipelines.corpora.refytvos import RefYoutubeVos
 from data_pipelines.corpora.revos import Revos
 from rcot_rl.errors import InputError
+from rcot_rl.paths import check_path
 
 READERS: Mapping[str, type[Corpus]] = {
     reader.dataset: reader for reader in (RefYoutubeVos, Mevis, Revos, ReasonVos, Davis17)
@@ -29,6 +30,7 @@ def open_corpus(dataset: str, root: str | Path, split: str, strict: bool = True)
     """
     if dataset not in READERS:
         raise InputError(f"unknown dataset; known: {', '.join(READERS)}", key=dataset)
+    check_path(root)
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"no such folder (the root of {dataset})", file=root)

@@ -37,6 +37,7 @@ from rcot_rl.evaluation.jf import jf_video
 from rcot_rl.evaluation.keyframes import keyframe_figures
 from rcot_rl.evaluation.predictions import Predicted, read_masks, read_trace
 from rcot_rl.evaluation.summary import summarise
+from rcot_rl.paths import check_path
 
 __all__ = ["BASELINES", "Predict", "Progress", "evaluate", "evaluate_masks"]
 
@@ -101,6 +102,7 @@ def evaluate(
     or published without masks.
     """
     corpus = open_corpus(dataset, corpus_root, split)
+    check_path(predictions_dir)
     root = Path(predictions_dir)
     if not root.is_dir():
         raise InputError("no such folder (of predictions)", file=root)

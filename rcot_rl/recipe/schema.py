@@ -11,6 +11,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from rcot_rl.paths import HandedOnPath, PathText
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
 from rcot_rl.recipe.inference import EngineSection, PredictSection
@@ -33,10 +34,10 @@ class CanvasSection(Section):
 
 
 class ModelsSection(Section):
-    policy: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    policy: HandedOnPath = "Qwen/Qwen2.5-VL-3B-Instruct"
     """The base policy: a folder, a hub id, or `tiny` for the shipped one."""
 
-    segmenter: str = "facebook/sam2.1-hiera-large"
+    segmenter: PathText = "facebook/sam2.1-hiera-large"
     """SAM2: a folder, a hub id, `tiny` for the shipped one, or `flow` for the weight-free one."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
@@ -64,7 +65,7 @@ class ToySection(Section):
 
 class Benchmark(Section):
     dataset: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
-    root: str | None = None
+    root: PathText | None = None
     """The corpus. None: the toy corpus of that layout."""
 
     split: str = "valid"
@@ -113,7 +114,7 @@ class Recipe(Section):
     seed: int = Field(default=1, ge=0)
     device: Literal["cuda", "cpu"] = "cuda"
     stages: list[Stage] = Field(default=list(STAGES), min_length=1)
-    prompts: str = "qwen"
+    prompts: HandedOnPath = "qwen"
     """A shipped prompt set, or the path of one's own."""
 
     canvas: CanvasSection = CanvasSection()
