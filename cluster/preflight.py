@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rcot_rl.disk import shortage
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, read_record
+from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, names_in, read_record
 
 FREE_BYTES = 2 * 2**30
 
@@ -168,7 +168,7 @@ def check_folder(root: Path, recipe: Recipe) -> None:
         if root.exists():
             raise InputError("is in the way: not a folder", file=root)
         return
-    there = {p.name for p in root.iterdir()}
+    there = names_in(root)
     path = root / "recipe.yaml"
     if there and not path.is_file():
         raise InputError("is not empty, and not a run's folder", file=root)

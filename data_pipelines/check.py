@@ -27,6 +27,7 @@ from data_pipelines.manifest import (
 )
 from data_pipelines.shards import row_schema
 from rcot_rl.errors import InputError
+from rcot_rl.files import visible
 from rcot_rl.recipe.data import has_traces
 
 _SPLITS = ("train", "val")
@@ -115,7 +116,7 @@ def check(folder: Path | str, model: Path | None = None) -> Report:
     _compare(contents, report)
     if processor is not None:
         for path in chosen:
-            for shard in sorted(path.glob("*.parquet")):
+            for shard in visible(path.glob("*.parquet")):
                 for row, key, message in processor.faults(shard):
                     report.faults.append(Fault(str(shard), row, key, message))
     return report
@@ -132,7 +133,9 @@ def _without_manifest(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if not p.name.startswith(".") and not (p / MANIFEST).exists() and any(p.glob("*.parquet"))
+        if not p.name.startswith(".")
+        and not (p / MANIFEST).exists()
+        and visible(p.glob("*.parquet"))
     )
 
 
@@ -213,6 +216,8 @@ class _SetCheck:
                 self._checksum(name, digest)
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
+            if name.startswith(".") or "/." in name:
+                continue
             if path.is_file() and name != MANIFEST and name not in files:
                 self._fault(name, "not in the manifest")
 

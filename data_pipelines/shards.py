@@ -28,6 +28,7 @@ from data_pipelines.parallel import Progress, ordered_map
 from data_pipelines.rows import RowMaker
 from data_pipelines.tokens import tokens_of
 from rcot_rl.errors import InputError
+from rcot_rl.files import visible
 from rcot_rl.recipe.data import has_traces
 
 _ROWS_PER_GROUP = 64
@@ -203,7 +204,7 @@ def _finished(final: Path, fingerprint: str) -> dict[str, Any] | None:
     if not final.exists():
         return None
     if not (final / MANIFEST).is_file():
-        if final.is_dir() and not any(final.iterdir()):
+        if final.is_dir() and not visible(final.iterdir()):
             return None
         raise InputError("is in the way: not a shard set, so it will not be replaced", file=final)
     try:

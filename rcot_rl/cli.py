@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -214,6 +216,9 @@ def segment(
     prompts: Annotated[str | None, typer.Option(help="A prompt set; default: the model's.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     every: Annotated[int, typer.Option(help="Take every k-th frame.", min=1)] = 1,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out frames that cannot be decoded.")
+    ] = False,
 ) -> None:
     """Segment what a sentence means in a video of one's own."""
     from rcot_rl.inference.segment import segment as segment_video
@@ -221,7 +226,16 @@ def segment(
     if device not in ("cpu", "cuda"):
         raise InputError(f"'{device}' is not cpu or cuda", key="--device")
     trace = segment_video(
-        video, query, out, model=model, sam2=sam2, prompts=prompts, device=device, every=every
+        video,
+        query,
+        out,
+        model=model,
+        sam2=sam2,
+        prompts=prompts,
+        device=device,
+        every=every,
+        skip_corrupt=skip_corrupt,
+        announce=typer.echo,
     )
     typer.echo(f"keyframe {trace.keyframe}, {len(trace.boxes_source)} objects; see {out}")
 
@@ -248,7 +262,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     variables.settle()
     try:
-        app(prog_name="rcot")
+        app(_with_paths(sys.argv[1:]), prog_name="rcot")
     except InputError as error:
         _fail("\nrcot: ".join(error.faults), 2)
     except Exception as error:
@@ -262,6 +276,22 @@ def main() -> None:
         if not isinstance(error, StageFailed):
             raise
         _fail(f"{error}\nthe whole log: {error.log}", 1)
+
+
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
+
+
+def _with_paths(arguments: list[str]) -> list[str]:
+    """The arguments with `./` before names of files that start with `-` and are no options.
+
+    All options have two dashes and a word.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [
+        f"./{a}" if a.startswith("-") and not _OPTION.fullmatch(a) and os.path.lexists(a) else a
+        for a in arguments[:end]
+    ]
+    return options + arguments[end:]
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -41,7 +41,9 @@ def data_toy(
 ) -> None:
     """Write procedurally generated corpora in the public layouts, with exact masks."""
     from data_pipelines.toy.layouts import write_all, write_layout
+    from rcot_rl.paths import check_path
 
+    check_path(root)
     options = {"n_eval": eval_videos, "absent_share": absent, "workers": workers}
     if layout is None:
         written = write_all(root, seed, preset, videos, **options)
@@ -148,14 +150,14 @@ def data_show(
 ) -> None:
     """Draw rows with their boxes, points and options: a contact sheet, or a page with the texts."""
     from data_pipelines.show import contact_sheet, page, read_shown
-    from rcot_rl.files import write_bytes
+    from rcot_rl.files import visible, write_bytes
 
     if out.suffix not in (".png", ".html"):
         raise InputError("must end in .png or .html", file=out, key="--out")
     if out.is_dir():
         raise InputError("is a folder", file=out, key="--out")
     if shard.is_dir():
-        found = sorted(shard.glob("*.parquet"))
+        found = visible(shard.glob("*.parquet"))
         if not found:
             raise InputError("holds no parquet shard", file=shard)
         shard = found[0]
@@ -175,7 +177,9 @@ def data_push(
 ) -> None:
     """Check a shard set, then push it to the hub with `datasets`' own call."""
     from data_pipelines.check import check
+    from rcot_rl.paths import check_path
 
+    check_path(folder, handed_on=True)
     found = check(folder)
     if not found.ok:
         first = f"{_counted(len(found.faults))}; the first: {found.faults[0]}"

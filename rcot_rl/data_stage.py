@@ -11,6 +11,7 @@ from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 from rcot_rl.inference.segmenter import label_judge
 from rcot_rl.monitoring.console import Console, EventReader
+from rcot_rl.paths import check_path
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import RunFolder
 from rcot_rl.training import jobs
@@ -52,6 +53,7 @@ def build_shards(recipe: Recipe, out: Path) -> str:
 
     Raises InputError, also after building, for rows longer than training takes.
     """
+    check_path(out, handed_on=True)
     console = Console()
     sets = _build(recipe, out, console)["sets"]
     _refuse_overlong(sets)
@@ -96,6 +98,7 @@ def _build(recipe: Recipe, out: Path, console: Console) -> dict[str, Any]:
 
 def ask_model(recipe: Recipe, what: str, out: Path) -> Path:
     """`rcot data describe` and `rcot data trace`: texts by a model, in the folder `out`."""
+    check_path(out)
     console = Console()
     preload = launch.PRELOAD if recipe.device == "cpu" else ()
     try:

@@ -50,7 +50,8 @@ class InputError(Exception):
         return "\n".join(self.faults)
 
     def _line(self) -> str:
-        where = self.file or ""
+        # a name may hold a line break, and the message is one line
+        where = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.file or "")
         if self.line is not None:
             where += f":{self.line}" if where else f"line {self.line}"
         parts = [p for p in (where, self.key, self.message) if p]

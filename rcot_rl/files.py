@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +48,29 @@ def replace_folder(new: Path, target: Path) -> None:
         target.unlink(missing_ok=True)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """The paths in order of their names, hidden ones left out.
+
+    Finder, Windows shares and network file systems leave files such as `._00001.jpg`, `.DS_Store`
+    and `.nfs0001`, which nobody means.
+    """
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def suffix_counts(paths: Iterable[Path]) -> str:
+    """How many files of each type there are: `12 .jpg and 1 .webp (00003.webp)`.
+
+    Types with few files are shown with the name of one.
+    """
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for path in paths:
+        counts[path.suffix.lower()] += 1
+        first.setdefault(path.suffix.lower(), path.name)
+    parts = [f"{n} {suffix} ({first[suffix]})" for suffix, n in counts.most_common()]
+    return " and ".join(parts)
 
 
 _NO_ROOM = frozenset(

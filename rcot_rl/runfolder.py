@@ -23,7 +23,8 @@ from rcot_rl import runlock
 from rcot_rl.checkout import VARIABLE, commit_of, is_checkout
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text
+from rcot_rl.files import visible, write_text
+from rcot_rl.paths import check_path
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
 
@@ -53,13 +54,15 @@ class RunFolder:
         (micro-batches, offloading, checkpoints) goes on with the run; and one that differs in what
         predictions alone depend on, until they are done.
 
-        Raises InputError when it holds another recipe's run, or cannot be written.
+        Raises InputError when it holds another recipe's run, cannot be written, or has a name that
+        packages would interpret.
         """
+        check_path(root, handed_on=True)
         folder = cls(root.resolve())
         path = folder.root / "recipe.yaml"
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
-            there = {p.name for p in folder.root.iterdir()}
+            there = names_in(folder.root)
             if there and not path.is_file():
                 raise InputError("is not empty, and not a run's folder", file=root)
             if not there:
@@ -167,6 +170,11 @@ class RunFolder:
             "recipe": recipe.model_dump(mode="json"),
         }
         write_text(path, yaml.safe_dump(record, sort_keys=False))
+
+
+def names_in(root: Path) -> set[str]:
+    """Names of the visible files and folders in a run folder."""
+    return {path.name for path in visible(root.iterdir())}
 
 
 def read_record(path: Path) -> dict[str, Any]:

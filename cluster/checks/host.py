@@ -19,6 +19,7 @@ from cluster.launch.render import held_cpus
 from rcot_rl import variables
 from rcot_rl.checkout import commit_of, is_checkout
 from rcot_rl.errors import InputError
+from rcot_rl.paths import check_path
 
 _SOCKET = "/rcot-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _SOCKET_MOST = 107
@@ -27,6 +28,11 @@ _SOCKET_MOST = 107
 
 def folder(case: Case, notes: Notes) -> None:
     """RUN can be made or written, and is this recipe's."""
+    with notes.attempt(
+        "folder.name", cost="files of another folder read in place of the run's own",
+        fix="choose a folder without these characters, with --out",
+    ):  # fmt: skip
+        check_path(case.root, handed_on=True)
     place = existing(case.root)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         unwritable(notes, f"{place}: cannot be written")

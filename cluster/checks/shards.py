@@ -17,6 +17,7 @@ from typing import Any
 from cluster.checks.case import GRPO, Case
 from cluster.checks.findings import Notes
 from cluster.checks.rewards import tasks_of
+from rcot_rl.files import visible
 from rcot_rl.recipe.schema import section_key
 from rcot_rl.suggestions import did_you_mean
 
@@ -102,7 +103,7 @@ def _files(notes: Notes, s: _Set, budget: int) -> int:
             cost=_LATER, fix="copy the whole folder again, or " + _rebuild(s.folder),
         )  # fmt: skip
     unchecked = 0
-    for path in sorted(s.folder.glob("*.parquet")):
+    for path in visible(s.folder.glob("*.parquet")):
         if path.name not in files:
             notes.error(
                 f"{s.stage}.files", f"{path}: not named by the manifest, and would be read",
@@ -182,7 +183,7 @@ def _rows(case: Case, notes: Notes, s: _Set) -> None:
     wanted = ("messages", "images") if s.stage == "sft" else (
         "data_source", "prompt", "images", "reward_model", "extra_info",
     )  # fmt: skip
-    for path in sorted(s.folder.glob("*.parquet")):
+    for path in visible(s.folder.glob("*.parquet")):
         try:
             footer = pq.ParquetFile(path)
         except (OSError, pa.ArrowException):

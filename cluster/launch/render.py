@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcot_rl.errors import InputError
+from rcot_rl.paths import path_fault
 from rcot_rl.recipe.schema import Recipe
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -92,8 +93,14 @@ def check_environment(recipe: Recipe) -> None:
 
 
 def run_folder(recipe: Recipe, workdir: Path) -> Path:
-    """RUN of a job that starts in `workdir`."""
-    return Path(os.path.normpath(workdir / (recipe.launch.run_dir or f"runs/{recipe.name}")))
+    """RUN of a job that starts in `workdir`. Raises InputError for a name that packages would
+    interpret."""
+    run = Path(os.path.normpath(workdir / (recipe.launch.run_dir or f"runs/{recipe.name}")))
+    for form in (recipe.launch.run_dir or "", run):
+        fault = path_fault(form, handed_on=True)
+        if fault is not None:
+            raise InputError(fault, file=form, key="launch.run_dir")
+    return run
 
 
 def workdir_of(recipe: Recipe) -> Path:

@@ -101,6 +101,18 @@ def _length(path: str) -> int:
         return -1
 
 
+def _missing_frame(path: str) -> CorpusFault:
+    """The fault of a frame without its JPEG; names the file that is there in another format."""
+    folder, name = os.path.split(path)
+    stem = name.removesuffix(".jpg")
+    try:
+        beside = sorted(n for n in os.listdir(folder) if n.startswith(f"{stem}."))
+    except OSError:
+        beside = []
+    detail = f"there is {beside[0]}; frames must be .jpg" if beside else ""
+    return CorpusFault("missing_frame", path, detail)
+
+
 class Corpus(abc.ABC):
     """A split of a corpus on disk. Masks are bool [H, W], frames uint8 [H, W, 3] RGB, both in
     the source's resolution."""
@@ -295,7 +307,7 @@ class Corpus(abc.ABC):
         try:
             return size_of(path)
         except FileNotFoundError as error:
-            raise CorpusFault("missing_frame", path) from error
+            raise _missing_frame(path) from error
         except JpegFault as error:
             raise CorpusFault(error.reason, path, str(error)) from error
         except OSError as error:
@@ -313,7 +325,7 @@ class Corpus(abc.ABC):
         """uint8 [H, W, 3] RGB. Raises CorpusFault."""
         path = self._frame_file(video_id, frame)
         if not os.path.isfile(path):
-            raise CorpusFault("missing_frame", path)
+            raise _missing_frame(path)
         # Masks are drawn on the stored pixels, so an EXIF rotation must not be applied.
         try:
             rgb = cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -12,6 +12,7 @@ from data_pipelines.corpora.reasonvos import ReasonVos
 from data_pipelines.corpora.refytvos import RefYoutubeVos
 from data_pipelines.corpora.revos import Revos
 from rcot_rl.errors import InputError
+from rcot_rl.paths import check_path
 from rcot_rl.suggestions import did_you_mean
 
 READERS: Mapping[str, type[Corpus]] = {
@@ -31,6 +32,7 @@ def open_corpus(dataset: str, root: str | Path, split: str, strict: bool = True)
     if dataset not in READERS:
         hint = did_you_mean(dataset, READERS)
         raise InputError(f"unknown dataset{hint} (known: {', '.join(READERS)})", key=dataset)
+    check_path(root)
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"no such folder (the root of {dataset})", file=root)

@@ -46,6 +46,7 @@ from rcot_rl.evaluation.predictions import Predicted, first_size, read_masks, re
 from rcot_rl.evaluation.summary import summarise
 from rcot_rl.evaluation.truth import Defect, Truth, read_truth, targets_at
 from rcot_rl.evaluation.unexpected import Unexpected, looks_inverted, unknown_folders
+from rcot_rl.paths import check_path
 
 __all__ = ["BASELINES", "Predict", "Progress", "evaluate", "evaluate_masks"]
 
@@ -99,6 +100,7 @@ def evaluate(
     or published without masks.
     """
     corpus = open_corpus(dataset, corpus_root, split)
+    check_path(predictions_dir)
     root = Path(predictions_dir)
     if not root.is_dir():
         raise InputError("no such folder (of predictions)", file=root)

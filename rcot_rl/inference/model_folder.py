@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.weights import refuse_pointer, weight_files, weight_shapes
+from rcot_rl.paths import check_path
 from rcot_rl.recipe.base import Section
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny-qwen2.5-vl"
@@ -81,7 +82,11 @@ def local_model(spec: str | Path) -> Path | None:
 
 
 def check_model(path: Path) -> None:
-    """Raise InputError, naming the file, unless `path` is a whole Qwen2.5-VL checkpoint."""
+    """Raise InputError, naming the file, unless `path` is a whole Qwen2.5-VL checkpoint.
+
+    A path that vLLM would read as a pattern is refused too: it would load another folder's weights.
+    """
+    check_path(path, handed_on=True)
     if path.is_file():
         raise InputError("is a file; name the folder of the whole model", file=path)
     if not path.is_dir():

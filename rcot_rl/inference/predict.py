@@ -192,7 +192,8 @@ def _frame(corpus: Corpus, video: Video, index: int) -> np.ndarray:
     try:
         return corpus.frame(video.id, video.frames[index])
     except CorpusFault as fault:
-        raise InputError(fault.reason, file=fault.place, key=video.id) from fault
+        says = f"{fault.reason} ({fault.detail})" if fault.detail else fault.reason
+        raise InputError(says, file=fault.place, key=video.id) from fault
 
 
 def _frames(corpus: Corpus, video: Video) -> np.ndarray:

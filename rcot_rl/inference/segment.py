@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ import numpy as np
 from data_pipelines.corpora.metadata import is_text
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
+from rcot_rl.files import visible
 from rcot_rl.inference.draw import overlay
 from rcot_rl.inference.engine import PolicyEngine
 from rcot_rl.inference.model_folder import PolicyCard, check_model, find_model, read_card
@@ -29,6 +31,7 @@ from rcot_rl.inference.prompting import Prompter
 from rcot_rl.inference.segmenter import check_segmenter, load_segmenter
 from rcot_rl.inference.trace import Clip, Query, Trace, as_dict
 from rcot_rl.inference.video import Frames, read_clip, write_video
+from rcot_rl.paths import check_path
 from rcot_rl.protocol.prompts import load_prompts
 from rcot_rl.recipe.inference import EngineSection, PredictSection
 from rcot_rl.recipe.schema import CanvasSection
@@ -48,12 +51,15 @@ def segment(
     section: PredictSection | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     every: int = 1,
+    skip_corrupt: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> Trace:
     """Segment what `query` refers to in `video` (mp4 or folder of frames) and write `out`.
 
     model: `tiny`, a Qwen2.5-VL folder or hub id; sam2: what `load_segmenter` takes. Prompts and
     canvases default to those of the checkpoint's `rcot.json`, else to the paper's. every: take
-    every k-th frame. `out` appears whole or not at all.
+    every k-th frame. skip_corrupt: go on without frames that cannot be decoded; the trace says how
+    many (`missing_frames`), and so does `announce`. `out` appears whole or not at all.
     Raises InputError before anything heavy starts, where the input allows.
     """
     if not query.strip():
@@ -65,8 +71,10 @@ def segment(
     check_segmenter(sam2)  # before a policy is downloaded or loaded
     if every < 1:
         raise InputError("must be at least 1", key="every")
+    check_path(video)
+    check_path(out)
     out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or visible(out.iterdir())):
         raise InputError("already there and not empty; choose another folder", file=out)
     _partial(out).rmdir()  # what cannot be written is said before anything is loaded
     folder = find_model(model)
@@ -74,7 +82,9 @@ def segment(
     card = read_card(folder) or PolicyCard()
     templates = load_prompts(prompts or card.prompts)
     canvas = _canvas(image_canvas or card.image_canvas, video_canvas or card.video_canvas)
-    frames = read_clip(video, every)
+    frames = read_clip(video, every, skip_corrupt=skip_corrupt)
+    if frames.missing and announce is not None:
+        announce(f"{video}: left out {frames.missing} frames that cannot be decoded")
     given = section or PredictSection()
     _check_length(folder, engine or EngineSection(), given, len(frames.names), canvas, every)
     segmenter = load_segmenter(sam2, device)
@@ -87,6 +97,7 @@ def segment(
         "video": str(video),
         "keyframe_name": frames.names[trace.keyframe],
         "n_frames": len(frames.names),
+        "missing_frames": frames.missing,
         "source_size": list(frames.images.shape[1:3]),
         "model": model,
         "prompts": templates.name,

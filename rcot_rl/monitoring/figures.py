@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcot_rl.benchmark_means import SUBSET_MEANS, is_counted, rounded
+from rcot_rl.files import visible
 from rcot_rl.intervals import Interval, paired_difference, shown_change, stratified_interval
 from rcot_rl.monitoring.page import details, missing, section, table, text
 
@@ -191,7 +192,7 @@ def _change(result: Any, base: Any) -> str:
 
 def result_files(run: Path) -> list[Path]:
     """RUN/eval/<benchmark>.json, by name; the mark of the finished stage is none of them."""
-    return sorted(p for p in (run / "eval").glob("*.json") if p.stem != "done")
+    return [p for p in visible((run / "eval").glob("*.json")) if p.stem != "done"]
 
 
 class Key(NamedTuple):

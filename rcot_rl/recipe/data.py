@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rcot_rl.paths import HandedOnPath, PathText
 from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.base import Section
 
@@ -20,7 +21,7 @@ _SET_NAME = re.compile(r"(sft|grpo)(-[A-Za-z0-9._-]+)?")
 
 class CorpusRef(Section):
     dataset: Dataset
-    root: str | None = None
+    root: PathText | None = None
     """The corpus' folder, in its public layout. None: the run's toy corpus of that layout."""
 
     split: str = "train"
@@ -49,7 +50,7 @@ class DescriberSection(Section):
     in shards are made as at inference. Sampling is Table 7's.
     """
 
-    model: str | None = None
+    model: HandedOnPath | None = None
     """A folder, a hub id or `tiny`. None: the recipe's base policy (the paper's choice)."""
 
     temperature: float = Field(default=0.95, ge=0, le=2)
@@ -68,7 +69,7 @@ class DescriberSection(Section):
 class TracerSection(DescriberSection):
     """`rcot data trace`: reasoning for SFT rows, kept when its answer is right (3.4, A.1)."""
 
-    model: str | None = "Qwen/Qwen2.5-VL-7B-Instruct"
+    model: HandedOnPath | None = "Qwen/Qwen2.5-VL-7B-Instruct"
     max_tokens: int | None = Field(default=1024, ge=1)
     tries: int = Field(default=4, ge=1)
     """Times that an instance is asked, each with a seed of its own, before it is given up and
@@ -133,12 +134,12 @@ class DataSection(Section):
     """Absent expressions that each video borrows from others, beside those that the corpus has
     (ReVOS type 2): sentences none of whose content words is said of the video."""
 
-    describe: str = "template"
+    describe: PathText = "template"
     """Video descriptions: `template` (corpora with a toy.json), a JSONL file of
     {"dataset", "video", "description"} as `rcot data describe` writes it, or `model`: a run asks
     the describer itself."""
 
-    trace: str = "template"
+    trace: PathText = "template"
     """Reasoning for SFT rows: `template` (corpora with a toy.json), a JSONL file of
     {"task", "dataset", "video", "expression_id", "frame", "response"} as `rcot data trace` writes
     it, or `model`: a run asks the tracer itself."""

@@ -31,6 +31,8 @@ _REPLACED: frozenset[Key] = frozenset({("data", "sets")})
 """Names of the user's own: a recipe that gives some means all of them, its parent's are gone."""
 
 _SHARED = {"grpo": ("grpo_aks", "grpo_ktg")}
+_QUOTES = tuple("'\"|>!&")
+"""Starts of a YAML text that stands for another one."""
 _Model = TypeVar("_Model", bound=BaseModel)
 _MOST_FAULTS = 100
 """Faults of one recipe that are listed."""
@@ -170,6 +172,11 @@ def _override(text: str) -> Source:
         value = yaml.safe_load(value_text)
     except NOT_YAML as error:
         raise InputError(f"'{value_text}' is not a YAML value", file=where, key=dotted) from error
+    plain = isinstance(value, str) and value_text[:1] not in _QUOTES
+    if plain and value.split() != value_text.split():
+        # YAML takes ' #' for a comment: a path would silently become another one
+        message = f"YAML reads '{value_text}' as '{value}'; put the value in quotes"
+        raise InputError(message, file=where, key=dotted)
     keys = dotted.split(".")
     tree: Any = value
     for key in reversed(keys):

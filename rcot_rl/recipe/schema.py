@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator
 
 from rcot_rl.errors import InputError
+from rcot_rl.paths import HandedOnPath, PathText
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data import DataSection
 from rcot_rl.recipe.inference import EngineSection, PredictSection
@@ -37,10 +38,10 @@ class CanvasSection(Section):
 class ModelsSection(Section):
     """The networks of a run."""
 
-    policy: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    policy: HandedOnPath = "Qwen/Qwen2.5-VL-3B-Instruct"
     """The base policy: a folder, a hub id, or `tiny` for the shipped one."""
 
-    segmenter: str = "facebook/sam2.1-hiera-large"
+    segmenter: PathText = "facebook/sam2.1-hiera-large"
     """SAM2: a folder, a hub id, `tiny` for the shipped one, or `flow` for the weight-free one."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
@@ -68,7 +69,7 @@ class ToySection(Section):
 
 class Benchmark(Section):
     dataset: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
-    root: str | None = None
+    root: PathText | None = None
     """The corpus. None: the toy corpus of that layout."""
 
     split: str = "valid"
@@ -129,7 +130,7 @@ class Recipe(Section):
     stages: list[Stage] = Field(default=list(STAGES), min_length=1)
     """Stages of `rcot run`; their order is fixed."""
 
-    prompts: str = "qwen"
+    prompts: HandedOnPath = "qwen"
     """A shipped prompt set, or the path of one's own."""
 
     canvas: CanvasSection = CanvasSection()

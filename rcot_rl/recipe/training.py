@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rcot_rl.paths import HandedOnPath
 from rcot_rl.recipe.base import Section
 
 
@@ -43,7 +44,7 @@ class GrpoSection(Section):
     """One GRPO stage on verl."""
 
     shard_set: str
-    reward: str
+    reward: HandedOnPath
     """A reward recipe's name or path, or FILE.py:FUNCTION."""
 
     reward_deadline_s: float = Field(default=10.0, gt=0)

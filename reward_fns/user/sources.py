@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcot_rl.errors import InputError
+from rcot_rl.paths import check_path
 
 GROUP = "rcot_rl.rewards"
 PKG = "pkg://"
@@ -90,9 +91,13 @@ def find_source(spec: str, shipped: frozenset[str] = frozenset()) -> Source | No
 
 
 def absolute(spec: str) -> str:
-    """`spec` with a file's path made absolute, for a process with another working directory."""
+    """`spec` with a file's path made absolute, for a process with another working directory.
+
+    Raises InputError for a path that the process would interpret.
+    """
     if not spec.startswith(PKG) and is_user_reward(spec):
         file, _, function = spec.rpartition(":")
+        check_path(file, handed_on=True)
         return f"{Path(file).resolve()}:{function}"
     return str(Path(spec).resolve()) if spec.endswith((".yaml", ".yml")) else spec
 

@@ -101,6 +101,13 @@ def test_a_folder_that_this_recipe_cannot_have(
         assert "differs in: seed" in message(report, code)
 
 
+def test_a_folder_whose_name_packages_interpret(
+    look: Callable[..., Report], tmp_path: Path
+) -> None:
+    says = message(look("laptop", root=tmp_path / "ktg[lr=1e-6]"), "folder.name")
+    assert "ktg[lr=1e-6]" in says and "'['" in says
+
+
 def test_the_folder_is_judged_as_the_run_will_judge_it(
     look: Callable[..., Report], tmp_path: Path
 ) -> None:

@@ -66,6 +66,17 @@ def test_a_build_is_clean(out):
     json.dumps(report.as_dict())
 
 
+def test_hidden_files_are_ignored(out):
+    for folder in (out, out / "sft-x", out / "sft-x" / "media"):
+        for name in (".DS_Store", "._train-00000-of-00001.parquet", "._manifest.json"):
+            (folder / name).write_bytes(b"\0\x05\x16\x07")
+    (out / "sft-x" / ".ipynb_checkpoints").mkdir()
+    (out / "sft-x" / ".ipynb_checkpoints" / "train-00000.parquet").write_bytes(b"x")
+    (out / "copies").mkdir()
+    (out / "copies" / "._train-00000-of-00001.parquet").write_bytes(b"x")
+    assert check(out).faults == []
+
+
 def test_nothing_to_check(tmp_path):
     with pytest.raises(InputError, match="no shard set"):
         check(tmp_path)

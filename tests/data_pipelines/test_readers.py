@@ -127,6 +127,35 @@ def test_faults_name_their_place(corpus_maker):
     assert reasons == {"0": "bad_rle", "1": "mask_size", "2": "absent_object"}
 
 
+@pytest.mark.parametrize("layout", ["ref-youtube-vos", "mevis", "reasonvos"])
+def test_hidden_files_beside_frames_and_masks_change_nothing(corpus_maker, layout):
+    split = "valid" if layout == "reasonvos" else "train"
+    corpus = open_corpus(layout, corpus_maker(layout, split).root, split)
+    video = corpus.videos()[0]
+    before = corpus.digest(video)
+    for folder in {p.parent for p in corpus.root.rglob("*") if p.is_file()}:
+        for name in [p.name for p in folder.iterdir()]:
+            (folder / f"._{name}").write_bytes(b"\0\x05\x16\x07")
+    again = open_corpus(layout, corpus.root, split)
+    assert again.videos() == corpus.videos()
+    assert again.digest(again.video(video.id)) == before
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".JPG", ".jpeg", ".png"])
+def test_a_frame_in_another_format_is_named(corpus_maker, suffix):
+    corpus = open_corpus("mevis", corpus_maker("mevis", "train").root, "train")
+    video = corpus.videos()[0]
+    path = corpus.frame_path(video.id, video.frames[1])
+    path.rename(path.with_suffix(suffix))
+    (path.parent / f"._{path.name}").write_bytes(b"x")
+    for read in (corpus.frame, corpus.frame_size):
+        with pytest.raises(CorpusFault) as caught:
+            read(video.id, video.frames[1])
+        fault = caught.value
+        assert (fault.reason, fault.place) == ("missing_frame", str(path))
+        assert fault.detail == f"there is {path.stem}{suffix}; frames must be .jpg"
+
+
 def test_rle_equals_the_library_on_any_mask():
     rng = np.random.default_rng(3)
     for _ in range(300):

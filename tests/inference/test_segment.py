@@ -125,6 +125,40 @@ def test_what_cannot_be_is_said_before_models_load(tmp_path, clip, no_vllm, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_skipped_frames_are_announced_before_models_load(tmp_path, no_vllm):
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    for k in range(4):
+        cv2.imwrite(str(folder / f"{k}.png"), np.zeros((28, 28, 3), np.uint8))
+    (folder / "2.png").write_bytes(b"broken")
+    said = []
+    with pytest.raises(InputError, match="--skip-corrupt"):
+        segment(folder, "x", tmp_path / "out", announce=said.append)
+    assert said == []
+    with pytest.raises(ImportError):  # vLLM, which is not here
+        segment(folder, "x", tmp_path / "out", skip_corrupt=True, announce=said.append)
+    assert said == [f"{folder}: left out 1 frames that cannot be decoded"]
+
+
+@pytest.mark.parametrize("name", ["a:b", "-x", "k[1]*?", "s3:x", "%05d", "a\nb", "~x"])
+def test_results_are_written_under_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    named = Frames((f"{name}1", f"{name}2"), frames(2).images, Fraction(5))
+    for as_video in (True, False):
+        out = Path(name, str(as_video)).resolve()
+        write_result(out, named, masks(2), TRACE, as_video=as_video)
+        assert {p.stem for p in (out / "masks").iterdir()} == set(named.names)
+        shown = read_clip(out / "overlay.mp4" if as_video else out / "overlay")
+        assert len(shown.names) == 2
+
+
+def test_hidden_files_do_not_fill_a_folder(tmp_path, clip, no_vllm):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"x")
+    with pytest.raises(ImportError):
+        segment(clip, "x", tmp_path / "out")
+
+
 def test_a_clip_too_long_for_the_model_is_told_with_a_stride(tmp_path, no_vllm):
     folder = tmp_path / "clip"
     folder.mkdir()

@@ -101,13 +101,145 @@ def test_bad_videos_are_named(tmp_path, kind):
 
 def test_bad_frames_are_named(tmp_path):
     write_folder(tmp_path / "v", moving_square(2), ["0.png", "1.png"])
-    (tmp_path / "v" / "2.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match="not a readable image") as caught:
+    (tmp_path / "v" / "2.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"not a readable image.*--skip-corrupt") as caught:
         read_clip(tmp_path / "v")
-    assert caught.value.file.endswith("2.jpg")
-    cv2.imwrite(str(tmp_path / "v" / "2.jpg"), np.zeros((5, 5, 3), np.uint8))
+    assert caught.value.file.endswith("2.png")
+    cv2.imwrite(str(tmp_path / "v" / "2.png"), np.zeros((5, 5, 3), np.uint8))
     with pytest.raises(InputError, match="5 x 5 pixels, the first frame has 49 x 65"):
         read_clip(tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a:b.mp4", "http:x.mp4", "file:x.mp4", "concat:x.mp4", "data:,x.mp4", "pipe:0.mp4",
+        "s3:x.mp4", "x::y.mp4", "-x.mp4", "a%03d.mp4", "a?b#c.mp4", "a[1]*.mp4", "a|b.mp4", " .mp4",
+        "a\nb.mp4", "~x.mp4",
+    ],
+)  # fmt: skip
+def test_a_video_of_any_name_is_read_from_the_working_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_video(Path(name), moving_square(4), Fraction(5))
+    assert len(read_clip(Path(name)).names) == 4
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["f%03d.png", "f[0-9]*.png", "f?00.png", "%s.png", "a:b.png"])
+def test_an_image_name_is_no_pattern(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    other, own = moving_square(2, 48, 64)
+    for number in range(3):
+        cv2.imwrite(f"f{number:03d}.png", other)
+    cv2.imwrite("own.png", cv2.cvtColor(own, cv2.COLOR_RGB2BGR))
+    Path("own.png").rename(name)
+    clip = read_clip(Path(name))
+    assert np.array_equal(clip.images, own[None])
+    Path("folder").mkdir()
+    Path(name).rename(Path("folder", name))
+    clip = read_clip(Path("folder"))
+    assert clip.names == (Path(name).stem,) and np.array_equal(clip.images, own[None])
+
+
+def test_hidden_files_of_a_folder_are_ignored(tmp_path):
+    images = moving_square(3)
+    write_folder(tmp_path / "v", images, ["0.png", "1.png", "2.png"])
+    for name in ("._0.png", "._1.jpg", ".DS_Store", ".2.png"):
+        (tmp_path / "v" / name).write_bytes(b"\0\x05\x16\x07")
+    (tmp_path / "v" / ".thumbnails").mkdir()
+    clip = read_clip(tmp_path / "v")
+    assert clip.names == ("0", "1", "2") and np.array_equal(clip.images, images)
+
+
+@pytest.mark.parametrize("stray", ["1.webp", "1.png", "1.bmp", "1.TIFF", "1.gif", "1.heic"])
+def test_images_of_several_types_are_listed_and_none_is_dropped(tmp_path, stray):
+    write_folder(tmp_path / "v", moving_square(3), ["0.jpg", "2.JPG", "3.jpeg"])
+    assert read_clip(tmp_path / "v").names == ("0", "2", "3")
+    (tmp_path / "v" / stray).write_bytes(b"x")
+    with pytest.raises(InputError) as caught:
+        read_clip(tmp_path / "v")
+    for part in ("2 .jpg (0.jpg)", "1 .jpeg (3.jpeg)", f"1 {Path(stray).suffix.lower()} ({stray})"):
+        assert part in caught.value.message
+
+
+def test_a_folder_of_one_unread_type_and_a_frame_twice_are_named(tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "0.webp").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds 1 \.webp \(0\.webp\), and frames must be"):
+        read_clip(tmp_path / "w")
+    write_folder(tmp_path / "v", moving_square(2), ["0.jpg", "0.jpeg"])
+    with pytest.raises(InputError, match="the same frame as"):
+        read_clip(tmp_path / "v")
+
+
+def damaged_video(folder: Path, codec: str, name: str, packets: list[int]) -> tuple[Path, Path]:
+    """A whole video of 30 frames, and a copy in which some packets are zeros."""
+    import av
+
+    whole, broken = folder / f"whole-{name}", folder / name
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 10
+        for t in range(30):
+            image = np.roll(noise, 2 * t, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(whole)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(whole.read_bytes())
+    for number in packets:
+        at, size = places[number]
+        data[at : at + size] = bytes(size)
+    broken.write_bytes(data)
+    return whole, broken
+
+
+@pytest.mark.parametrize(
+    ("codec", "name"), [("libx264", "v.mp4"), ("mpeg4", "v.mp4"), ("mpeg4", "v.avi")]
+)
+@pytest.mark.parametrize("packets", [[12], [10], [4, 17, 18]])
+def test_a_corrupt_packet_is_an_error_that_names_the_way_out(tmp_path, codec, name, packets):
+    whole, broken = damaged_video(tmp_path, codec, name, packets)
+    with pytest.raises(InputError, match=r"cannot be decoded.*--skip-corrupt") as caught:
+        read_clip(broken)
+    assert caught.value.file == str(broken) and "\n" not in str(caught.value)
+    rest, complete = read_clip(broken, skip_corrupt=True), read_clip(whole, skip_corrupt=True)
+    assert (complete.missing, len(complete.names)) == (0, 30)
+    assert complete.names == read_clip(whole).names
+    assert rest.missing >= len(packets)
+    assert len(rest.names) + rest.missing == 30
+    assert list(rest.names) == sorted(set(rest.names))
+    # frames before the damage are those of the whole video, under their own names
+    before = [int(n) for n in rest.names if int(n) < packets[0] - 3]
+    assert before == list(range(len(before))) and before
+    assert np.array_equal(rest.images[before], complete.images[before])
+    # and so are those from the keyframe after it
+    shared = [int(n) for n in rest.names if int(n) >= 20]
+    places = [rest.names.index(f"{n:05d}") for n in shared]
+    assert np.array_equal(rest.images[places], complete.images[shared])
+    third = read_clip(broken, 3, skip_corrupt=True)
+    assert third.names == tuple(n for n in rest.names if int(n) % 3 == 0)
+    assert third.missing == rest.missing
+
+
+def test_a_video_of_which_nothing_decodes_is_an_error(tmp_path):
+    _, broken = damaged_video(tmp_path, "libx264", "v.mp4", list(range(30)))
+    with pytest.raises(InputError, match="none of its frames can be decoded"):
+        read_clip(broken, skip_corrupt=True)
+
+
+def test_a_corrupt_frame_of_a_folder_is_skipped_when_asked(tmp_path):
+    images = moving_square(4)
+    write_folder(tmp_path / "v", images, ["0.png", "1.png", "2.png", "3.png"])
+    (tmp_path / "v" / "1.png").write_bytes(b"no image")
+    clip = read_clip(tmp_path / "v", skip_corrupt=True)
+    assert (clip.names, clip.missing) == (("0", "2", "3"), 1)
+    assert np.array_equal(clip.images, images[[0, 2, 3]])
+    for name in ("0.png", "2.png", "3.png"):
+        (tmp_path / "v" / name).write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 4 frames"):
+        read_clip(tmp_path / "v", skip_corrupt=True)
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
