@@ -53,17 +53,17 @@ class Report:
     @property
     def errors(self) -> list[str]:
         """What stops the run, each on one line that names its key or file."""
-        return [f.message for f in merged(self.findings) if f.severity == "error"]
+        found = [f.message for f in merged(self.findings) if f.severity == "error"]
+        return list(dict.fromkeys(found))
 
     def raise_errors(self) -> None:
         """Raise InputError with every error and its fix, one line each."""
-        faults = [
-            InputError(f"{f.message}; fix: {f.fix}")
-            for f in merged(self.findings)
-            if f.severity == "error"
-        ]
-        if faults:
-            raise InputError.of_all(faults)
+        errors = [f for f in merged(self.findings) if f.severity == "error"]
+        # a question mark ends a sentence already
+        ends = ["" if f.message.endswith("?") else ";" for f in errors]
+        lines = [f"{f.message}{end} fix: {f.fix}" for f, end in zip(errors, ends, strict=True)]
+        if lines:
+            raise InputError.of_all([InputError(line) for line in dict.fromkeys(lines)])
 
     def notices(self) -> list[str]:
         """What does not stop the run, in short: a line for each warning, and one for all that

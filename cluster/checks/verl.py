@@ -22,7 +22,7 @@ from cluster.checks.findings import Notes
 from cluster.preflight import setup_of
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import section_key
-from rcot_rl.suggestions import did_you_mean, nearest
+from rcot_rl.suggestions import close_names, did_you_mean
 from rcot_rl.training import verl_config
 
 PINNED = "0.9.1"
@@ -154,7 +154,7 @@ def _unknown(
 ) -> None:
     for key in values:
         if key not in known and not _free(key):
-            near = nearest(key, known)
+            near = " or ".join(close_names(key, known))
             notes.error(
                 f"{stage}.verl", f"{where}: verl has no key {key}{did_you_mean(key, known)}",
                 cost=_COST, fix=f"use {near}, or leave it out" if near else "leave it out",
