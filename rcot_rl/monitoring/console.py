@@ -17,6 +17,7 @@ class Console:
         self._tty = sys.stderr.isatty()
         self._open = False
         self._shown: dict[str, float] = {}
+        self._ended: dict[str, str] = {}
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -81,6 +82,10 @@ class Console:
                 self._close()
             return
         now = time.monotonic()
+        if last and self._ended.get(key) == text:
+            return  # the end of the work, told twice
+        if last:
+            self._ended[key] = text
         if last or keep or now - self._shown.get(key, -1e9) >= 10:
             self._shown[key] = now
             self.line(text)

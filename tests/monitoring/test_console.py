@@ -36,6 +36,14 @@ def test_steps_that_arrive_together_all_have_a_line(
     assert steps_of(capsys.readouterr().err) == list(range(1, 49))
 
 
+def test_the_end_of_work_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for done in (1, 2, 9, 9):
+        console.progress("shards sft-1536", done, 9)
+    lines = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["shards sft-1536 1/9", "shards sft-1536 9/9"]
+
+
 def events(folder: Path) -> set[str]:
     """Names of the events that the processes of stages print, and of the facts beside them."""
     names = set()
