@@ -335,7 +335,7 @@ def test_a_closed_terminal_ends_a_command_unless_nohup_was_asked_for(
     code = (
         "import os, signal, sys, time\n"
         "from rcot_rl import cli\n"
-        "def app(prog_name):\n"
+        "def app(arguments, prog_name):\n"
         "    try:\n"
         f"        os.kill(os.getpid(), signal.{number}); time.sleep(0.1)\n"
         "    except KeyboardInterrupt:\n"

@@ -22,7 +22,7 @@ from rcot_rl.inference.model_folder import check_model
 from rcot_rl.paths import check_path, path_fault
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
-from reward_fns.user import absolute
+from reward_fns.user.sources import absolute
 
 INTERPRETED = {
     "k[12]": "'['",
