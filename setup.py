@@ -46,7 +46,7 @@ setup(
     packages=find_packages(include=["rcot_rl*", "reward_fns*", "data_pipelines*", "cluster*"]),
     package_data={
         "rcot_rl": ["assets/*/*", "protocol/prompts/*.yaml"],
-        "cluster": ["zygote_client.py", "launch/templates/*.sh"],
+        "cluster": ["supervise/zygote_client.py", "launch/templates/*.sh"],
     },
     install_requires=CORE,
     extras_require={
@@ -61,7 +61,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["rcot = rcot_rl.cli:main"],
+        "console_scripts": ["rcot = rcot_rl.cli.main:main"],
         "verl.plugins": ["rcot_rl = rcot_rl.plugin"],
     },
 )

@@ -36,8 +36,8 @@ from data_pipelines.build import build
 from data_pipelines.corpora import Corpus
 from data_pipelines.corpora.label_png import read_labels
 from data_pipelines.geometry import ground, to_canvas
+from data_pipelines.planning.survey import open_corpora
 from data_pipelines.rows import encode
-from data_pipelines.survey import open_corpora
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.zygote import write_client
+from cluster.supervise.zygote import write_client
 
 MODULE = "verl.trainer.ppo.v1"
 ROUNDS = 3
@@ -36,7 +36,7 @@ def main() -> None:
         environment = os.environ | {"VERL_PLATFORM": "cpu", "RCOT_RL_PLUGIN": "required"}
         started = time.monotonic()
         zygote = subprocess.Popen(
-            [sys.executable, "-m", "cluster.zygote", str(folder / "socket"), MODULE],
+            [sys.executable, "-m", "cluster.supervise.zygote", str(folder / "socket"), MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,18 +11,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.acceptance import Acceptance
-from data_pipelines.alignment import Propagator
 from data_pipelines.corpora import Corpus
-from data_pipelines.drawing import SPLITS
 from data_pipelines.parallel import Progress
-from data_pipelines.plan import Plan, make_plan
+from data_pipelines.planning.mask_alignment import Propagator
+from data_pipelines.planning.plan import Plan, make_plan
+from data_pipelines.planning.row_drawing import SPLITS
+from data_pipelines.planning.scan import VideoFacts
+from data_pipelines.planning.survey import (
+    described,
+    open_corpora,
+    positions,
+    survey,
+    without_frames,
+)
 from data_pipelines.rows import RowMaker
-from data_pipelines.scan import VideoFacts
 from data_pipelines.shards import SetSpec, Spoiled, write_set
-from data_pipelines.survey import described, open_corpora, positions, survey, without_frames
-from data_pipelines.texts import FileTraces, open_descriptions, open_traces
 from data_pipelines.tokens import TokenCounter
+from data_pipelines.traces.texts import FileTraces, open_descriptions, open_traces
+from data_pipelines.traces.trace_filter import Acceptance
 from rcot_rl.errors import InputError
 from rcot_rl.files import writing
 from rcot_rl.protocol.control_tokens import neutralize

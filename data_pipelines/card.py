@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.show import contact_sheet, read_shown
+from data_pipelines.verify.show import contact_sheet, read_shown
 
 SAMPLES = 8
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
-from data_pipelines.drawing import Instance
+from data_pipelines.planning.row_drawing import Instance
 
 MANIFEST = "manifest.json"
 VERSION = 1

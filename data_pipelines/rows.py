@@ -18,13 +18,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.acceptance import Acceptance
 from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
-from data_pipelines.drawing import Instance
 from data_pipelines.geometry import ground, to_canvas
-from data_pipelines.texts import Describer, FileTraces, response
+from data_pipelines.planning.row_drawing import Instance
 from data_pipelines.tokens import Lengths, TokenCounter
-from data_pipelines.traces import Sidecar
+from data_pipelines.traces.texts import Describer, FileTraces, response
+from data_pipelines.traces.trace_files import Sidecar
+from data_pipelines.traces.trace_filter import Acceptance
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, user_turn

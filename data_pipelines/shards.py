@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from data_pipelines.card import write_card
 from data_pipelines.corpora import CorpusFault
-from data_pipelines.drawing import SPLITS, Instance, Split
 from data_pipelines.geometry import PIXELS
 from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
 from data_pipelines.parallel import Progress, ordered_map
+from data_pipelines.planning.row_drawing import SPLITS, Instance, Split
 from data_pipelines.rows import RowMaker
 from data_pipelines.tokens import tokens_of
 from rcot_rl.errors import InputError

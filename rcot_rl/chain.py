@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch.lost_hosts import DeathWatch, LossWatch
-from cluster.local import Host, Limits, StageFailed
-from cluster.verdict import History, Verdict
+from cluster.supervise.processes import Host, Limits, StageFailed
+from cluster.supervise.verdict import History, Verdict
 from rcot_rl import data_stage, disk
 from rcot_rl.errors import InputError
 from rcot_rl.files import writing
@@ -44,7 +44,7 @@ def run(
     Raises InputError for input or configuration at fault, StageFailed when a stage's process ends
     badly; in both cases, and after Ctrl-C, the same call goes on where this one stopped.
     """
-    from cluster.plan import check_run
+    from cluster.preflight.plan import check_run
 
     chosen = tuple(s for s in STAGES if s in (stages or recipe.stages))
     require(recipe, chosen)  # of stages that are not the recipe's own, too

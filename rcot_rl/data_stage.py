@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.local import Host
-from rcot_rl.asking import launch
+from cluster.supervise.processes import Host
+from rcot_rl.annotation import launch
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 from rcot_rl.inference.segmenter import label_judge

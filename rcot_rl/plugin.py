@@ -18,7 +18,8 @@ def _load() -> None:
         return  # someone else's verl run in an environment where we are installed: stay out of it
     stacks.arm()
     try:
-        from rcot_rl.training import platform_cpu, verl_patches
+        from rcot_rl.training import verl_patches
+        from rcot_rl.training.cpu import platform_cpu
 
         verl_patches.apply(cpu=platform_cpu.selected())
     except Exception:

@@ -1,7 +1,7 @@
 """The lock of a run's folder: held until the last process of a command has ended.
 
 RUN/.lock is held with flock, by the command and, through the inherited descriptor, by the keepers
-of its children (cluster/keeper.py), so that a killed command's lock outlives it as long as its
+of its children (`keeper.py`), so that a killed command's lock outlives it as long as its
 processes do. Where command and keepers were killed together, what is left is found by the files
 below RUN that it holds open for writing: logs, stacks, checkpoints.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.keeper import descendants
+from cluster.supervise.keeper import descendants
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
 

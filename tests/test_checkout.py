@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checks import host
-from cluster.checks.case import Case
-from cluster.checks.findings import Notes
 from cluster.launch import ray_jobs
+from cluster.preflight.checks import host
+from cluster.preflight.checks.case import Case
+from cluster.preflight.checks.findings import Notes
 from rcot_rl import checkout, runfolder
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 import rcot_rl
-from rcot_rl import cli
+from rcot_rl.cli import main as cli
 
 HEAVY = ("torch", "ray", "vllm", "verl", "transformers", "wandb")
 SMALL_RECIPE = """\
@@ -246,16 +246,16 @@ def test_a_process_ends_with_status_and_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "rcot_rl.cli",
+        "rcot_rl.cli.main",
         "rcot_rl.recipe.loader",
         "rcot_rl.protocol.prompts",
         "rcot_rl.runfolder",
         "rcot_rl.chain",
         "reward_fns.score",
-        "data_pipelines.plan",
-        "data_pipelines.check",
-        "cluster.preflight",
-        "cluster.plan",
+        "data_pipelines.planning.plan",
+        "data_pipelines.verify.check_sets",
+        "cluster.preflight.at_start",
+        "cluster.preflight.plan",
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:
@@ -266,7 +266,7 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
 
 def test_the_script_and_scoring_do_without_numpy() -> None:
     code = (
-        "import sys, rcot_rl.cli, reward_fns.score_lines\n"
+        "import sys, rcot_rl.cli.main, reward_fns.score_lines\n"
         "from reward_fns.score import load_reward\n"
         f"assert load_reward('aks').score({RIGHT!r}, 'A').reward == 3.0\n"
         "print(*sorted(sys.modules.keys() & {'numpy', 'scipy', 'cv2', 'pyarrow'}))"
@@ -334,7 +334,7 @@ def test_a_closed_terminal_ends_a_command_unless_nohup_was_asked_for(
 ) -> None:
     code = (
         "import os, signal, sys, time\n"
-        "from rcot_rl import cli\n"
+        "from rcot_rl.cli import main as cli\n"
         "def app(arguments, prog_name):\n"
         "    try:\n"
         f"        os.kill(os.getpid(), signal.{number}); time.sleep(0.1)\n"

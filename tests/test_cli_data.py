@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data_pipelines.toy.layouts import write_corpus
-from rcot_rl.cli import app
+from rcot_rl.cli.main import app
 from rcot_rl.errors import InputError
 
 RUN = CliRunner()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rcot_rl.cli import app
+from rcot_rl.cli.main import app
 from rcot_rl.errors import InputError
 
 GOOD = {"response": "<think>t</think><answer>B</answer>", "ground_truth": "A", "id": 7}

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.launch import ray_jobs, render, slurm
-from cluster.plan import examine
-from rcot_rl import cli
-from rcot_rl.cli import main
+from cluster.preflight.plan import examine
+from rcot_rl.cli import main as cli
+from rcot_rl.cli.main import main
 from rcot_rl.data_stage import build_shards
 from rcot_rl.errors import InputError
 from rcot_rl.files import suffix_counts, visible
@@ -166,7 +166,7 @@ def test_the_console_says_it_in_one_line_and_a_second(kind: str, here: Path) -> 
         [sys.executable, "-m", "rcot_rl.cli", *words],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
     )
     assert done.returncode == 2
     assert "k[12]" in done.stderr and "'['" in done.stderr and "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.preflight import check_folder
+from cluster.preflight.at_start import check_folder
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe, recipe_hash
 from rcot_rl.recipe.schema import Recipe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import Host
+from cluster.supervise.processes import Host
 from rcot_rl import variables
 
 ASKS = """

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from rcot_rl.training.vllm_worker import CpuWorkerExtension
+from rcot_rl.training.cpu.vllm_worker import CpuWorkerExtension
 
 
 class FailingWeights(CpuWorkerExtension):

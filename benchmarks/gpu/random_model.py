@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cluster.checks.policy_facts import PUBLISHED
+from cluster.preflight.checks.policy_facts import PUBLISHED
 from rcot_rl.inference.model_folder import TINY
 
 SHAPES = {

@@ -2,10 +2,11 @@
 
     python -m cluster.launch.ask_stacks ADDRESS FOLDER
 
-On one host the supervisor asks its own descendants (`cluster.local`). On a cluster the trainer's
-and the engine's processes are Ray's children, here and elsewhere: a task on each host that lives
-asks those which write into FOLDER, on the disk that all hosts share. A host that does not answer
-in time is left out: it may be what the others wait for. Prints a line a host; exit status 0.
+On one host the supervisor asks its own descendants (`cluster.supervise.processes`). On a cluster
+the trainer's and the engine's processes are Ray's children, here and elsewhere: a task on each host
+that lives asks those which write into FOLDER, on the disk that all hosts share. A host that does
+not answer in time is left out: it may be what the others wait for. Prints a line a host; exit
+status 0.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from cluster.plan import Report, examine
+from cluster.preflight.plan import Report, examine
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import RunFolder

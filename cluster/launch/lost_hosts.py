@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cluster.local import StageFailed
+from cluster.supervise.processes import StageFailed
 
 _DEAD = re.compile(
     rb"The node with node id: [0-9a-f]{1,80} and address: ([\w.:\[\]-]{1,80}) and node name: "

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from cluster.launch import rendezvous
 from cluster.launch.rendezvous import Place
-from cluster.local import Host, StageFailed
+from cluster.supervise.processes import Host, StageFailed
 from rcot_rl import variables
 from rcot_rl.errors import InputError
 

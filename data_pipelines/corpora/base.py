@@ -23,7 +23,7 @@ import numpy as np
 
 from data_pipelines.corpora.metadata import Node
 from data_pipelines.geometry import tight_box
-from data_pipelines.jpeg import JpegFault, size_of
+from data_pipelines.planning.jpeg import JpegFault, size_of
 from rcot_rl.errors import InputError
 
 _T = TypeVar("_T")
@@ -268,7 +268,7 @@ class Corpus(abc.ABC):
 
     def expression(self, video: Video, expression_id: str) -> Expression:
         """One of a video's, or `VIDEO#ID`: that of another video, of which nothing is here (see
-        `data_pipelines.absent`). KeyError when there is none."""
+        `data_pipelines.planning.absent`). KeyError when there is none."""
         for e in video.expressions:
             if e.id == expression_id:
                 return e

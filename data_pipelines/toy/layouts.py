@@ -7,7 +7,7 @@
 
 A split is made in a hidden temporary folder and then moved to its place. `toy.json` at the corpus'
 root holds what every split was made from, so that the same one is not made again, and what
-the templates of `data_pipelines/traces.py` need to know. Bytes follow from (seed, layout, split,
+the templates of `traces/trace_files.py` need to know. Bytes follow from (seed, layout, split,
 preset, number of sentences) and the clip's index alone. Leaves out archives and the folders of the
 original DAVIS release.
 """

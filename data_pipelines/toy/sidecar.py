@@ -7,7 +7,7 @@
                         "order": [OBJECT], "expressions": {EXPRESSION: {"kind"}}}}}
 
 `preset`, `seed` and `split` at the top are those of the first split, in the order of names.
-`anno_id` is there where masks are run lengths. `data_pipelines/traces.py` reads the videos.
+`anno_id` is there where masks are run lengths. `traces/trace_files.py` reads the videos.
 """
 
 from __future__ import annotations

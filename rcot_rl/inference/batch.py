@@ -3,7 +3,7 @@
 Ray Data's own LLM processor runs the engines, as actors of whatever cluster the driver is connected
 to; requests go out as prompts and names of frames, which are read and resized where there is room,
 so that the driver never holds an image. Answers come back in any order, each as soon as its block
-is done. Nothing is remembered here: `data_pipelines.ledger` keeps what was answered.
+is done. Nothing is remembered here: `data_pipelines.traces.response_cache` keeps what was answered.
 """
 
 from __future__ import annotations

@@ -47,12 +47,12 @@ PRELOAD = (
     "vllm.v1.worker.cpu_worker",
     "vllm.entrypoints.openai.api_server",
     "vllm.model_executor.models.qwen2_5_vl",
-    "rcot_rl.training.engine_cpu",
+    "rcot_rl.training.cpu.engine_cpu",
     "rcot_rl.training.trainer",
     "rcot_rl.training.reward",
-    "rcot_rl.training.vllm_worker",
+    "rcot_rl.training.cpu.vllm_worker",
 )
-"""What a local run's processes import; see cluster.zygote."""
+"""What a local run's processes import; see cluster.supervise.zygote."""
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
         f"{rollout}.free_cache_engine": False,  # vLLM's CPU platform has no sleep mode
         f"{rollout}.enable_sleep_mode": False,
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 64,
-        f"{vllm}.worker_extension_cls": "rcot_rl.training.vllm_worker.CpuWorkerExtension",
+        f"{vllm}.worker_extension_cls": "rcot_rl.training.cpu.vllm_worker.CpuWorkerExtension",
         f"{vllm}.distributed_executor_backend": "uni",  # one process fewer
         f"{vllm}.skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
         "data.dataloader_num_workers": 0,

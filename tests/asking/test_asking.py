@@ -16,9 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from data_pipelines.check import check
 from data_pipelines.toy.layouts import write_corpus
-from rcot_rl.asking import describe, trace
+from data_pipelines.verify.check_sets import check
+from rcot_rl.annotation import describe, trace
 
 RCOT = [sys.executable, "-m", "rcot_rl.cli"]
 

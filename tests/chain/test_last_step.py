@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.local import StageFailed
+from cluster.supervise.processes import StageFailed
 from rcot_rl import chain
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe

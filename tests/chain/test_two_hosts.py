@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch.lost_hosts import LossWatch
-from cluster.local import StageFailed
+from cluster.supervise.processes import StageFailed
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster.checks.case import GIB, HostFacts
-from cluster.checks.policy_facts import PUBLISHED, parameters_of
-from cluster.plan import Report, examine
+from cluster.preflight.checks.case import GIB, HostFacts
+from cluster.preflight.checks.policy_facts import PUBLISHED, parameters_of
+from cluster.preflight.plan import Report, examine
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checks import estimates
-from cluster.checks.case import GIB, Case, HostFacts
-from cluster.checks.policy_facts import PUBLISHED, parameters_of, policy_facts
+from cluster.preflight.checks import estimates
+from cluster.preflight.checks.case import GIB, Case, HostFacts
+from cluster.preflight.checks.policy_facts import PUBLISHED, parameters_of, policy_facts
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import keeper
+from cluster.supervise import keeper
 from rcot_rl import runlock
 from rcot_rl.errors import InputError
 
@@ -35,7 +35,7 @@ time.sleep(0 if level == 1 else 600)
 SUPERVISOR = """
 import signal, sys
 from pathlib import Path
-from cluster.local import Host
+from cluster.supervise.processes import Host
 from rcot_rl.runfolder import RunFolder
 def stop(*_): raise KeyboardInterrupt
 for number in (signal.SIGTERM, signal.SIGHUP):

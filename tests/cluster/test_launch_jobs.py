@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.launch import kuberay, local, ray_jobs
-from rcot_rl.cli import app
+from rcot_rl.cli.main import app
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe, recipe_hash
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.launch import ray_jobs, rendezvous, slurm
-from cluster.local import Host
+from cluster.supervise.processes import Host
 from rcot_rl.recipe.loader import load_recipe
 
 spec = importlib.util.spec_from_file_location(
@@ -160,7 +160,7 @@ def test_ray_jobs_runs_the_shipped_code_after_the_health_check(tmp_path, monkeyp
     # a stage's process in that job: Ray must take both environments
     log = tmp_path / "stage.log"
     code += (
-        "\nimport sys\nfrom pathlib import Path\nfrom cluster.local import Host\n"
+        "\nimport sys\nfrom pathlib import Path\nfrom cluster.supervise.processes import Host\n"
         f"with Host({{}}, own_ray=False) as host:\n"
         f"    host.run([{str(JOINS)!r}, {str(tmp_path)!r}], Path({str(log)!r}))\n"
         f"print(Path({str(log)!r}).read_text())"

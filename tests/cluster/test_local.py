@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import head
-from cluster.local import Host, Hung, Limits, StageFailed
+from cluster.supervise.processes import Host, Hung, Limits, StageFailed
 from rcot_rl.stacks import path_of
 
 # a child that leaves a grandchild in a session of its own behind, as a daemon would
@@ -83,7 +83,7 @@ def test_children_end_with_the_command_whatever_ends_it(tmp_path, number):
     script.write_text(
         "import signal, sys\n"
         "from pathlib import Path\n"
-        "from cluster.local import Host\n"
+        "from cluster.supervise.processes import Host\n"
         "def stop(*_): raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         "signal.signal(signal.SIGINT, stop)\n"

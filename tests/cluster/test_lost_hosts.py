@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.launch.lost_hosts import DeathWatch, LossWatch
-from cluster.local import StageFailed
-from cluster.verdict import History
+from cluster.supervise.processes import StageFailed
+from cluster.supervise.verdict import History
 from rcot_rl.recipe.supervise import SuperviseSection
 
 SAID = (

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cluster.checks.findings import Report
-from cluster.plan import examine, examine_file
-from rcot_rl.cli import app
+from cluster.preflight.checks.findings import Report
+from cluster.preflight.plan import examine, examine_file
+from rcot_rl.cli.main import app
 from rcot_rl.recipe.loader import RECIPES, load_recipe
 
 MISTAKES: dict[str, list[dict[str, Any]]] = {
@@ -197,7 +197,7 @@ def test_the_size_of_a_gpu_can_be_given(look: Callable[..., Report]) -> None:
 @pytest.mark.parametrize("recipe", ["laptop", "rcot_seg_3b"])
 def test_nothing_heavy_is_imported(tmp_path: Path, recipe: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from cluster.plan import examine_file; "
+        "import sys; from pathlib import Path; from cluster.preflight.plan import examine_file; "
         f"examine_file({recipe!r}, [], Path({str(tmp_path / 'x')!r})); "
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
@@ -212,7 +212,9 @@ def test_every_code_is_documented_and_planted() -> None:
     documented = {stage.sub("", c) for c in re.findall(r"`([a-z<][a-z_.<>-]*)`", page)}
     planted = {stage.sub("", m["code"]) for ms in MISTAKES.values() for m in ms}
     assert planted <= documented, planted - documented
-    sources = "".join(p.read_text() for p in (here.parents[1] / "cluster" / "checks").glob("*.py"))
+    sources = "".join(
+        p.read_text() for p in (here.parents[1] / "cluster" / "preflight" / "checks").glob("*.py")
+    )
     raised = set(re.findall(r'f"\{(?:s\.)?stage\}\.([a-z_]+)",', sources))
     raised |= set(re.findall(r'notes\.\w+\(\s*"([a-z_.]+)",', sources))
     raised = {stage.sub("", code) for code in raised}

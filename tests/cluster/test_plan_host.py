@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.checks import case
-from cluster.checks import host as checks_host
-from cluster.checks.findings import Report
+from cluster.preflight.checks import case
+from cluster.preflight.checks import host as checks_host
+from cluster.preflight.checks.findings import Report
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
@@ -169,10 +169,10 @@ def test_vllm_for_the_device_is_installed(
     found = look("3b")
     assert "vllm is not installed" in message(found, "engine")
     (fix,) = [f.fix for f in found.findings if f.code == "engine"]
-    makefile = (Path(checks_host.__file__).parents[2] / "Makefile").read_text()
+    makefile = (Path(checks_host.__file__).parents[3] / "Makefile").read_text()
     assert "make setup-gpu" in fix and "setup-gpu: LOCK := requirements/gpu.lock" in makefile
     assert (
-        "\nvllm==" in (Path(checks_host.__file__).parents[2] / "requirements/gpu.lock").read_text()
+        "\nvllm==" in (Path(checks_host.__file__).parents[3] / "requirements/gpu.lock").read_text()
     )
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.checks import shards as checks_shards
-from cluster.checks.findings import Finding, Report
+from cluster.preflight.checks import shards as checks_shards
+from cluster.preflight.checks.findings import Finding, Report
 
 Built = tuple[Path, list[str]]
 

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.checks.findings import Report
+from cluster.preflight.checks.findings import Report
 from data_pipelines.toy.layouts import write_corpus
 
 

@@ -1,4 +1,4 @@
-"""What can be known beforehand stops a run before it writes anything: `cluster.plan.check_run`."""
+"""What can be known beforehand stops a run before it writes: `preflight.plan.check_run`."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import preflight
-from cluster.plan import check_launch, check_run
+from cluster.preflight import at_start as preflight
+from cluster.preflight.plan import check_launch, check_run
 from rcot_rl.chain import run
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe
@@ -205,7 +205,7 @@ def test_a_resumed_run_is_not_asked_for_the_space_that_it_has_taken(tmp_path, mo
     recipe = load_recipe("laptop")
     old = tmp_path / "run" / "grpo-aks" / "checkpoints" / "global_step_12"
     RunFolder.claim(tmp_path / "run", recipe)
-    from cluster.checks import case as cases
+    from cluster.preflight.checks import case as cases
 
     real = cases.shutil.disk_usage
     little = 2**31 + 2**20
@@ -213,8 +213,8 @@ def test_a_resumed_run_is_not_asked_for_the_space_that_it_has_taken(tmp_path, mo
         cases.shutil, "disk_usage",
         lambda path: type(real(path))(*real(path)[:2], little if "shm" not in str(path) else 2**40),
     )  # fmt: skip
-    monkeypatch.setattr("cluster.checks.estimates.shard_bytes", lambda case: None)
-    from cluster.checks import estimates
+    monkeypatch.setattr("cluster.preflight.checks.estimates.shard_bytes", lambda case: None)
+    from cluster.preflight.checks import estimates
 
     monkeypatch.setattr(
         estimates, "disk", lambda case: estimates.Estimate(2.5, "checkpoints of a large model")
@@ -230,7 +230,7 @@ def test_a_resumed_run_is_not_asked_for_the_space_that_it_has_taken(tmp_path, mo
 def test_every_launcher_checks_the_recipe_first(tmp_path, launcher):
     words = [sys.executable, "-m", "rcot_rl.cli", "launch", launcher, "laptop", "--dry-run"]
     settings = ["cluster.ray_address=auto", "grpo_ktg.top_k=0", TYPO]
-    here = os.environ | {"PYTHONPATH": str(Path(preflight.__file__).parents[1])}
+    here = os.environ | {"PYTHONPATH": str(Path(preflight.__file__).parents[2])}
     done = subprocess.run(
         [*words, *settings], capture_output=True, text=True, cwd=tmp_path, env=here
     )

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from cluster import verdict as module
-from cluster.verdict import History
+from cluster.supervise import verdict as module
+from cluster.supervise.verdict import History
 from rcot_rl.recipe.supervise import SuperviseSection
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.zygote import write_client
+from cluster.supervise.zygote import write_client
 from rcot_rl.training.jobs import PRELOAD
 
 
@@ -17,7 +17,7 @@ def serving(folder: Path, *modules: str, **environment: str):
     folder.chmod(0o700)
     client = write_client(folder)
     process = subprocess.Popen(
-        [sys.executable, "-m", "cluster.zygote", str(folder / "socket"), *modules],
+        [sys.executable, "-m", "cluster.supervise.zygote", str(folder / "socket"), *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"RCOT_ZYGOTE_PYTHON": str(client)} | environment,

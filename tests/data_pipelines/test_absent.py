@@ -7,11 +7,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.absent import SEPARATOR, content_words
 from data_pipelines.build import build
-from data_pipelines.check import check
-from data_pipelines.survey import open_corpora
+from data_pipelines.planning.absent import SEPARATOR, content_words
+from data_pipelines.planning.survey import open_corpora
 from data_pipelines.toy.layouts import write_corpus
+from data_pipelines.verify.check_sets import check
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 
 

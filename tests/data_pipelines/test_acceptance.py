@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data_pipelines.acceptance import CAUSES, Acceptance
+from data_pipelines.traces.trace_filter import CAUSES, Acceptance
 from rcot_rl.recipe.data import TracerSection
 
 SECTION = TracerSection(min_words=4, max_words=60)

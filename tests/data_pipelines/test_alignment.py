@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.alignment import Outline, fit_table, sam2_suspects, suspects
 from data_pipelines.build import build
 from data_pipelines.corpora import Corpus, Video, open_corpus
-from data_pipelines.scan import scan_video
+from data_pipelines.planning.mask_alignment import Outline, fit_table, sam2_suspects, suspects
+from data_pipelines.planning.scan import scan_video
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.alignment import AlignmentSection
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
@@ -159,7 +159,7 @@ def test_points_of_many_objects_are_looked_up_in_pieces(monkeypatch):
     unit = np.full((160, 2), np.sqrt(0.5), np.float32)
     lines = [Outline((rng.random((160, 2)) * 50).astype(np.float32), unit) for _ in range(230)]
     whole = fit_table(lines, frames)
-    monkeypatch.setattr("data_pipelines.alignment._MOST", 1000)
+    monkeypatch.setattr("data_pipelines.planning.mask_alignment._MOST", 1000)
     np.testing.assert_array_equal(fit_table(lines, frames), whole)
     assert 230 * 160 > 1 << 15
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.build import build
-from data_pipelines.check import check
-from data_pipelines.check_rows import check_row, summary
 from data_pipelines.manifest import sha256_of
-from data_pipelines.show import contact_sheet, read_shown
+from data_pipelines.verify.check_rows import check_row, summary
+from data_pipelines.verify.check_sets import check
+from data_pipelines.verify.show import contact_sheet, read_shown
 from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
@@ -193,7 +193,7 @@ def test_tokens_of_the_policys_own_tokenizer_are_faults_where_it_is_given(out, t
 
 
 def test_what_the_processor_refuses_is_a_fault_of_the_row(out, monkeypatch):
-    from data_pipelines.processor import PolicyProcessor
+    from data_pipelines.verify.processor import PolicyProcessor
 
     def refuse(self: object, shown: object) -> Iterator[object]:
         raise IndexError("list index out of range")

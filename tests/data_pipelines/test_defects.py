@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.build import build
-from data_pipelines.candidates import POOLS, candidates
-from data_pipelines.scan import VideoFacts
-from data_pipelines.survey import open_corpora, scan
+from data_pipelines.planning.candidates import POOLS, candidates
+from data_pipelines.planning.scan import VideoFacts
+from data_pipelines.planning.survey import open_corpora, scan
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

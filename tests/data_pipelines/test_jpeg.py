@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.jpeg import JpegFault, size_of
+from data_pipelines.planning.jpeg import JpegFault, size_of
 
 
 def _jpeg(height: int, width: int, **options: object) -> bytes:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from data_pipelines.ledger import Ledger, write_lines
+from data_pipelines.traces.response_cache import Ledger, write_lines
 from rcot_rl.errors import InputError
 
 WHO = {"model": "m", "seed": 1}

@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from data_pipelines.drawing import divide
-from data_pipelines.plan import Plan, make_plan
-from data_pipelines.scan import ExpressionFacts, VideoFacts
+from data_pipelines.planning.plan import Plan, make_plan
+from data_pipelines.planning.row_drawing import divide
+from data_pipelines.planning.scan import ExpressionFacts, VideoFacts
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.build import build
-from data_pipelines.check import check
+from data_pipelines.verify.check_sets import check
 from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.protocol.parser import TAGS, parse_response

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.build import build
-from data_pipelines.show import contact_sheet, drawn, page, read_shown
+from data_pipelines.verify.show import contact_sheet, drawn, page, read_shown
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

@@ -13,10 +13,10 @@ import yaml
 
 from data_pipelines.build import build
 from data_pipelines.corpora import open_corpus
-from data_pipelines.drawing import SPLITS
-from data_pipelines.texts import open_descriptions, open_traces
+from data_pipelines.planning.row_drawing import SPLITS
 from data_pipelines.toy.layouts import write_corpus
-from rcot_rl.asking.trace import _Tracer
+from data_pipelines.traces.texts import open_descriptions, open_traces
+from rcot_rl.annotation.trace import _Tracer
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe

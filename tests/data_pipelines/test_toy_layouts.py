@@ -12,7 +12,6 @@ from hotcoco import mask as coco
 from PIL import Image
 
 from data_pipelines.build import build
-from data_pipelines.check import check
 from data_pipelines.corpora import Corpus, open_corpus
 from data_pipelines.toy.clips import Clip, ClipSpec, draw_clip
 from data_pipelines.toy.layouts import (
@@ -22,7 +21,8 @@ from data_pipelines.toy.layouts import (
     write_corpus,
     write_layout,
 )
-from data_pipelines.traces import Sidecar
+from data_pipelines.traces.trace_files import Sidecar
+from data_pipelines.verify.check_sets import check
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
 

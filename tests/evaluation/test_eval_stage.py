@@ -6,7 +6,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
-from cluster.plan import examine
+from cluster.preflight.plan import examine
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl import chain
 from rcot_rl.recipe.loader import load_recipe

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cluster.plan import check_run
+from cluster.preflight.plan import check_run
 from rcot_rl.errors import InputError
 from rcot_rl.inference import model_folder, segmenter
 from rcot_rl.inference.weights import tensors_of, weight_shapes

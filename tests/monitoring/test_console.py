@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rcot_rl
-from cluster.local import MemoryWatch
+from cluster.supervise.processes import MemoryWatch
 from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.monitoring.metrics import Follower
 

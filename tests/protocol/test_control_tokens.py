@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.texts import response
 from data_pipelines.tokens import TokenCounter, read_template, read_tokenizer
+from data_pipelines.traces.texts import response
 from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import TINY
 from rcot_rl.protocol.control_tokens import (

@@ -6,7 +6,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from rcot_rl.cli import app
+from rcot_rl.cli.main import app
 from rcot_rl.errors import InputError
 from reward_fns import load_reward
 from reward_fns.score_lines import score_file

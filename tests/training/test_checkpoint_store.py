@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rcot_rl.cli import app
+from rcot_rl.cli.main import app
 from rcot_rl.errors import InputError
 from rcot_rl.training import checkpoint_store as store
 

@@ -46,7 +46,7 @@ def test_verl_finds_the_cpu_platform_and_engine_and_vllm():
 import verl
 from verl.plugin.platform import get_platform
 from verl.third_party.vllm import vllm_version
-import rcot_rl.training.engine_cpu
+import rcot_rl.training.cpu.engine_cpu
 from verl.workers.engine import EngineRegistry
 print(get_platform().device_name, get_platform().communication_backend_name(), vllm_version)
 """,

@@ -1,0 +1,1 @@
+"""Checks before a run, and the plan with its costs."""

@@ -1,0 +1,1 @@
+"""Processes of a stage: start, watch, judge, end."""

@@ -1,0 +1,1 @@
+"""Descriptions and reasoning: texts, the trace filter, the response cache."""

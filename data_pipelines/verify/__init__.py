@@ -1,0 +1,1 @@
+"""Checks and pictures of finished shards."""

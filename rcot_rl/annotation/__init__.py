@@ -1,0 +1,1 @@
+"""Descriptions and traces by models, on Ray Data."""

@@ -1,0 +1,1 @@
+"""What only a CPU needs: verl's platform and engine, vLLM's worker."""
