@@ -235,7 +235,8 @@ def _attention(recipe: Recipe, model: str) -> dict[str, Any]:
         f"{model}.use_remove_padding": flash,
     }
     if recipe.device == "cpu" or not flash:
-        values[f"{model}.external_lib"] = f"rcot_rl.training.engine_{recipe.device}"
+        engine = {"cpu": "cpu.engine_cpu", "cuda": "engine_cuda"}[recipe.device]
+        values[f"{model}.external_lib"] = f"rcot_rl.training.{engine}"
     else:
         values[f"{model}.external_lib"] = "rcot_rl.training.on_policy_loss"
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,17 @@ def test_the_paper_reaches_verl(stage: str, steps: int) -> None:
     # AdamW's warm-up ratio is 0: verl counts steps, and -1 means by the ratio
     assert config[f"{ACTOR}.optim.lr_warmup_steps_ratio"] == 0.0
     assert config[f"{ACTOR}.optim.lr_warmup_steps"] in (-1, 0)
+
+
+@pytest.mark.parametrize("recipe", ["laptop", "rcot_seg_3b", "rcot_seg_3b_agentic"])
+def test_every_module_of_ours_that_verl_is_told_to_import_exists(recipe: str) -> None:
+    texts = [str(v) for v in flat(grpo(load_recipe(recipe), "grpo-aks")).values()]
+    named = {m[0] for text in texts for m in re.finditer(r"\brcot_rl(\.\w+)+", text)}
+    assert len(named) > 3
+    root = Path(__file__).resolve().parents[2]
+    for name in named:  # of a module, or of a name in one
+        files = [root.joinpath(*part.split(".")) for part in (name, name.rpartition(".")[0])]
+        assert any(file.with_suffix(".py").is_file() for file in files), name
 
 
 def test_paths_are_the_callers() -> None:
