@@ -41,7 +41,6 @@ def build(
     data: DataSection,
     out: Path,
     prompts_name: str,
-    recipe_hash: str | None = None,
     seed: int = 1,
     progress: Progress | None = None,
     canvas: int = 840,
@@ -53,7 +52,6 @@ def build(
 ) -> dict[str, Any]:
     """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
 
-    recipe_hash: what the manifests call it; None: the hash of what rows depend on.
     seed, canvas: the recipe's, where `data` has none of its own.
     rewards: set -> stage -> name and sha256 of the reward, for the manifests.
     policy: the model folder whose tokens are counted; None: they are not.
@@ -76,7 +74,7 @@ def build(
     found = survey(corpora, data, canvas, progress, propagator, seed)
     facts = described(found, maker.describer, data)
     recipe = _recipe_of(data, prompts, seed, canvas)
-    texts = _Texts(recipe, recipe_hash, limits or {}, rewards or {}, maker)
+    texts = _Texts(recipe, limits or {}, rewards or {}, maker)
     while True:
         refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
         plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
@@ -154,7 +152,6 @@ class _Texts:
     """What goes into every set's manifest, and rows' texts."""
 
     recipe: Mapping[str, Any]
-    recipe_hash: str | None
     limits: Mapping[str, Mapping[str, int]]
     rewards: Mapping[str, Mapping[str, Mapping[str, str]]]
     maker: RowMaker
@@ -171,7 +168,7 @@ class _Texts:
             name=name,
             rows={split: plan.rows.get((name, split), ()) for split in SPLITS},
             recipe=self.recipe,
-            recipe_hash=self.recipe_hash or hashlib.sha256(text.encode()).hexdigest(),
+            recipe_hash=hashlib.sha256(text.encode()).hexdigest(),
             dropped={
                 "expressions": dict(plan.left_out),
                 "defects_by_reason": dict(sorted(Counter(d["reason"] for d in defects).items())),

@@ -60,7 +60,6 @@ _EXTRA_INFO = pa.struct(
         ("total_tokens", pa.int64()),
     ]
 )
-EXTRA_INFO_KEYS = tuple(field.name for field in _EXTRA_INFO)
 
 
 def row_schema(traced: bool, embed: bool, clips: bool = False) -> pa.Schema:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +183,3 @@ def _blank(canvas: int) -> Any:
     import numpy as np
 
     return np.zeros((canvas, canvas, 3), dtype=np.uint8)
-
-
-def log(message: str) -> None:
-    """A line for whoever watches the driver's log."""
-    print("RCOT " + json.dumps({"event": "ask", "message": message}), flush=True)
-    sys.stdout.flush()

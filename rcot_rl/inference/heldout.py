@@ -87,16 +87,15 @@ def heldout_rewards(
     k: int = 4,
     temperature: float = 1.0,
     max_tokens: int = 2000,
-    limit: int | None = None,
     seed: int = 0,
     count: Callable[[str], int] | None = None,
 ) -> Heldout:
-    """Sampled and greedy rewards of a policy on verl RL rows of one task (the first `limit`).
+    """Sampled and greedy rewards of a policy on verl RL rows of one task.
 
     count: tokens of a text, for rewards that take `response_length` as in training. Raises
     InputError, naming row and key, for a row that is no such row.
     """
-    rows = list(rows[:limit])
+    rows = list(rows)
     if not rows:
         raise InputError("no held-out rows to compare on")
     requests = [_request(row, index, seed) for index, row in enumerate(rows)]

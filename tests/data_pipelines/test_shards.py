@@ -51,14 +51,15 @@ def test_workers_do_not_change_a_byte(data, tmp_path):
 
 
 def test_manifest_lists_every_file_with_its_checksum(data, tmp_path):
-    built = build(data, tmp_path, "qwen", recipe_hash="abc", seed=5)
+    built = build(data, tmp_path, "qwen", seed=5)
     for name in data.sets:
         files = tree(tmp_path / name)
         del files["manifest.json"]
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         assert manifest == built["sets"][name]
         assert manifest["files"] == files
-        assert manifest["recipe_hash"] == "abc"
+        text = json.dumps(manifest["recipe"], sort_keys=True, separators=(",", ":"))
+        assert manifest["recipe_hash"] == hashlib.sha256(text.encode()).hexdigest()
         assert manifest["ratios"]["train"]["ktg single:multi"] == 3.0
 
 
@@ -239,7 +240,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     script = (
         "import os, time\n"
         "from data_pipelines.parallel import ordered_map\n"
-        "def work(_): print(os.getpid(), flush=True); time.sleep(600)\n"
+        "def work(_): os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)\n"
         "list(ordered_map(work, range(2), 2, chunk=1))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

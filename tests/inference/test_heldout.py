@@ -67,7 +67,7 @@ def test_every_call_asks_the_same_with_the_same_seeds():
     first, second, third = Says(), Says(), Says()
     rows = [row(i) for i in range(4)]
     heldout_rewards(first, rows, load_reward("aks"))
-    heldout_rewards(second, rows, load_reward("aks"), limit=2)
+    heldout_rewards(second, rows[:2], load_reward("aks"))
     heldout_rewards(third, rows, load_reward("aks"), seed=1)
     seeds = [[r.seed for r in policy.seen[0][0]] for policy in (first, second, third)]
     assert seeds[1] == seeds[0][:2]

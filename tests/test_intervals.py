@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rcot_rl.evaluation.intervals import Interval, mean_interval, paired_difference
-from rcot_rl.intervals import clustered_interval
+from rcot_rl.intervals import Interval, clustered_interval, mean_interval, paired_difference
 
 
 def test_against_the_t_table() -> None:
