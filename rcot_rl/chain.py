@@ -21,7 +21,7 @@ from rcot_rl import data_stage, disk
 from rcot_rl.errors import InputError
 from rcot_rl.files import writing
 from rcot_rl.monitoring.console import Console, EventReader
-from rcot_rl.monitoring.metrics import Follower, read_metrics, restore_step
+from rcot_rl.monitoring.metrics import Follower, read_metrics, recover_steps, restore_step
 from rcot_rl.recipe.loader import require
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
 from rcot_rl.runfolder import RunFolder, write_json
@@ -259,6 +259,8 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> Path:
             file=checkpoints / f"global_step_{job.resumes_from}",
         )
     if job.resumes_from:
+        attempts = sorted(folder.glob("attempt-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        recover_steps(metrics, [a / job.verl_log.name for a in attempts], job.resumes_from)
         restore_step(metrics, checkpoints / f"global_step_{job.resumes_from}" / METRICS)
     if job.resumes_from < job.total_steps:
         if stage != "sft":

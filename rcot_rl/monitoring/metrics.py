@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,7 @@ class Follower:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        lines = []
-        for raw in whole.splitlines():
-            entry = json.loads(raw)
-            line = {"step": entry["step"], "time": time.time()} | entry["data"]
-            if "training/global_step" in line or "train/loss" in line:
-                lines.append(line)
+        lines = _steps_in(whole, time.time())
         if lines:
             self._write(lines)
             self.latest = lines[-1]
@@ -52,6 +48,31 @@ class Follower:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         with self.target.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _steps_in(log: bytes, now: float) -> list[dict[str, Any]]:
+    """The training steps among complete lines of verl's log; validation has lines of its own."""
+    entries = [json.loads(raw) for raw in log.splitlines()]
+    lines = [{"step": e["step"], "time": now} | e["data"] for e in entries]
+    return [line for line in lines if "training/global_step" in line or "train/loss" in line]
+
+
+def recover_steps(path: Path, logs: Sequence[Path], newest: int) -> None:
+    """Add steps up to `newest` that a killed command left in verl's logs, but not in `path`.
+
+    logs: verl's logs of earlier attempts, in their order; a later attempt's line of a step counts.
+    """
+    lines = {line["step"]: line for line in read_metrics(path)}
+    missing: dict[int, dict[str, Any]] = {}
+    for log in logs:
+        if log.is_file():
+            data = log.read_bytes()
+            for line in _steps_in(data[: data.rfind(b"\n") + 1], log.stat().st_mtime):
+                if line["step"] <= newest and line["step"] not in lines:
+                    missing[line["step"]] = line
+    if missing:
+        rows = [row for _, row in sorted((lines | missing).items())]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rcot_rl.monitoring.metrics import Follower, keep_steps_before, read_metrics, restore_step
+from rcot_rl.monitoring.metrics import (
+    Follower,
+    keep_steps_before,
+    read_metrics,
+    recover_steps,
+    restore_step,
+)
 
 
 def entry(step: int, **data: float) -> str:
@@ -144,3 +150,27 @@ def test_keeping_steps_before(tmp_path: Path) -> None:
     keep_steps_before(path, 3)
     assert steps_of(path) == [1, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_steps_that_a_killed_command_had_not_read_are_recovered(tmp_path: Path) -> None:
+    """Attempt 1 was killed after step 2 was saved and read to step 1, attempt 2 after step 3."""
+    metrics = tmp_path / "metrics.jsonl"
+    logs = [tmp_path / f"attempt-{k}.jsonl" for k in (1, 2, 3)]
+    logs[0].write_text(entry(1) + entry(2, x=1.0) + entry(3, x=1.0) + '{"step": 4, "da')
+    logs[1].write_text(entry(3, x=2.0) + json.dumps({"step": 3, "data": {"val/loss": 1.0}}) + "\n")
+    write_steps(metrics, 1)
+    recover_steps(metrics, logs, newest=3)
+    lines = read_metrics(metrics)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[0]["reward/mean"] == 1, "what was read already stays"
+    assert lines[2]["x"] == 2.0, "the attempt that did the step last"
+    before = metrics.read_bytes()
+    recover_steps(metrics, logs, newest=3)
+    assert metrics.read_bytes() == before
+
+
+def test_steps_after_the_checkpoint_are_not_recovered(tmp_path: Path) -> None:
+    log = tmp_path / "verl.jsonl"
+    log.write_text(entry(1) + entry(2))
+    recover_steps(tmp_path / "metrics.jsonl", [log], newest=1)
+    assert steps_of(tmp_path / "metrics.jsonl") == [1]
