@@ -23,6 +23,8 @@ def one_process():
     """A process group of one rank, which verl's handler and our saver ask for."""
     import torch.distributed as dist
 
+    if dist.is_initialized():  # by a vLLM engine of another module, in this process
+        dist.destroy_process_group()
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     yield
     dist.destroy_process_group()
