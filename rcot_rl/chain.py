@@ -24,7 +24,7 @@ from rcot_rl.monitoring.console import Console, EventReader
 from rcot_rl.monitoring.metrics import Follower, read_metrics, recover_steps, restore_step
 from rcot_rl.recipe.loader import require
 from rcot_rl.recipe.schema import STAGES, Benchmark, Recipe
-from rcot_rl.runfolder import RunFolder, write_json
+from rcot_rl.runfolder import RunFolder, attempts_in, write_json
 from rcot_rl.training import jobs
 from rcot_rl.training.checkpoint_store import METRICS, room_needed
 from rcot_rl.training.handoff_check import check_handoff
@@ -140,8 +140,7 @@ def _shortages_fail(stage: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in disk.KINDS:
             raise
-        attempts = sorted(stage.glob("attempt-*"), key=lambda p: p.stat().st_mtime)
-        attempt = attempts[-1] if attempts else stage / "attempt-1"
+        attempt = [stage / "attempt-1", *attempts_in(stage)][-1]
         raise StageFailed("was stopped: a file cannot be written", attempt / "log.txt") from error
 
 
@@ -259,8 +258,8 @@ def _train(state: _Run, stage: str, job: jobs.Job, attempt: Path) -> Path:
             file=checkpoints / f"global_step_{job.resumes_from}",
         )
     if job.resumes_from:
-        attempts = sorted(folder.glob("attempt-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-        recover_steps(metrics, [a / job.verl_log.name for a in attempts], job.resumes_from)
+        logs = [attempt / job.verl_log.name for attempt in attempts_in(folder)]
+        recover_steps(metrics, logs, job.resumes_from)
         restore_step(metrics, checkpoints / f"global_step_{job.resumes_from}" / METRICS)
     if job.resumes_from < job.total_steps:
         if stage != "sft":

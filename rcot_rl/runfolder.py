@@ -128,8 +128,8 @@ class RunFolder:
         """RUN/<stage>/attempt-K, the next number."""
         folder = self.stage(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(p.name.split("-")[1]) for p in folder.glob("attempt-*")]
-        path = folder / f"attempt-{max(numbers, default=0) + 1}"
+        before = attempts_in(folder)
+        path = folder / f"attempt-{_attempt_number(before[-1]) + 1 if before else 1}"
         path.mkdir()
         return path
 
@@ -170,6 +170,15 @@ class RunFolder:
             "recipe": recipe.model_dump(mode="json"),
         }
         write_text(path, yaml.safe_dump(record, sort_keys=False))
+
+
+def attempts_in(stage: Path) -> list[Path]:
+    """Return the attempt folders of a stage's folder, in their order."""
+    return sorted(stage.glob("attempt-*"), key=_attempt_number)
+
+
+def _attempt_number(attempt: Path) -> int:
+    return int(attempt.name.rpartition("-")[2])
 
 
 def names_in(root: Path) -> set[str]:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 from cluster.supervise.keeper import descendants
 from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
@@ -122,7 +124,7 @@ def _writers(root: Path) -> list[int]:
     """Other processes of this host that write below RUN's folders; this one's ancestors, which may
     keep its log, aside."""
     below = str(root.resolve()) + os.sep
-    ours = _ancestors()
+    ours = {process.pid for process in psutil.Process().parents()}
     found = []
     for pid, file in _open_files():
         if pid in ours or pid in found:
@@ -159,21 +161,11 @@ def _writes(file: str) -> bool:
     return False
 
 
-def _ancestors() -> set[int]:
-    pid, found = os.getpid(), set()
-    while pid > 1:
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            break
-        pid = int(text.rpartition(")")[2].split()[1])
-        found.add(pid)
-    return found
-
-
 def _command(pid: int) -> str:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:
+        words = psutil.Process(pid).cmdline()
+    except psutil.NoSuchProcess:
         return "gone"
+    except psutil.Error:
+        return "?"
     return " ".join(words).strip()[:60] or "?"

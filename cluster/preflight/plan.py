@@ -7,7 +7,7 @@ run will do is printed as a plan, with the derivation of each estimate. What can
 (a model of the hub that is not on this host, say) is a finding of its own, `unknown`.
 
 The checks are functions `check(case, notes)` in `checks/`; docs/preflight.md lists the codes.
- Left out: real rows and pictures (`rcot data check`), other hosts (`rcot launch` asks them).
+Left out: real rows and pictures (`rcot data check`), other hosts (`rcot launch` asks them).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.preflight.checks import (
     estimates,
@@ -48,76 +48,49 @@ __all__ = [
     "recipe_findings",
 ]
 
-CHECKS: tuple[Callable[[Case, Notes], None], ...] = (
-    host.folder,
-    host.space,
-    host.home,
-    host.versions,
-    host.provenance,
-    host.attention,
-    host.accounts,
-    host.ray,
-    host.devices,
-    host.shared_memory,
-    stages.order,
-    stages.sets,
-    stages.checkpoints,
-    stages.zero_target,
-    inputs.prompts,
-    inputs.policy,
-    inputs.writers,
-    inputs.trained,
-    inputs.segmenter,
-    inputs.corpora,
-    inputs.texts,
-    rewards.rewards,
-    rewards.clips,
-    shards.shards,
-    tokens.canvas,
-    tokens.prompts,
-    tokens.predict,
-    training.sft,
-    training.steps,
-    training.sampling,
-    training.objective,
-    training.engine,
-    verl.version,
-    verl.keys,
-    size.known,
-    size.gpu,
-    size.host,
-    size.disk,
-)
-ANYWHERE = (
-    stages.sets,
-    stages.zero_target,
-    inputs.prompts,
-    rewards.rewards,
-    rewards.clips,
-    tokens.prompts,
-    tokens.predict,
-    training.sft,
-    training.steps,
-    training.sampling,
-    training.objective,
-    training.engine,
-    verl.keys,
-)
-"""Those that need the recipe alone."""
+Needs = Literal["recipe", "files", "host"]
+"""What a check looks at: the recipe alone, the run's files too, or the host that it runs on."""
 
-FILES = (
-    host.folder,
-    stages.order,
-    stages.checkpoints,
-    inputs.policy,
-    inputs.writers,
-    inputs.trained,
-    inputs.segmenter,
-    inputs.corpora,
-    inputs.texts,
-    shards.shards,
+CHECKS: tuple[tuple[Callable[[Case, Notes], None], Needs], ...] = (
+    (host.folder, "files"),
+    (host.space, "host"),
+    (host.home, "host"),
+    (host.versions, "host"),
+    (host.provenance, "host"),
+    (host.attention, "host"),
+    (host.accounts, "host"),
+    (host.ray, "host"),
+    (host.devices, "host"),
+    (host.shared_memory, "host"),
+    (stages.order, "files"),
+    (stages.sets, "recipe"),
+    (stages.checkpoints, "files"),
+    (stages.zero_target, "recipe"),
+    (inputs.prompts, "recipe"),
+    (inputs.policy, "files"),
+    (inputs.writers, "files"),
+    (inputs.trained, "files"),
+    (inputs.segmenter, "files"),
+    (inputs.corpora, "files"),
+    (inputs.texts, "files"),
+    (rewards.rewards, "recipe"),
+    (rewards.clips, "recipe"),
+    (shards.shards, "files"),
+    (tokens.canvas, "host"),
+    (tokens.prompts, "recipe"),
+    (tokens.predict, "recipe"),
+    (training.sft, "recipe"),
+    (training.steps, "recipe"),
+    (training.sampling, "recipe"),
+    (training.objective, "recipe"),
+    (training.engine, "recipe"),
+    (verl.version, "host"),
+    (verl.keys, "recipe"),
+    (size.known, "host"),
+    (size.gpu, "host"),
+    (size.host, "host"),
+    (size.disk, "host"),
 )
-"""Those that need the run's files, and no other part of the host that it will be on."""
 
 
 def examine(
@@ -143,7 +116,7 @@ def examine(
         host = host_facts(root, look_for_gpu=recipe.device == "cuda")
     case = Case(recipe, root, host, gpu_gib, stages)
     notes = Notes()
-    for check in CHECKS:
+    for check, _ in CHECKS:
         check(case, notes)
     return Report(recipe.name, plan_of(case), notes.findings)
 
@@ -173,13 +146,13 @@ def check_launch(
     does: they are looked at too, and what is missing is a warning, for it may be there later.
     """
     case = Case(recipe, root, host_facts(Path.cwd(), look_for_gpu=False), elsewhere=not shared)
-    notes = Notes()
-    for check in ANYWHERE:
-        check(case, notes)
-    if shared:
-        files = Notes()
-        for check in FILES:
+    notes, files = Notes(), Notes()
+    for check, needs in CHECKS:
+        if needs == "recipe":
+            check(case, notes)
+        elif needs == "files" and shared:
             check(case, files)
+    if shared:
         for finding in files.findings:
             if finding.severity == "error" and finding.code != "folder.recipe":
                 finding.severity = "warning"

@@ -83,9 +83,11 @@ class TracerSection(DescriberSection):
     answer is then the exact ground truth."""
 
     min_words: int = Field(default=8, ge=0)
-    """Of the reasoning; so for the next."""
+    """Minimum number of words of reasoning."""
 
     max_words: int = Field(default=400, ge=1)
+    """Maximum number of words of reasoning."""
+
     max_repeated: float = Field(default=0.2, ge=0, le=1)
     """Largest share of the reasoning's 6-grams that were there before."""
 

@@ -71,10 +71,16 @@ class PredictSection(Section):
 
     temperature: float = Field(default=0.0, ge=0, le=2)
     vdg_tokens: int = Field(default=512, ge=1)
-    """Longest description, in tokens; so for the other tasks below."""
+    """Maximum number of tokens of a description."""
 
     kfg_tokens: int = Field(default=256, ge=1)
+    """Maximum number of tokens of a keyframe selection."""
+
     aks_tokens: int = Field(default=2000, ge=1)
+    """Maximum number of tokens of a keyframe judgement."""
+
     ktg_tokens: int = Field(default=2000, ge=1)
+    """Maximum number of tokens of a grounding response."""
+
     batch: int = Field(default=16, ge=1)
     """(video, query) pairs that are worked on together. Their videos are in memory at once."""

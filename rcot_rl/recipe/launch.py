@@ -106,7 +106,7 @@ class SlurmSection(Section):
     memory: Annotated[
         str, BeforeValidator(_words), StringConstraints(pattern=r"^[0-9]{1,9}[KMGT]?$")
     ] = "0"
-    """Of a node; 0: all of it."""
+    """Memory per node; 0: all of it."""
 
     gres: Token | None = None
     """`gpu:h100:4`, say. None: `gpu:<cluster.gpus_per_node>`, and nothing on a CPU."""

@@ -136,7 +136,7 @@ class ClusterSection(Section):
     """Where a training stage runs."""
 
     nodes: int = Field(default=1, ge=1)
-    """Of GRPO; CoT-SFT (an adapter, one epoch) trains on the first alone."""
+    """Nodes for GRPO. CoT-SFT (an adapter, one epoch) trains on the first node only."""
 
     gpus_per_node: int = Field(default=4, ge=1)
     """Trainer ranks a node; on a CPU, processes."""
