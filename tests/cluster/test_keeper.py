@@ -231,9 +231,10 @@ def test_what_a_command_leaves_behind_may_end_in_order(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+# one write each: torchrun's ranks are unbuffered, and share a log
 RANKS = """
 import os, time
-print("rank", os.getpid(), flush=True)
+os.write(1, b"rank %d\\n" % os.getpid())
 time.sleep(600)
 """
 
@@ -247,15 +248,19 @@ def test_ranks_of_torchrun_end_with_the_supervisor(tmp_path: Path, number: str) 
     launcher = '["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", sys.argv[2]]'
     script.write_text(SUPERVISOR.replace('[sys.argv[2], "2"]', launcher))
     process = subprocess.Popen([sys.executable, script, tmp_path, ranks])
-    log = tmp_path / "sft/attempt-1/log.txt"
-    end = time.monotonic() + 120
-    started: list[int] = []
-    while len(started) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-        text = log.read_text() if log.is_file() else ""
-        started = [int(pid) for pid in re.findall(r"^rank (\d+)$", text, re.MULTILINE)]
-    assert len({os.getsid(pid) for pid in started}) == 2
-    process.send_signal(signal.Signals[number])
-    process.wait(timeout=30)
-    assert not alive(started)
+    try:
+        log = tmp_path / "sft/attempt-1/log.txt"
+        end = time.monotonic() + 120
+        started: list[int] = []
+        while len(started) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+            text = log.read_text() if log.is_file() else ""
+            started = [int(pid) for pid in re.findall(r"^rank (\d+)$", text, re.MULTILINE)]
+        assert len({os.getsid(pid) for pid in started}) == 2
+        process.send_signal(signal.Signals[number])
+        process.wait(timeout=30)
+        assert not alive(started)
+    finally:
+        process.kill()  # a failure here must not leave other tests a child
+        process.wait(timeout=30)
