@@ -12,6 +12,7 @@ end as it must.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -184,16 +185,31 @@ def full_disk(stage: Stage) -> int:
     """Fill the run's disk until the supervisor has noticed, then for ten more seconds."""
     before, step = len(stage.verdicts()), stage.steps()[-1]
     ballast = stage.run / "ballast"
-    free = shutil.disk_usage(stage.run).free
     stage.struck = time.time()
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free - 2**20)
     try:
+        with ballast.open("wb") as file:
+            _fill(file.fileno())
         stage.wait(lambda: len(stage.verdicts()) > before)
         time.sleep(10)
     finally:
         ballast.unlink()
     return step + 2
+
+
+def _fill(descriptor: int, block: int = 2**30) -> None:
+    """Allocate blocks at the file's end, each half the last, until 1 MiB no longer fits.
+
+    The stage writes meanwhile, so the free space is not known beforehand.
+    """
+    size = 0
+    while block >= 2**20:
+        try:
+            os.posix_fallocate(descriptor, size, block)
+            size += block
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            block //= 2
 
 
 FAULTS: dict[str, Strike] = {
