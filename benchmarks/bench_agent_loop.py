@@ -1,11 +1,11 @@
-"""The cached agent loop against verl's own: seconds in decoding and in the processor, a group of n.
+"""Compare the cached agent loop with verl's: seconds of decoding and processing per group of n.
 
     python benchmarks/bench_agent_loop.py [--n 8] [--groups 6]
 
-Runs verl's single-turn loop and ours on the same prompts in one process: every image is decoded
+Runs verl's single-turn loop and ours on the same prompts in one process. Every image is decoded
 from its file's bytes, the processor is the policy's, the rollout engine answers at once. Prints
-milliseconds a group at the laptop's and at the paper's canvas, and the ratio, verl's to ours.
-Responses of a group overlap, so that the processor's own seconds can exceed the whole.
+milliseconds per group at the canvas of the laptop recipe and of the paper, and the ratio of verl's
+to ours. Responses of a group overlap, so the processor's seconds can exceed the whole.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from verl.experimental.agent_loop.agent_loop import create_continuous_token_buil
 from verl.utils.tokenizer import hf_processor
 
 from rcot_rl.inference.model_folder import TINY
-from rcot_rl.training import agent_loop as ours
+from rcot_rl.training import cached_agent_loop
 
 
-class Timed:
+class TimedProcessor:
     """A processor that adds up the seconds it takes."""
 
     def __init__(self, inner: Any, spent: dict[str, float]) -> None:
@@ -56,15 +56,19 @@ class Server:
     """A rollout engine without a model."""
 
     async def generate(self, prompt_ids: list[int], **_: Any) -> SimpleNamespace:
+        """Return three tokens."""
         await asyncio.sleep(0)
         return SimpleNamespace(
-            token_ids=[9, 10, 2], log_probs=[-0.1] * 3, num_preempted=0, routed_experts=None,
+            token_ids=[9, 10, 2],
+            log_probs=[-0.1] * 3,
+            num_preempted=0,
+            routed_experts=None,
             extra_fields={},
-        )  # fmt: skip
+        )
 
 
 def paper_limits(folder: Path) -> Path:
-    """The tiny policy's processor with the limits of Qwen2.5-VL, so that 840 pixels fit."""
+    """Copy the tiny policy's processor with the pixel limits of Qwen2.5-VL, for 840 pixels."""
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     path = folder / "processor_config.json"
     config = json.loads(path.read_text())
@@ -74,14 +78,17 @@ def paper_limits(folder: Path) -> Path:
 
 
 def measure(model: Path, canvas: int, n: int, groups: int) -> dict[str, dict[str, float]]:
-    """Seconds a group, of decoding and of the processor: verl's loop and ours."""
+    """Return loop -> seconds per group: decoding, processor and the whole."""
     spent = {"decode": 0.0, "processor": 0.0}
     tokenizer = AutoTokenizer.from_pretrained(model)
-    processor = Timed(hf_processor(model), spent)
+    processor = TimedProcessor(hf_processor(model), spent)
     builder = create_continuous_token_builder(
-        tokenizer, hf_model_type="qwen2_5_vl", chat_template_kwargs={}, mm_processor_kwargs={},
+        tokenizer,
+        hf_model_type="qwen2_5_vl",
+        chat_template_kwargs={},
+        mm_processor_kwargs={},
         processor=processor,
-    )  # fmt: skip
+    )
     builder.processor = processor
     pixels = np.random.default_rng(0).integers(0, 255, (canvas, canvas, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -101,11 +108,18 @@ def measure(model: Path, canvas: int, n: int, groups: int) -> dict[str, dict[str
     async def response(worker: Any, loop_class: Any) -> None:
         loop = object.__new__(loop_class)
         loop.__dict__.update(
-            processor=processor, tokenizer=tokenizer, dataset_cls=Decoder, data_config={},
-            mm_processor_kwargs={}, continuous_token_builder=builder, server_manager=Server(),
+            processor=processor,
+            tokenizer=tokenizer,
+            dataset_cls=Decoder,
+            data_config={},
+            mm_processor_kwargs={},
+            continuous_token_builder=builder,
+            server_manager=Server(),
             rollout_config=SimpleNamespace(prompt_length=3000, response_length=50),
-            prompt_length=3000, response_length=50, loop=asyncio.get_running_loop(),
-        )  # fmt: skip
+            prompt_length=3000,
+            response_length=50,
+            loop=asyncio.get_running_loop(),
+        )
         output = await loop.run({}, raw_prompt=messages)
         ids = torch.tensor(output.prompt_ids + output.response_ids)
         for _ in range(2):  # before the reward call, and before TransferQueue
@@ -115,17 +129,17 @@ def measure(model: Path, canvas: int, n: int, groups: int) -> dict[str, dict[str
         tasks = [asyncio.create_task(response(self, loop_class)) for _ in range(n)]
         await asyncio.gather(*tasks)
 
-    # verl's worker makes its responses with a live engine and queue; here the loop alone is timed
-    ours._VerlWorker._run_prompt = group
+    # verl's worker needs a live engine and queue; only the loop is timed here
+    cached_agent_loop._VerlWorker._run_prompt = group
     results: dict[str, dict[str, float]] = {}
     for name, worker_class, loop_class in (
-        ("verl", ours._VerlWorker, ours.SingleTurnAgentLoop),
-        ("cached", ours.CachedAgentLoopWorkerTQ, ours.CachedSingleTurn),
+        ("verl", cached_agent_loop._VerlWorker, cached_agent_loop.SingleTurnAgentLoop),
+        ("cached", cached_agent_loop.CachedAgentLoopWorkerTQ, cached_agent_loop.CachedSingleTurn),
     ):
         worker = object.__new__(worker_class)
         worker.processor, worker.tokenizer, worker.mm_processor_kwargs = processor, tokenizer, {}
-        for at in range(groups + 1):
-            if at == 1:  # the first warms up
+        for index in range(groups + 1):
+            if index == 1:  # the first group warms up
                 spent.update(decode=0.0, processor=0.0)
                 started = time.perf_counter()
             asyncio.run(worker._run_prompt({}, loop_class))
@@ -135,7 +149,7 @@ def measure(model: Path, canvas: int, n: int, groups: int) -> dict[str, dict[str
 
 
 def main() -> None:
-    """Prints one line a canvas and measure."""
+    """Print one line per canvas and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--groups", type=int, default=6)
@@ -145,11 +159,11 @@ def main() -> None:
     try:
         large = paper_limits(folder / "model")
         for canvas, model in ((112, TINY), (840, large)):
-            found = measure(model, canvas, options.n, options.groups)
-            for what in ("decode", "processor", "whole"):
-                verl, cached = found["verl"][what], found["cached"][what]
+            seconds = measure(model, canvas, options.n, options.groups)
+            for part in ("decode", "processor", "whole"):
+                verl, cached = seconds["verl"][part], seconds["cached"][part]
                 print(
-                    f"canvas {canvas:4d}, n = {options.n}, {what:<9} "
+                    f"canvas {canvas:4d}, n = {options.n}, {part:<9} "
                     f"verl {1e3 * verl:9.2f} ms  cached {1e3 * cached:8.2f} ms  "
                     f"ratio {verl / cached:6.2f}"
                 )

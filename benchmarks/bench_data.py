@@ -1,15 +1,15 @@
-"""`rcot data build` against its limit: decoding the frames and masks that it must decode, once.
+"""Compare `rcot data build` with its lower bound: decoding the necessary frames and masks once.
 
     python benchmarks/bench_data.py [--side 720] [--published] [--videos 60] [--rows 400]
 
-Makes corpora in the three training layouts with frames `side` pixels high (toy clips, enlarged, as
-heavy as published ones: about a bit a pixel), builds shards at the paper's canvas in one process,
-and decodes alone, each once, what the build had to look at: all masks, since the largest decides
-(section 3.4), and the frames that rows show. The baseline decodes as anybody would: JPEG by OpenCV,
-label images by Pillow, run-length masks by hotcoco. `strict` is harder: label images as fast as the
-build has them, and run-length masks, of which areas can be had without a pixel, only where they are
-in a row. Times are CPU seconds, the least of `--repeats`, so that a busy machine changes little.
-What the build does beyond is timed as well. At full size:
+Writes corpora in the three training layouts with frames `side` pixels high (enlarged toy clips of
+about one bit per pixel, like published ones), builds shards at the paper's canvas in one process,
+and then only decodes, each once, what the build had to read: all masks, since the largest one
+decides (section 3.4), and the frames of rows. The baseline decodes with the usual libraries: JPEG
+with OpenCV, label images with Pillow, run-length masks with hotcoco. `strict` is a lower bound:
+label images with the build's own reader, and only the run-length masks of rows, since areas need no
+decoding. Times are CPU seconds, the smallest of `--repeats`, so that other processes change little.
+The other work of the build is timed too. At full size:
 
     python benchmarks/bench_data.py --videos 576 --copies 10 --rows 38000 --repeats 1 [--published]
 """
@@ -39,31 +39,35 @@ from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.planning.survey import open_corpora
 from data_pipelines.rows import encode
 from data_pipelines.toy.layouts import write_corpus
-from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+from rcot_rl.recipe.data_section import CorpusRef, DataSection, SetSize
 
 TOY = {"ref-youtube-vos": (1 / 3, 0), "mevis": (1 / 3, 0), "revos": (1 / 3, 0)}
 PUBLISHED = {"ref-youtube-vos": (0.60, 27), "mevis": (0.29, 79), "revos": (0.11, 27)}
-"""Layout -> (share of the videos, frames of a clip; 0: as drawn). Of 5,759 training videos 3,471
-are Ref-YouTube-VOS's and 1,662 MeViS'; clips of ReVOS come from several sources."""
+"""Layout -> (share of the videos, frames per clip; 0 for those of the toy clip).
+
+Of 5,759 training videos, 3,471 are from Ref-YouTube-VOS and 1,662 from MeViS; clips of ReVOS come
+from several sources.
+"""
 
 
 def enlarge(root: Path, height: int) -> None:
-    """Frames and masks of a toy corpus, `height` pixels high."""
+    """Enlarge frames and masks of a toy corpus to `height` pixels."""
     for path in root.rglob("*.jpg"):
         image = cv2.imread(str(path))
+        assert image is not None, path
         size = (round(image.shape[1] * height / image.shape[0]), height)
         noise = np.random.default_rng(0).integers(-4, 5, (size[1], size[0], 3))
         big = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(int) + noise
-        small_file = [cv2.IMWRITE_JPEG_QUALITY, 85]
-        cv2.imwrite(str(path), np.clip(big, 0, 255).astype(np.uint8), small_file)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 85]
+        cv2.imwrite(str(path), np.clip(big, 0, 255).astype(np.uint8), quality)
     for path in root.rglob("*.png"):
-        with Image.open(path) as image:
-            size = (round(image.width * height / image.height), height)
-            image.resize(size, Image.Resampling.NEAREST).save(path)
+        with Image.open(path) as label:
+            size = (round(label.width * height / label.height), height)
+            label.resize(size, Image.Resampling.NEAREST).save(path)
     for path in root.rglob("mask_dict.json"):
         masks = json.loads(path.read_text())
-        big = {a: [_big_rle(m, height) for m in listed] for a, listed in masks.items()}
-        path.write_text(json.dumps(big))
+        enlarged = {a: [_big_rle(m, height) for m in listed] for a, listed in masks.items()}
+        path.write_text(json.dumps(enlarged))
 
 
 def _big_rle(rle: dict | None, height: int) -> dict | None:
@@ -72,12 +76,12 @@ def _big_rle(rle: dict | None, height: int) -> dict | None:
     mask = coco.decode(rle)
     size = (round(mask.shape[1] * height / mask.shape[0]), height)
     big = cv2.resize(np.ascontiguousarray(mask), size, interpolation=cv2.INTER_NEAREST)
-    done = coco.encode(np.asfortranarray(big))
-    return {"size": list(done["size"]), "counts": done["counts"].decode()}
+    encoded = coco.encode(np.asfortranarray(big, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
 def lengthen(root: Path, frames: int) -> None:
-    """Clips of so many frames: what there is, backwards and forwards again, as links."""
+    """Lengthen clips to `frames` frames by playing them backwards and forwards, as links."""
     for path in root.rglob("meta_expressions*.json"):
         document = json.loads(path.read_text())
         for name, video in document["videos"].items():
@@ -98,7 +102,7 @@ def lengthen(root: Path, frames: int) -> None:
 
 
 def multiply(root: Path, copies: int) -> None:
-    """Every clip under so many names; the files are links."""
+    """Give every clip `copies` names, as links."""
     tables = [*root.rglob("meta_expressions*.json"), root / "toy.json"]
     for path in tables:
         document = json.loads(path.read_text())
@@ -123,16 +127,16 @@ def _there_and_back(n: int, length: int) -> list[int]:
 
 
 @dataclass
-class Chosen:
-    """What the rows of a build show, each once."""
+class RowContent:
+    """Frames and masks in the rows of a build, each once."""
 
     frames: list[tuple[Corpus, str, str]]
     masks: list[tuple[Corpus, str, str, int]]
     """(corpus, video, annotation, frame index) of KTG rows."""
 
 
-def chosen(corpora: dict[str, Corpus], shards: Path) -> Chosen:
-    """From the parquet files."""
+def row_content(corpora: dict[str, Corpus], shards: Path) -> RowContent:
+    """Read the content of rows from the parquet files."""
     import pyarrow.parquet as pq
 
     frames: dict[Any, None] = {}
@@ -147,11 +151,11 @@ def chosen(corpora: dict[str, Corpus], shards: Path) -> Chosen:
                 expression = corpus.expression(video, info["expression_id"])
                 for anno in expression.anno_ids:
                     masks[corpus, video.id, anno, info["frame_index"]] = None
-    return Chosen(list(frames), sorted(masks, key=lambda m: (m[0].dataset, m[1], m[3], m[2])))
+    return RowContent(list(frames), sorted(masks, key=lambda m: (m[0].dataset, m[1], m[3], m[2])))
 
 
 def cpu(work: Callable[[], object], repeats: int) -> float:
-    """Least CPU seconds of this process."""
+    """Return the smallest CPU seconds of `work` in this process."""
     best = float("inf")
     for _ in range(repeats):
         read_labels.cache_clear()
@@ -162,19 +166,20 @@ def cpu(work: Callable[[], object], repeats: int) -> float:
 
 
 def each(work: Callable[[Any], object], items: Sequence[Any]) -> None:
-    """Without keeping results: memory that is not used again must be had from the system first."""
+    """Call `work` on each item without keeping results, which would need new memory."""
     for item in items:
         work(item)
 
 
 def by_pillow(path: str) -> np.ndarray:
-    """The label image, as anybody would read it."""
+    """Read a label image with Pillow."""
     with Image.open(path) as image:
         return np.asarray(image)
 
 
 def all_masks(corpus: Corpus, labels: Callable[[str], np.ndarray] = read_labels) -> None:
-    """Decodes every mask that a sentence names; a label image once, whatever it holds."""
+    """Decode every mask that an expression needs; each label image once."""
+    root = getattr(corpus, "annotations_root", None)
     for video in corpus.videos():
         annos = sorted({a for e in video.expressions for a in e.anno_ids})
         for t in range(len(video.frames)):
@@ -182,37 +187,38 @@ def all_masks(corpus: Corpus, labels: Callable[[str], np.ndarray] = read_labels)
                 if not corpus.disjoint:
                     corpus.object_mask(video.id, anno, t)
             if corpus.disjoint and annos:
-                labels(f"{corpus.annotations_root}/{video.id}/{video.frames[t]}.png")
+                labels(f"{root}/{video.id}/{video.frames[t]}.png")
 
 
 def row_masks(masks: list[tuple[Corpus, str, str, int]]) -> None:
-    """Decodes the masks of KTG rows."""
+    """Decode the masks of KTG rows."""
     for corpus, video, anno, index in masks:
         corpus.object_mask(video, anno, index)
 
 
 def report(data: DataSection, out: Path, repeats: int) -> None:
-    """Prints one line a measure."""
+    """Build, decode and print one line per measure."""
     built: dict[str, Any] = {}
 
     def whole() -> None:
         shutil.rmtree(out, ignore_errors=True)
         built.update(build(data, out, "qwen"))
 
-    cpu(whole, 1)  # imports, and files into the page cache
+    cpu(whole, 1)  # warm up imports and the page cache
     seconds = cpu(whole, repeats)
     corpora = {c.dataset: c for c in open_corpora(data)}
-    found = chosen(corpora, out)
+    content = row_content(corpora, out)
     images = [c for c in corpora.values() if c.disjoint]
-    labels = cpu(lambda: [all_masks(c) for c in images], repeats)
-    pillow = cpu(lambda: [all_masks(c, by_pillow) for c in images], repeats)
-    runs = cpu(lambda: [all_masks(c) for c in corpora.values() if not c.disjoint], repeats)
-    in_rows = [m for m in found.masks if not m[0].disjoint]
+    others = [c for c in corpora.values() if not c.disjoint]
+    labels = cpu(lambda: each(all_masks, images), repeats)
+    pillow = cpu(lambda: each(lambda c: all_masks(c, by_pillow), images), repeats)
+    runs = cpu(lambda: each(all_masks, others), repeats)
+    in_rows = [m for m in content.masks if not m[0].disjoint]
     runs_in_rows = cpu(lambda: row_masks(in_rows), repeats)
-    frames = cpu(lambda: each(lambda f: f[0].frame(*f[1:]), found.frames), repeats)
-    literal = frames + cpu(lambda: row_masks(found.masks), repeats)
+    frames = cpu(lambda: each(lambda f: f[0].frame(*f[1:]), content.frames), repeats)
+    literal = frames + cpu(lambda: row_masks(content.masks), repeats)
     print(f"build                                    {seconds:8.2f} s")
-    print(f"decoding {len(found.frames):6} frames that rows show   {frames:8.2f} s")
+    print(f"decoding {len(content.frames):6} frames of rows           {frames:8.2f} s")
     print(f"decoding label images                    {pillow:8.2f} s ({labels:.2f} as the build)")
     print(f"decoding run-length masks                {runs:8.2f} s ({runs_in_rows:.2f} of rows)")
     strict = frames + labels + runs_in_rows
@@ -220,25 +226,25 @@ def report(data: DataSection, out: Path, repeats: int) -> None:
     print(f"  strict (see above)                     {seconds / strict:8.2f}")
     print(f"  to rows' masks and frames alone        {seconds / literal:8.2f}")
     rows = sum(m["rows"]["train"] for m in built["sets"].values())
-    _rest(found, data, rows, seconds, strict, repeats)
+    _rest(content, data, rows, seconds, strict, repeats)
 
 
 def _rest(
-    found: Chosen, data: DataSection, rows: int, seconds: float, limit: float, repeats: int
+    content: RowContent, data: DataSection, rows: int, seconds: float, limit: float, repeats: int
 ) -> None:
-    """What is done to every frame beyond decoding it, and what remains."""
-    some = [c.frame(v, f) for c, v, f in found.frames[:100]]
-    share = len(found.frames) / len(some)
+    """Print the seconds of the build's other work, and what remains."""
+    some = [c.frame(v, f) for c, v, f in content.frames[:100]]
+    share = len(content.frames) / len(some)
     images = [to_canvas(f, 840) for f in some]
     files = [encode(i, data.image_format) for i in images]
     resizing = share * cpu(lambda: each(lambda f: to_canvas(f, 840), some), repeats)
     encoding = share * cpu(lambda: each(lambda i: encode(i, data.image_format), images), repeats)
     hashing = cpu(lambda: each(lambda f: hashlib.sha256(f).digest(), files), repeats) / len(files)
-    hashing *= 2 * rows  # as the row's and inside its parquet file
-    masks = [c.object_mask(v, a, t) for c, v, a, t in found.masks[:200]]
+    hashing *= 2 * rows  # once for the row, once inside its parquet file
+    masks = [c.object_mask(v, a, t) for c, v, a, t in content.masks[:200]]
     masks = [m for m in masks if m is not None and m.any()]
     circles = cpu(lambda: each(lambda m: ground(m, 840), masks), repeats) / len(masks)
-    circles *= len(found.masks)
+    circles *= len(content.masks)
     left = seconds - limit - resizing - encoding - hashing - circles
     print(
         f"beyond decoding, {rows} rows: resizing {resizing:.2f}, encoding {encoding:.2f}, "
@@ -247,13 +253,17 @@ def _rest(
 
 
 def main() -> None:
-    """Corpora, build, report."""
+    """Write corpora and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=60)
-    parser.add_argument("--rows", type=int, default=400, help="38,000 of 5,759 are 6.6 a video")
-    parser.add_argument("--copies", type=int, default=1, help="names that each clip has")
+    parser.add_argument(
+        "--rows", type=int, default=400, help="38,000 rows of 5,759 videos are 6.6 per video"
+    )
+    parser.add_argument("--copies", type=int, default=1, help="names of each clip")
     parser.add_argument("--side", type=int, default=720)
-    parser.add_argument("--published", action="store_true", help="the corpora's own proportions")
+    parser.add_argument(
+        "--published", action="store_true", help="use the proportions of the published corpora"
+    )
     parser.add_argument("--format", default="jpeg", choices=("jpeg", "png"))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -268,10 +278,12 @@ def main() -> None:
                 lengthen(root, frames)
             if options.copies > 1:
                 multiply(root, options.copies)
-        # in the paper's proportions: KTG 26,000, AKS 12,000
+        # the paper's proportions: KTG 26,000, AKS 12,000
         ktg, aks = round(options.rows * 0.684), round(options.rows * 0.316)
         data = DataSection(
-            corpora=[CorpusRef(dataset=d, root=str(folder / d)) for d in TOY],
+            corpora=[
+                CorpusRef.model_validate({"dataset": d, "root": str(folder / d)}) for d in TOY
+            ],
             sets={
                 "sft-x": SetSize(ktg=round(ktg * 0.77), aks=round(aks * 0.67)),
                 "grpo-x": SetSize(ktg=round(ktg * 0.23), aks=round(aks * 0.33)),

@@ -1,18 +1,18 @@
-"""Inference at the real sizes, random weights, on one GPU: rollouts, the pipeline, SAM2, J and F.
+"""Inference at real sizes with random weights on one GPU: rollouts, the pipeline, SAM2, J and F.
 
     python benchmarks/bench_gpu_infer.py [--parts rollout,pipeline,sam2,jf] [--json FILE]
                                          [--seconds S] [--out DIR] [--shape 3b] [--device cuda]
 
 - rollout: 16 prompts of 900 vision tokens, 8 responses of 300 tokens each, in one vLLM engine.
 - pipeline: VDG, KFG, AKS and KTG on videos of 32 and 128 frames, 1 and 8 queries at once (one video
-  each), with and without reading the prefix cache. The engine really generates every response, of a
-  fixed length; what the pipeline then reads is scripted, so that the first two keyframes of each
-  query are refused. Counts how often the vision tower encoded a video.
+  each), with and without the prefix cache. The engine generates every response with a fixed length,
+  but the pipeline reads scripted answers: it refuses the first two keyframes of each query. Counts
+  how often the vision tower encodes a video.
 - sam2: SAM2.1-large in fp32, bf16, and bf16 with a compiled image encoder; 1, 4 and 16 objects.
-- jf: J and F on one core and on all.
+- jf: J and F on one core and on all cores.
 
-Each figure is printed as a JSON line as soon as it is known and `--json` is written anew with it.
-`--shape tiny --device cpu` rehearses all of it on a CPU.
+Each figure is printed as a JSON line and written to `--json` as soon as it is known. For a trial on
+a CPU use `--shape tiny --device cpu`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from gpu.random_model import SHAPES, write_model
-from gpu.record import GpuMemory, Record
+from gpu.record import BenchRecord, GpuMemory
 
 PARTS = ("rollout", "pipeline", "sam2", "jf")
 REFUSALS = 2
 LENGTHS = {"vdg": 256, "kfg": 128, "aks": 200, "ktg": 300}
-"""Tokens of a response; all differ, since the scripted policy tells a task by its limit."""
+"""Tokens per response; all differ, since the scripted policy recognizes a task by its limit."""
 
 
 @dataclass
 class ScriptedPolicy:
-    """Generates with the real engine, and answers what makes the pipeline take a known path."""
+    """Generates with the real engine, but returns answers that fix the pipeline's path."""
 
     engine: Any
     read_prefix: bool
@@ -72,7 +72,7 @@ class ScriptedPolicy:
 def run_engine(
     engine: Any, requests: Sequence[Any], sampling: Any, *, read_prefix: bool = True
 ) -> int:
-    """Generate responses of exactly `sampling.max_tokens` tokens; returns how many tokens."""
+    """Generate responses of exactly `sampling.max_tokens` tokens; return the number of tokens."""
     prompts = [engine._prompt(request) for request in requests]
     params = [engine._params(sampling, request.seed) for request in requests]
     for each in params:
@@ -83,7 +83,7 @@ def run_engine(
 
 
 class VisionPasses:
-    """Counts the media that the engine's vision tower encodes. Needs the engine in this process."""
+    """Count the media that the vision tower of an engine in this process encodes."""
 
     def __init__(self, engine: Any) -> None:
         self.media = 0
@@ -98,32 +98,31 @@ class VisionPasses:
         runner._execute_mm_encoder = counted
 
 
-def rollout(engine: Any, record: Record, side: int) -> None:
-    """A GRPO step's rollouts."""
-    from rcot_rl.inference.policy import Request, Sampling
+def rollout(engine: Any, record: BenchRecord, side: int) -> None:
+    """Measure the rollouts of a GRPO step."""
+    from rcot_rl.inference.policy import PolicyRequest, Sampling
 
     rng = np.random.default_rng(0)
     text = "Find the object that moves last and give its box. " * 20
     for label in ("first", "second"):
         images = rng.integers(0, 255, (16, side, side, 3), dtype=np.uint8)
-        requests = [Request(text, image=image, seed=i) for i, image in enumerate(images)]
+        requests = [PolicyRequest(text, image=image, seed=i) for i, image in enumerate(images)]
         started = time.perf_counter()
         tokens = run_engine(engine, requests, Sampling(300, n=8, temperature=1.0))
         seconds = time.perf_counter() - started
-        record.add(
-            {"part": "rollout", "run": label, "seconds": seconds, "tokens": tokens,
-             "tokens_per_s": tokens / seconds}
-        )  # fmt: skip
+        row = {"part": "rollout", "run": label, "seconds": seconds, "tokens": tokens}
+        record.add(row | {"tokens_per_s": tokens / seconds})
 
 
-def pipeline(engine: Any, record: Record, canvas: Any, lengths: tuple[int, ...]) -> None:
-    """Both stages of reasoning, on fresh videos each time."""
+def pipeline(engine: Any, record: BenchRecord, canvas: Any, lengths: tuple[int, ...]) -> None:
+    """Measure both stages of reasoning, on new videos each time."""
     from rcot_rl.inference.pipeline import Pipeline
-    from rcot_rl.inference.trace import Clip, Query
+    from rcot_rl.inference.query_trace import VideoClip, VideoQuery
     from rcot_rl.protocol.prompts import load_prompts
-    from rcot_rl.recipe.inference import PredictSection
+    from rcot_rl.recipe.inference_section import PredictSection
 
-    section = PredictSection(rounds=5, **{f"{task}_tokens": n for task, n in LENGTHS.items()})
+    tokens_of = {f"{task}_tokens": n for task, n in LENGTHS.items()}
+    section = PredictSection.model_validate({"rounds": 5, **tokens_of})
     passes = VisionPasses(engine)
     rng = np.random.default_rng(1)
     for n_frames in lengths:
@@ -133,7 +132,9 @@ def pipeline(engine: Any, record: Record, canvas: Any, lengths: tuple[int, ...])
                     return
                 videos = rng.integers(0, 255, (n_queries, n_frames, 64, 64, 3), dtype=np.uint8)
                 queries = [
-                    Query(Clip(f"{rng.random()}", n_frames, video.__getitem__), "the last one")
+                    VideoQuery(
+                        VideoClip(f"{rng.random()}", n_frames, video.__getitem__), "the last one"
+                    )
                     for video in videos
                 ]
                 policy = ScriptedPolicy(engine, read_prefix)
@@ -145,20 +146,24 @@ def pipeline(engine: Any, record: Record, canvas: Any, lengths: tuple[int, ...])
                 tokens = sum(policy.tokens.values())
                 record.add(
                     {
-                        "part": "pipeline", "frames": n_frames, "queries": n_queries,
-                        "prefix_cache": read_prefix, "seconds": seconds,
+                        "part": "pipeline",
+                        "frames": n_frames,
+                        "queries": n_queries,
+                        "prefix_cache": read_prefix,
+                        "seconds": seconds,
                         "seconds_per_query": seconds / n_queries,
-                        "seconds_of_task": policy.seconds, "tokens": tokens,
+                        "seconds_of_task": policy.seconds,
+                        "tokens": tokens,
                         "tokens_per_s": tokens / seconds,
                         "media_encoded": passes.media,
                         "images_shown": n_queries * (REFUSALS + 2),
                         "videos": n_queries,
                     }
-                )  # fmt: skip
+                )
 
 
-def sam2(record: Record, device: str, tiny: bool) -> None:
-    """SAM2 through the product's own segmenter."""
+def sam2(record: BenchRecord, device: str, tiny: bool) -> None:
+    """Measure SAM2 with the product's segmenter."""
     import torch
     from gpu.sam2_large import build, propagate
 
@@ -167,26 +172,25 @@ def sam2(record: Record, device: str, tiny: bool) -> None:
     for dtype, compiled in (("bfloat16", False), ("float32", False), ("bfloat16", True)):
         segmenter = build(device, dtype, tiny=tiny)
         if compiled:
-            # not the neck: compiled, its position encoding comes in float32
+            # not the neck: if compiled, its position encoding becomes float32
             encoder = segmenter.model.vision_encoder
             encoder.backbone = torch.compile(encoder.backbone)
         parameters = sum(p.numel() for p in segmenter.model.parameters())
-        propagate(segmenter, frames[:4], 1)  # kernels are loaded, or compiled
+        propagate(segmenter, frames[:4], 1)  # loads or compiles kernels
         for objects in (1, 4, 16):
             if record.left() < 15:
                 return
             row = propagate(segmenter, frames, objects)
-            about = {"part": "sam2", "dtype": dtype, "compiled": compiled, "objects": objects}
-            record.add(
-                about | row | {"frames": n_frames, "size": list(size), "parameters": parameters}
-            )
+            case = {"part": "sam2", "dtype": dtype, "compiled": compiled, "objects": objects}
+            facts = {"frames": n_frames, "size": list(size), "parameters": parameters}
+            record.add(case | row | facts)
         del segmenter
         if device == "cuda":
             torch.cuda.empty_cache()
 
 
-def jf(record: Record, tiny: bool) -> None:
-    """J and F of clips at 480 x 854, the product's against the plain implementation."""
+def jf(record: BenchRecord, tiny: bool) -> None:
+    """Compare J and F of clips at 480 x 854 with the plain implementation."""
     from bench_jf import plain_jf
 
     frames = 16 if tiny else 240
@@ -194,33 +198,31 @@ def jf(record: Record, tiny: bool) -> None:
     score(4)
     started = time.perf_counter()
     score(frames)
-    one = frames / (time.perf_counter() - started)
+    single = frames / (time.perf_counter() - started)
     with ProcessPoolExecutor() as pool:
         list(pool.map(score, [4] * 2 * cores))
         started = time.perf_counter()
         list(pool.map(score, [frames] * 4 * cores))
-        every = 4 * cores * frames / (time.perf_counter() - started)
+        parallel = 4 * cores * frames / (time.perf_counter() - started)
     gt, pred = masks()
     started = time.perf_counter()
     for g, p in zip(gt, pred, strict=True):
         plain_jf(g, p)
     plain = len(gt) / (time.perf_counter() - started)
-    record.add(
-        {"part": "jf", "masks_per_s_one_core": one, "masks_per_s_all_cores": every,
-         "cores": cores, "plain_masks_per_s": plain, "ratio_to_plain": one / plain}
-    )  # fmt: skip
+    row = {"part": "jf", "masks_per_s_one_core": single, "masks_per_s_all_cores": parallel}
+    record.add(row | {"cores": cores, "plain_masks_per_s": plain, "ratio_to_plain": single / plain})
 
 
 @functools.cache
 def masks() -> tuple[np.ndarray, np.ndarray]:
-    """Ground truth and prediction: bool [4, 480, 854] each, a disk of 13 % of the image."""
+    """Return ground truth and prediction, bool [4, 480, 854]: a disk of 13 % of the image."""
     ys, xs = np.mgrid[:480, :854]
     gt = np.stack([np.hypot(ys - 240 - t, xs - 300 - 9 * t) < 130 for t in range(4)])
     return gt, np.roll(gt, (3, -5), axis=(1, 2))
 
 
 def score(frames: int) -> None:
-    """Score so many frames, four at a time."""
+    """Score `frames` frames, four at a time."""
     from rcot_rl.evaluation.jf import jf_video
 
     gt, pred = masks()
@@ -235,14 +237,14 @@ def main() -> None:
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--seconds", type=float, help="end before so many seconds")
-    parser.add_argument("--out", type=Path, help="where the model lies; default: temporary")
+    parser.add_argument("--seconds", type=float, help="end after this many seconds")
+    parser.add_argument("--out", type=Path, help="folder of the model; default: a temporary one")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     options = parser.parse_args()
     parts = options.parts.split(",")
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    record = Record(
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    record = BenchRecord(
         options.json, options.seconds, shape=options.shape, parts=parts, lengths=LENGTHS
     )
     tiny = options.shape == "tiny"
@@ -254,14 +256,14 @@ def main() -> None:
         if {"rollout", "pipeline"} & set(parts):
             with tempfile.TemporaryDirectory(prefix="rcot-gpu-") as temporary:
                 with_engine(record, options, (options.out or Path(temporary)) / "model", parts)
-    record.write(memory_gib_gpu_used_max=memory.most_mib / 1024)
+    record.write(memory_gib_gpu_used_max=memory.peak_mib / 1024)
 
 
-def with_engine(record: Record, options: Any, model: Path, parts: list[str]) -> None:
+def with_engine(record: BenchRecord, options: Any, model: Path, parts: list[str]) -> None:
     """Start one engine for the parts that need it."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its vision passes are counted here
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # for VisionPasses
     from rcot_rl.inference.engine import PolicyEngine
-    from rcot_rl.recipe.inference import EngineSection
+    from rcot_rl.recipe.inference_section import EngineSection
     from rcot_rl.recipe.schema import CanvasSection
 
     tiny = options.shape == "tiny"

@@ -1,15 +1,15 @@
-"""GRPO steps of Qwen2.5-VL-3B's exact shapes, random weights, on one GPU: the whole real stack.
+"""GRPO steps of Qwen2.5-VL-3B's shapes with random weights on one GPU, on the whole real stack.
 
     python benchmarks/bench_gpu_step.py [--steps 4] [--json FILE] [--shape 3b] [KEY=VALUE …]
 
-The stage is `rcot_seg_3b_1gpu`'s GRPO-AKS: 16 prompts of 900 vision tokens, 8 responses each, all
-of 300 tokens (the end of a text is ignored), bf16; Ray, verl's trainer, FSDP2, vLLM and our agent
-loop, reward (a user's function) and metrics. Nothing is saved. Each step is printed as a JSON line
-as soon as verl logs it and `--json` is written with it, so that a run that is cut short keeps its
-steps; `--seconds` ends the run before a limit. A model and rows that `--out` holds are used again.
-At the end: medians over the steps after the first, tokens per second, the share of the device's
-peak that the update reaches, and the ratio of a step to its rollout. KEY=VALUE overrides the
-recipe; `--shape small device=cpu` with a few prompts rehearses it on a CPU.
+The stage is GRPO-AKS of `rcot_seg_3b_1gpu`: 16 prompts of 900 vision tokens with 8 responses each,
+all of 300 tokens (EOS is ignored), in bf16, with Ray, verl's trainer, FSDP2, vLLM and our agent
+loop, reward (a user's function) and metrics. No checkpoint is saved. Each step is printed as a JSON
+line and written to `--json` as soon as verl logs it, so that an interrupted run keeps its steps;
+`--seconds` limits the run. A model and rows in `--out` are reused. Prints at the end medians over
+the steps after the first, tokens per second, the update's share of the device's peak (MFU), and the
+ratio of a step to its rollout. KEY=VALUE overrides the recipe; for a trial on a CPU use
+`--shape small device=cpu` with a few prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from gpu.flops import PEAK_FLOPS, passes
 from gpu.random_model import SHAPES, write_model
-from gpu.record import GpuMemory, Record, host
+from gpu.record import BenchRecord, GpuMemory, host
 
 from data_pipelines.build import build
 from data_pipelines.toy.layouts import write_corpus
@@ -58,7 +58,7 @@ GAUGES = (
 
 
 def recipe_for(folder: Path, steps: int, settings: list[str]) -> Recipe:
-    """Return the 3B recipe on one GPU, on toy clips, with responses of one length."""
+    """Return the 3B recipe for one GPU, on toy clips, with responses of equal length."""
     verl = {"actor_rollout_ref.rollout.ignore_eos": True, "trainer.save_freq": -1}
     return load_recipe(
         "rcot_seg_3b_1gpu",
@@ -69,25 +69,25 @@ def recipe_for(folder: Path, steps: int, settings: list[str]) -> Recipe:
             "data.describe=template",
             "data.allow_smaller=true",
             "stages=[grpo-aks]",
-            f"grpo_aks.steps={steps}",
+            f"train.grpo-aks.steps={steps}",
             f"grpo.max_response_length={RESPONSE_TOKENS}",
             "grpo.max_prompt_length=1300",
-            f"grpo_aks.verl={json.dumps(verl)}",
-            f"grpo_aks.reward={Path(__file__).parent / 'gpu' / 'digits_reward.py'}:reward",
+            f"train.grpo-aks.verl={json.dumps(verl)}",
+            f"train.grpo-aks.reward={Path(__file__).parent / 'gpu' / 'digits_reward.py'}:reward",
             "wandb.mode=disabled",
             *settings,
         ],
     )
 
 
-def run(folder: Path, recipe: Recipe, shape: str, record: Record) -> str | None:
+def run(folder: Path, recipe: Recipe, shape: str, record: BenchRecord) -> str | None:
     """Make model and rows where they are missing and run the stage; every step goes to `record`.
 
     Returns:
-        None, or why the stage did not end well.
+        None, or why the stage failed.
     """
     device = "cuda" if recipe.device == "cuda" else "cpu"
-    name = recipe.grpo_aks.shard_set
+    name = recipe.grpo("grpo-aks").shard_set
     shards = folder / "shards" / name
     if not (shards / "manifest.json").exists():
         _timed("corpus", lambda: write_corpus(folder / "mevis", "mevis", "train", 24, 1, "rich"))
@@ -100,7 +100,7 @@ def run(folder: Path, recipe: Recipe, shape: str, record: Record) -> str | None:
     log = attempt / "log.txt"
     with log.open("wb") as file:
         child = subprocess.Popen(
-            [sys.executable, *job.arguments],
+            [sys.executable, "-m", "rcot_rl.stages.grpo_stage", str(job.config)],
             env=os.environ | job.environment,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -128,19 +128,19 @@ def run(folder: Path, recipe: Recipe, shape: str, record: Record) -> str | None:
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
     if status:
-        return log.read_text(errors="replace")[-6000:] + "\nthe stage ended badly"
+        return log.read_text(errors="replace")[-6000:] + "\nthe stage failed"
     return None
 
 
-def _timed(what: str, call: Any) -> Any:
+def _timed(name: str, call: Any) -> Any:
     started = time.monotonic()
     result = call()
-    print(f"{what}: {time.monotonic() - started:.1f} s", flush=True)
+    print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
     return result
 
 
 def figures(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """Return medians over the steps after the first, which compiles kernels, or of the only one."""
+    """Return medians over the steps after the first, which compiles kernels."""
     data = rows[1:] or rows
     values = {
         name: statistics.median(row[key] for row in data)
@@ -148,7 +148,7 @@ def figures(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
         | {key: key for key in GAUGES}.items()
         if all(isinstance(row.get(key), int | float) for row in data)
     }
-    section = recipe.grpo_aks
+    section = recipe.grpo("grpo-aks")
     responses = section.prompts_per_step * section.n
     length = values["prompt_length/mean"] + values["response_length/mean"]
     generated = responses * values["response_length/mean"]
@@ -166,10 +166,12 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--seconds", type=float, help="end the run before so many seconds")
+    parser.add_argument("--seconds", type=float, help="end the run after this many seconds")
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--out", type=Path, help="where model and run lie; default: temporary")
+    parser.add_argument(
+        "--out", type=Path, help="folder of model and run; default: a temporary one"
+    )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rcot-gpu-") as temporary:
@@ -179,7 +181,7 @@ def main() -> None:
         if recipe.device == "cuda" and host()["gpu"] == "none":
             print("no GPU on this host: nothing measured")
             return
-        record = Record(
+        record = BenchRecord(
             options.json, options.seconds, settings=options.settings, shape=options.shape
         )
         with GpuMemory() as memory:
@@ -187,7 +189,7 @@ def main() -> None:
         values: dict[str, Any] = {}
         if record.rows:
             values = figures(record.rows, recipe)
-            values["memory_gib/gpu/used_max"] = memory.most_mib / 1024
+            values["memory_gib/gpu/used_max"] = memory.peak_mib / 1024
         for key, value in values.items():
             print(f"{key:<46}{value:14.5g}")
         record.write(figures=values, fault=fault)

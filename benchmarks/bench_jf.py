@@ -1,10 +1,10 @@
-"""How much faster J and F are than a plain implementation, and that they are equal. One thread.
+"""Compare J and F with a plain implementation, in speed and for equality, on one thread.
 
     python benchmarks/bench_jf.py [--frames 60] [--repeat 3]
 
-The plain one is what the field's evaluation scripts do: boolean arrays, boundary maps by shifted
-copies, dilation by OpenCV with a disk. Both score the same frames in the same run; the smallest
-time of `repeat` counts.
+The plain implementation is that of public evaluation scripts: boolean arrays, boundary maps from
+shifted copies, dilation with a disk in OpenCV. Both score the same frames in the same run; the
+smallest time of `repeat` counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARES = (0.01, 0.06, 0.25)
 
 
 def plain_jf(gt: np.ndarray, pred: np.ndarray) -> tuple[float, float]:
-    """J and F of two bool [H, W] masks."""
+    """Return J and F of two masks, bool [H, W]."""
     union = np.count_nonzero(gt | pred)
     jaccard = np.count_nonzero(gt & pred) / union if union else 1.0
     radius = int(np.ceil(0.008 * np.linalg.norm(gt.shape)))
@@ -34,8 +34,8 @@ def plain_jf(gt: np.ndarray, pred: np.ndarray) -> tuple[float, float]:
     n_gt, n_pred = (int(np.sum(edge)) for edge in edges)
     if n_gt == 0 or n_pred == 0:
         return jaccard, float(n_gt == n_pred)
-    precision = np.sum(edges[1] * near[0]) / float(n_pred)
-    recall = np.sum(edges[0] * near[1]) / float(n_gt)
+    precision = float(np.sum(edges[1] * near[0])) / n_pred
+    recall = float(np.sum(edges[0] * near[1])) / n_gt
     if precision + recall == 0:
         return jaccard, 0.0
     return jaccard, 2 * precision * recall / (precision + recall)
@@ -54,7 +54,7 @@ def _plain_boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def moving_blob(size: tuple[int, int], share: float, frames: int, seed: int) -> np.ndarray:
-    """bool [T, H, W]: a wobbly ellipse of about `share` of the image that wanders through it."""
+    """Return bool [T, H, W]: an irregular ellipse of about `share` of the image that moves."""
     rng = np.random.default_rng([seed, *size])
     height, width = size
     ys, xs = np.mgrid[:height, :width]
@@ -71,16 +71,17 @@ def moving_blob(size: tuple[int, int], share: float, frames: int, seed: int) -> 
 
 
 def best_of(repeat: int, work: Callable[[], object]) -> float:
-    """CPU seconds of the fastest run, which other work on the machine disturbs least."""
+    """Return the CPU seconds of the fastest run, which other processes disturb least."""
     times = []
     for _ in range(repeat):
-        start = time.process_time()
+        started = time.process_time()
         work()
-        times.append(time.process_time() - start)
+        times.append(time.process_time() - started)
     return min(times)
 
 
 def main() -> None:
+    """Print one line per size and share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--repeat", type=int, default=3)
@@ -99,10 +100,10 @@ def main() -> None:
                 for g, p in zip(gt, pred, strict=True):
                     plain_jf(g, p)
 
-            def ours(gt: np.ndarray = gt, pred: np.ndarray = pred) -> None:
+            def packed(gt: np.ndarray = gt, pred: np.ndarray = pred) -> None:
                 jf_video(gt, pred)
 
-            slow, fast = (best_of(options.repeat, f) / options.frames for f in (plain, ours))
+            slow, fast = (best_of(options.repeat, f) / options.frames for f in (plain, packed))
             print(
                 f"{size[0]:>4}x{size[1]:<4} {share:>6.0%} {slow * 1e3:>9.2f} {fast * 1e3:>8.3f} "
                 f"{1 / fast:>8.0f} {slow / fast:>6.1f}"

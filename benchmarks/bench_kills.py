@@ -1,18 +1,18 @@
-"""Kill matrix: one GRPO stage on the real stack, struck by one fault after the other.
+"""Kill matrix: one GRPO stage on the real stack, with one fault after the other.
 
     python benchmarks/bench_kills.py [--only 'NAME; NAME'] [--json FILE] [--out DIR]
 
-Every fault strikes once, each at a later step. The stage has to end unattended with every optimizer
-step done once. Prints, per fault, the seconds until the supervisor noticed and until a step was
-done that began after the strike, and the ratio of the struck stage's time to the same number of
-steps undisturbed (its own steps' median, times their number). Exit status 1 when the stage did not
-end as it must.
+Every fault is injected once, each at a later step. The stage must finish unattended, with every
+optimizer step done once; else the exit status is 1. Prints for each fault the seconds until the
+supervisor noticed it and until a step ended that began after it, and at the end the ratio of the
+stage's time to that of the same number of steps without faults (their median times their number).
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import json
 import os
 import shutil
@@ -39,9 +39,9 @@ PROCESSES = {
     "reward worker": "ray::RewardLoopWorker",
     "task runner": "ray::TaskRunnerV1",
     "raylet": "raylet/raylet",
-    "driver": "rcot_rl.training.grpo_main",
+    "driver": "rcot_rl.stages.grpo_stage",
 }
-"""A process of the stage -> part of its title or command line."""
+"""Process of the stage -> part of its title or command line."""
 
 RECIPE = [
     "toy.corpora=[{layout: mevis, split: train, videos: 60}]",
@@ -50,15 +50,15 @@ RECIPE = [
     "data.sets={sft-1536: {ktg: 64, aks: 64, val: 8}, grpo-aks-640: {aks: 64, val: 8}, "
     "grpo-ktg-960: {ktg: 32, val: 8}}",
     "stages=[data, sft, grpo-aks]",
-    "sft.batch_size=16",
-    "sft.micro_batch_size=16",
+    "train.sft.batch_size=16",
+    "train.sft.micro_batch_size=16",
     "grpo.prompts_per_step=4",
     "grpo.micro_batch_size=32",
     "grpo.max_response_length=64",
     "grpo.save_every=1",
-    f"grpo_aks.reward={FAULTS_CODE / 'hanging_reward.py'}:reward",
-    "grpo_aks.reward_deadline_s=5",
-    "grpo_aks.verl={actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls: "
+    f"train.grpo-aks.reward={FAULTS_CODE / 'hanging_reward.py'}:reward",
+    "train.grpo-aks.reward_deadline_s=5",
+    "train.grpo-aks.verl={actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls: "
     "failing_weights.FailingWeights}",
     "supervise.max_attempts=99",
     "supervise.backoff_s=1",
@@ -69,38 +69,48 @@ RECIPE = [
 
 
 @dataclass
-class Stage:
-    """The stage that is struck, as seen from outside."""
+class StageUnderFaults:
+    """A running stage, observed from outside."""
 
     process: subprocess.Popen
     run: Path
     faults: Path
     struck: float = 0.0
-    """When the last fault struck: seconds since the epoch."""
+    """Time of the last fault, in seconds since the epoch."""
 
     @property
     def folder(self) -> Path:
+        """Folder of the stage."""
         return self.run / "grpo-aks"
 
     def steps(self) -> list[int]:
-        """Steps in metrics.jsonl, whole lines alone."""
+        """Return the steps in the complete lines of metrics.jsonl."""
         return [row["step"] for row in _rows(self.folder / "metrics.jsonl")]
 
+    def has_step(self, step: int) -> bool:
+        """Return True if `step` is in metrics.jsonl."""
+        return step in self.steps()
+
     def verdicts(self) -> list[dict]:
-        """What the supervisor decided so far."""
+        """Return the supervisor's decisions so far."""
         return _rows(self.folder / "attempts.jsonl")
 
-    def wait(self, condition: Callable[[], object], within_s: float = 600, pause_s: float = 0.05):
-        """Poll until `condition`; AssertionError when the run ends, or after `within_s`."""
-        end = time.monotonic() + within_s
-        while not (found := condition()):
+    def wait(
+        self, condition: Callable[[], object], within_s: float = 600, pause_s: float = 0.05
+    ) -> None:
+        """Poll until `condition` is true.
+
+        Raises:
+            AssertionError: The run ended, or `within_s` seconds passed.
+        """
+        deadline = time.monotonic() + within_s
+        while not condition():
             assert self.process.poll() is None, "the run ended"
-            assert time.monotonic() < end, "waited too long"
+            assert time.monotonic() < deadline, "waited too long"
             time.sleep(pause_s)
-        return found
 
     def find(self, part: str) -> psutil.Process | None:
-        """A process of the run whose title or command line has `part`."""
+        """Return a process of the run whose title or command line contains `part`."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 if part in " ".join([child.name(), *child.cmdline()]):
@@ -110,7 +120,7 @@ class Stage:
         return None
 
     def strike(self, part: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the process."""
+        """Send a signal to the process that `find` returns."""
         self.wait(lambda: self._send(part, number))
 
     def _send(self, part: str, number: int) -> bool:
@@ -120,20 +130,22 @@ class Stage:
         self.struck = time.time()
         try:
             os.kill(victim.pid, number)
-        except ProcessLookupError:  # of an attempt that is just ending
+        except ProcessLookupError:  # the attempt is just ending
             return False
         return True
 
 
-Strike = Callable[[Stage], int]
-"""Brings a fault about; returns the first step that can only begin after it: the one in hand may
-still be done, and be told of after the next start."""
+Strike = Callable[[StageUnderFaults], int]
+"""Inject a fault and return the first step that must begin after it.
+
+The current step may still finish, and may be reported after the next start.
+"""
 
 
 def mid_step(part: str) -> Strike:
-    """Kill a process a moment after a step's end: while the next one samples or trains."""
+    """Kill a process one second after a step's end, while the next step samples or trains."""
 
-    def strike(stage: Stage) -> int:
+    def strike(stage: StageUnderFaults) -> int:
         step = stage.steps()[-1]
         time.sleep(1.0)
         stage.strike(part)
@@ -143,9 +155,9 @@ def mid_step(part: str) -> Strike:
 
 
 def mid_save(part: str) -> Strike:
-    """Kill a process while a checkpoint is there and not sealed."""
+    """Kill a process while a checkpoint exists but is not sealed."""
 
-    def strike(stage: Stage) -> int:
+    def strike(stage: StageUnderFaults) -> int:
         step = stage.steps()[-1] + 1
         target = stage.folder / "checkpoints" / f"global_step_{step}"
         stage.wait(lambda: (target / "actor").is_dir(), pause_s=0.001)
@@ -159,9 +171,9 @@ def mid_save(part: str) -> Strike:
 
 
 def stopped(part: str) -> Strike:
-    """Stop a process for ever, without ending it."""
+    """Stop a process with SIGSTOP."""
 
-    def strike(stage: Stage) -> int:
+    def strike(stage: StageUnderFaults) -> int:
         step = stage.steps()[-1]
         stage.strike(part, signal.SIGSTOP)
         return step + 2
@@ -170,9 +182,9 @@ def stopped(part: str) -> Strike:
 
 
 def armed(name: str) -> Strike:
-    """Arm a fault of `faults/`."""
+    """Arm a fault of the folder `faults/`."""
 
-    def strike(stage: Stage) -> int:
+    def strike(stage: StageUnderFaults) -> int:
         step = stage.steps()[-1]
         stage.struck = time.time()
         (stage.faults / name).touch()
@@ -181,8 +193,8 @@ def armed(name: str) -> Strike:
     return strike
 
 
-def full_disk(stage: Stage) -> int:
-    """Fill the run's disk until the supervisor has noticed, then for ten more seconds."""
+def full_disk(stage: StageUnderFaults) -> int:
+    """Fill the run's disk until ten seconds after the supervisor noticed."""
     before, step = len(stage.verdicts()), stage.steps()[-1]
     ballast = stage.run / "ballast"
     stage.struck = time.time()
@@ -197,9 +209,9 @@ def full_disk(stage: Stage) -> int:
 
 
 def _fill(descriptor: int, block: int = 2**30) -> None:
-    """Allocate blocks at the file's end, each half the last, until 1 MiB no longer fits.
+    """Allocate blocks at the file's end and halve the block when it does not fit, down to 1 MiB.
 
-    The stage writes meanwhile, so the free space is not known beforehand.
+    The stage keeps writing, so the free space is not known in advance.
     """
     size = 0
     while block >= 2**20:
@@ -223,16 +235,17 @@ FAULTS: dict[str, Strike] = {
 
 
 def main() -> int:
+    """Run the chosen faults and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="names of faults, or parts of them, with semicolons")
-    parser.add_argument("--json", type=Path, help="also write the table there")
-    parser.add_argument("--out", type=Path, help="the run's folder; default: a temporary one")
+    parser.add_argument("--only", help="names of faults or parts of names, separated by semicolons")
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    parser.add_argument("--out", type=Path, help="folder of the run; default: a temporary one")
     arguments = parser.parse_args()
     parts = arguments.only.split(";") if arguments.only else [""]
     chosen = {n: f for n, f in FAULTS.items() if any(part.strip() in n for part in parts)}
-    with _disk(arguments.out) as (folder, small):
-        if not small:
-            print("no disk of its own (needs root): the full disk is left out", file=sys.stderr)
+    with _disk(arguments.out) as (folder, mounted):
+        if not mounted:
+            print("cannot mount a disk (needs root): the full disk is left out", file=sys.stderr)
             chosen.pop("full disk", None)
         result = matrix(folder, chosen)
     if arguments.json:
@@ -241,9 +254,9 @@ def main() -> int:
 
 
 def matrix(folder: Path, faults: dict[str, Strike]) -> dict:
-    """Run the stage under the faults, in order; prints the table and returns it."""
+    """Run the stage with the faults in order; print the table and return it."""
     steps = 3 * len(faults) + 2
-    stage = _start(folder, [*RECIPE, f"grpo_aks.steps={steps}"])
+    stage = _start(folder, [*RECIPE, f"train.grpo-aks.steps={steps}"])
     table, started = [], 0.0
     try:
         stage.wait(stage.steps, within_s=900)
@@ -251,7 +264,7 @@ def matrix(folder: Path, faults: dict[str, Strike]) -> dict:
         for name, strike in faults.items():
             before = len(stage.verdicts())
             awaited = strike(stage)
-            stage.wait(lambda step=awaited: step in stage.steps(), within_s=900)
+            stage.wait(functools.partial(stage.has_step, awaited), within_s=900)
             verdicts = stage.verdicts()[before:]
             noticed = round(verdicts[0]["time"] - stage.struck, 1) if verdicts else None
             row = {
@@ -275,12 +288,12 @@ def matrix(folder: Path, faults: dict[str, Strike]) -> dict:
     undisturbed = statistics.median(seconds) * (steps - 1)
     done = stage.steps() == list(range(1, steps + 1)) and status == 0
     print(f"{len(table)} of {len(faults)} faults survived, steps {stage.steps()}")
-    print(f"struck / undisturbed = {elapsed:.0f} s / {undisturbed:.0f} s = "
-          f"{elapsed / undisturbed:.1f} x")  # fmt: skip
+    ratio = elapsed / undisturbed
+    print(f"with / without faults = {elapsed:.0f} s / {undisturbed:.0f} s = {ratio:.1f} x")
     return {"ok": done, "steps": stage.steps(), "faults": table}
 
 
-def _start(folder: Path, settings: list[str]) -> Stage:
+def _start(folder: Path, settings: list[str]) -> StageUnderFaults:
     faults = folder / "faults"
     faults.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, [str(FAULTS_CODE), os.environ.get("PYTHONPATH")]))
@@ -290,12 +303,12 @@ def _start(folder: Path, settings: list[str]) -> Stage:
         stdout=subprocess.DEVNULL,
         stderr=(folder / "console.txt").open("wb"),
     )
-    return Stage(process, folder / "run", faults)
+    return StageUnderFaults(process, folder / "run", faults)
 
 
 @contextmanager
 def _disk(out: Path | None) -> Iterator[tuple[Path, bool]]:
-    """A folder, and whether it is a disk of its own that can be filled."""
+    """Yield a folder, and True if it is a mounted disk that can be filled."""
     folder = Path(tempfile.mkdtemp(prefix="rcot-kills-")) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=6g", "tmpfs", str(folder)]
@@ -318,7 +331,7 @@ def _rows(file: Path) -> list[dict]:
 
 def _text(row: dict) -> str:
     noticed = "" if row["noticed_s"] is None else f"noticed after {row['noticed_s']:6.1f} s, "
-    causes = ", ".join(row["causes"]) or "went on"
+    causes = ", ".join(row["causes"]) or "no restart"
     return f"{row['fault']:<30}{noticed}next step after {row['next_step_s']:6.1f} s  ({causes})"
 
 

@@ -1,10 +1,10 @@
-"""How fast rewards are, beside a plain NumPy reward in the same run. One thread.
+"""Compare the speed of rewards with that of a plain NumPy reward in the same run, on one thread.
 
     python benchmarks/bench_rewards.py [--seconds 1.0]
 
-The plain one is the public lineage's algorithm as its users know it: regular expressions for the
-structure, json, arrays of all pairs, scipy's assignment. Ratios are of responses a second; the
-best of five rounds counts for both.
+The plain reward is the algorithm of the public baselines: regular expressions for the structure,
+json, arrays of all pairs, scipy's assignment. Ratios compare responses per second; for both, the
+best of five rounds counts.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ LENGTHS = (10_000, 100_000, 1_000_000)
 
 
 def plain_reward(response: str, ground_truth: str) -> float:
-    """Format (3), accuracy (3) and non-repeat (1) in plain NumPy, for valid answers."""
+    """Return format (3), accuracy (3) and non-repeat (1) rewards of a valid answer."""
     value, truth = 0.0, json.loads(ground_truth)
     frame = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
     value += 1.0 if frame.fullmatch(response) else 0.0
-    found = re.search(r"<answer>\s*(.*?)\s*</answer>", response, re.DOTALL)
-    items = json.loads(found[1]) if found else []
+    match = re.search(r"<answer>\s*(.*?)\s*</answer>", response, re.DOTALL)
+    items = json.loads(match[1]) if match else []
     for item in items:
         good = int(isinstance(item["bbox_2d"], list) and len(item["bbox_2d"]) == 4)
         good += int(isinstance(item["point_2d"], list) and len(item["point_2d"]) == 2)
         value += good / len(items)
-    found = re.search(r"<answer>\s*(.*?)\s*</answer>", response, re.DOTALL)
-    items = json.loads(found[1]) if found else []
+    match = re.search(r"<answer>\s*(.*?)\s*</answer>", response, re.DOTALL)
+    items = json.loads(match[1]) if match else []
     boxes = np.array([i["bbox_2d"] for i in items])[:120]
     points = np.array([i["point_2d"] for i in items])[:120]
     gt_boxes = np.array([t["bbox_2d"] for t in truth])[:120]
@@ -59,15 +59,15 @@ def plain_reward(response: str, ground_truth: str) -> float:
 
 
 def case(rng: np.random.Generator, n: int) -> tuple[str, str]:
-    """An honest response of usual length, a little beside the truth, which is text as in a row."""
+    """Return a response of typical length that is close to the truth, and the truth as JSON."""
     corners = rng.integers(0, 600, (n, 2))
     boxes = np.concatenate([corners, corners + rng.integers(40, 200, (n, 2))], axis=1)
     points = (boxes[:, :2] + boxes[:, 2:]) // 2
 
     def objects(shift: int) -> list[dict]:
         moved = boxes + rng.integers(-shift, shift + 1, boxes.shape)
-        at = points + rng.integers(-shift, shift + 1, points.shape)
-        pairs = zip(moved.tolist(), at.tolist(), strict=True)
+        centres = points + rng.integers(-shift, shift + 1, points.shape)
+        pairs = zip(moved.tolist(), centres.tolist(), strict=True)
         return [{"bbox_2d": b, "point_2d": p} for b, p in pairs]
 
     thought = " ".join(f"word{k}" for k in rng.integers(0, 500, 180))
@@ -76,7 +76,7 @@ def case(rng: np.random.Generator, n: int) -> tuple[str, str]:
 
 
 def rate(score: Callable[[str, str], object], cases: list, seconds: float) -> float:
-    """Responses a second: the best of five rounds."""
+    """Return responses per second in the best of five rounds."""
     best = 0.0
     for _ in range(5):
         done, started = 0, time.perf_counter()
@@ -89,14 +89,15 @@ def rate(score: Callable[[str, str], object], cases: list, seconds: float) -> fl
 
 
 def throughput(seconds: float) -> None:
+    """Print responses per second by number of objects."""
     print("objects   plain/s     ktg/s  ratio   visionreasoner/s  ratio")
     ktg, lineage = load_reward("ktg"), load_reward("visionreasoner")
     rng = np.random.default_rng(0)
     for n in SIZES:
         cases = [case(rng, n) for _ in range(64 if n < 100 else 8)]
         for response, truth in cases[:8]:
-            ours, plain = lineage.score(response, truth).reward, plain_reward(response, truth)
-            assert abs(ours - plain) < 1e-9, (ours, plain)
+            baseline, plain = lineage.score(response, truth).reward, plain_reward(response, truth)
+            assert abs(baseline - plain) < 1e-9, (baseline, plain)
         base = rate(plain_reward, cases, seconds)
         rates = [rate(reward.score, cases, seconds) for reward in (ktg, lineage)]
         cells = "".join(f"{r:12.0f} {r / base:6.1f}" for r in rates)
@@ -104,6 +105,7 @@ def throughput(seconds: float) -> None:
 
 
 def step(seconds: float) -> None:
+    """Print the milliseconds of a GRPO step's responses."""
     rng = np.random.default_rng(1)
     cases = [case(rng, int(n)) for n in rng.integers(1, 4, 16 * 8)]
     for name in ("ktg", "ktg-zero-target", "visionreasoner"):
@@ -112,7 +114,7 @@ def step(seconds: float) -> None:
 
 
 def lengths() -> None:
-    """Seconds a megabyte at three lengths: a linear parser has one figure for all of them."""
+    """Print seconds per MB at three lengths; they are equal for a linear parser."""
     reward = load_reward("ktg")
     truth = [{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]
     item = json.dumps(truth[0])
@@ -141,6 +143,7 @@ def lengths() -> None:
 
 
 def startup() -> None:
+    """Print the seconds of importing rewards and of the command line."""
     code = (
         "import sys, time; t = time.perf_counter(); import reward_fns; "
         "reward_fns.load_reward('ktg'); print(time.perf_counter() - t); "
@@ -164,6 +167,7 @@ def startup() -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1.0)
     seconds = parser.parse_args().seconds

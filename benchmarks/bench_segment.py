@@ -1,9 +1,9 @@
-"""How much faster several queries about one video are segmented when they share image features.
+"""Measure how much faster queries about one video are segmented if they share image features.
 
     python benchmarks/bench_segment.py [--frames 40] [--queries 3] [--sam2 tiny] [--device cpu]
 
-The baseline is the same segmenter with room for one frame's features, so that each query encodes
-every frame of the video again. Both make the same masks, which is checked.
+The baseline is the same segmenter with space for one frame's features, so that each query encodes
+every frame of the video. The benchmark checks that both return the same masks.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from rcot_rl.inference.sam2 import FeatureStore
-from rcot_rl.inference.segmenter import load_segmenter
+from rcot_rl.segmentation.sam2 import FeatureStore, Sam2Segmenter
+from rcot_rl.segmentation.segmenter import load_segmenter
 
 
 def main() -> None:
@@ -29,16 +29,18 @@ def main() -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (options.frames, 480, 854, 3), dtype=np.uint8)
     segmenter = load_segmenter(options.sam2, options.device)
+    if not isinstance(segmenter, Sam2Segmenter):
+        parser.error("--sam2: has no image features to share")
     keys = np.linspace(0, options.frames - 1, options.queries).astype(int)
     box, point = np.array([[200.0, 100.0, 500.0, 400.0]]), np.array([[350.0, 250.0]])
 
-    # of a CPU its own seconds, which other work on the machine disturbs least
+    # CPU seconds on a CPU, since other processes disturb them least
     clock = time.process_time if options.device == "cpu" else time.perf_counter
 
-    def run(room: int) -> tuple[float, list[np.ndarray]]:
+    def run(most_bytes: int) -> tuple[float, list[np.ndarray]]:
         best, masks = float("inf"), []
         for _ in range(options.repeat):
-            segmenter.features = FeatureStore(room)
+            segmenter.features = FeatureStore(most_bytes)
             started = clock()
             masks = [segmenter.segment(frames, int(key), box, point) for key in keys]
             best = min(best, clock() - started)

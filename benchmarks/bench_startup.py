@@ -1,7 +1,7 @@
-"""Start-up of a training process: forked from the zygote, against a fresh interpreter.
+"""Compare the start of a training process forked from the zygote with a new interpreter.
 
-Prints the median seconds of both and their ratio, taken in turn in one run, and what the zygote
-itself costs once. A GRPO stage starts ten such processes.
+Measures both in turn in one run. Prints their median seconds, the ratio, and the seconds that the
+zygote itself takes to start. A GRPO stage starts ten such processes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ ROUNDS = 3
 
 
 def seconds(python: str, environment: dict[str, str], script: Path) -> float:
-    """Wall seconds of one process that imports MODULE and ends."""
+    """Return the wall-clock seconds of one process that imports MODULE."""
     started = time.monotonic()
     subprocess.run([python, str(script)], env=environment, check=True, capture_output=True)
     return time.monotonic() - started
 
 
 def main() -> None:
+    """Run the benchmark."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         script = folder / "imports.py"

@@ -1,9 +1,10 @@
-"""Corpora to shard sets: open, scan, plan, write (`rcot data build`; paper, section 3.4)."""
+"""Build shard sets from corpora (`rcot data build`; paper, section 3.4)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,28 +14,30 @@ from typing import Any
 
 from data_pipelines.corpora import Corpus
 from data_pipelines.parallel import Progress
+from data_pipelines.planning.candidates import SPLITS
 from data_pipelines.planning.mask_alignment import Propagator
-from data_pipelines.planning.plan import Plan, make_plan
-from data_pipelines.planning.row_drawing import SPLITS
+from data_pipelines.planning.sampling_plan import SamplingPlan, make_plan
 from data_pipelines.planning.scan import VideoFacts
 from data_pipelines.planning.survey import (
-    described,
     open_corpora,
     positions,
     survey,
     without_frames,
+    without_undescribed,
 )
 from data_pipelines.rows import RowMaker
-from data_pipelines.shards import SetSpec, Spoiled, write_set
+from data_pipelines.shards import RowsFailed, SetSpec, write_set
 from data_pipelines.tokens import TokenCounter
 from data_pipelines.traces.texts import FileTraces, open_descriptions, open_traces
-from data_pipelines.traces.trace_filter import Acceptance
+from data_pipelines.traces.trace_filter import TraceFilter
 from rcot_rl.errors import InputError
-from rcot_rl.files import writing
 from rcot_rl.protocol.control_tokens import neutralize
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, load_prompts
-from rcot_rl.recipe.data import DataSection, has_traces
+from rcot_rl.recipe.data_section import DataSection, has_traces
+from rcot_rl.system.files import writing
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -50,47 +53,63 @@ def build(
     propagator: Propagator | None = None,
     announce: Callable[[str, Sequence[VideoFacts]], None] = lambda table, facts: None,
 ) -> dict[str, Any]:
-    """Writes every set of `data.sets` below `out`; sets already there for the same plan stay.
+    """Write every set of `data.sets` below `out`; finished sets of the same plan are kept.
 
-    seed, canvas: the recipe's, where `data` has none of its own.
-    rewards: set -> stage -> name and sha256 of the reward, for the manifests.
-    policy: the model folder whose tokens are counted; None: they are not.
-    limits: set -> the most `prompt_tokens` and `total_tokens` that training takes.
-    propagator: SAM2, when `data.alignment.level` asks for it.
-    announce: told the plan's table and what the corpora gave, before an image is decoded.
-    Returns {"plan": the table, "sets": {name: manifest}}. Raises InputError.
+    Raises InputError.
+
+    Args:
+        seed: Used when `data.seed` is None.
+        progress: Called with (label, done, total) during the scan and for each shard.
+        canvas: Side of the square that frames are resized to, in pixels.
+        rewards: set -> stage -> name and sha256 of the reward, for the manifests.
+        policy: Model folder whose tokens are counted; None: tokens are not counted.
+        limits: set -> maximum `prompt_tokens` and `total_tokens` that training accepts.
+        propagator: SAM2, required by `data.alignment.level: sam2`.
+        announce: Called with the plan's table and the scan's facts before any image is decoded.
+
+    Returns:
+        {"plan": the plan's table, "sets": {set: manifest}}.
     """
-    progress = progress or (lambda what, done, total: None)
+    progress = progress or (lambda label, done, total: None)
     seed = seed if data.seed is None else data.seed
-    canvas = canvas if data.canvas is None else data.canvas
     counter = None if policy is None else TokenCounter(policy)
-    prompts = load_prompts(prompts_name, () if counter is None else counter.own)
+    prompts = load_prompts(prompts_name, () if counter is None else counter.extra_control)
     if counter is not None:
-        counter.vision_tokens(canvas)  # the pixel contract, before hours of reading
+        counter.vision_tokens(canvas)  # check the pixel contract before hours of reading
     out = Path(out).resolve()
-    _refuse_place(out)
+    _check_writable(out)
     corpora = open_corpora(data)
     maker = _row_maker(data, corpora, prompts, canvas, counter)
-    found = survey(corpora, data, canvas, progress, propagator, seed)
-    facts = described(found, maker.describer, data)
-    recipe = _recipe_of(data, prompts, seed, canvas)
-    texts = _Texts(recipe, limits or {}, rewards or {}, maker)
+    facts = survey(corpora, data, canvas, progress, propagator, seed)
+    facts = without_undescribed(facts, maker.describer, data)
+    inputs = _SetInputs(_recipe_of(data, prompts, seed, canvas), limits or {}, rewards or {}, maker)
+    logger.info(
+        "building %s in %s from %d corpora: prompts %s, canvas %d, seed %d, %s images, %d workers",
+        ", ".join(data.sets),
+        out,
+        len(corpora),
+        prompts.name,
+        canvas,
+        seed,
+        data.media,
+        data.workers,
+    )
     while True:
         refused = maker.traces.refused if isinstance(maker.traces, FileTraces) else {}
         plan = make_plan(facts, data, seed, positions(facts, corpora, refused))
         announce(plan.table(), facts)
         try:
-            return {"plan": plan.table(), "sets": _write(plan, data, facts, texts, out, progress)}
-        except Spoiled as spoiled:
-            # what only decoding shows: the plan is made again without those frames
-            facts = without_frames(facts, corpora, spoiled.faults, data)
+            return {"plan": plan.table(), "sets": _write(plan, data, facts, inputs, out, progress)}
+        except RowsFailed as error:
+            # only decoding shows these defects: plan again without the frames
+            facts = without_frames(facts, error.faults, data)
 
 
 def _write(
-    plan: Plan,
+    plan: SamplingPlan,
     data: DataSection,
     facts: Sequence[VideoFacts],
-    texts: _Texts,
+    inputs: _SetInputs,
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -98,16 +117,16 @@ def _write(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in data.sets:
-            spec = texts.spec(name, plan, data, facts)
-            sets[name] = write_set(spec, texts.maker, out, data.workers, progress)
+            spec = inputs.spec(name, plan, data, facts)
+            sets[name] = write_set(spec, inputs.maker, out, data.workers, progress)
     return sets
 
 
-def _refuse_place(out: Path) -> None:
-    """Raises InputError where no folder can be made, before hours of reading."""
-    there = next(p for p in (out, *out.parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError("cannot be written: not a folder, or not ours", file=there)
+def _check_writable(out: Path) -> None:
+    """Raise InputError if the output folder cannot be created, before hours of reading."""
+    parent = next(p for p in (out, *out.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("cannot be written: not a folder, or no permission", file=parent)
 
 
 def _row_maker(
@@ -124,7 +143,7 @@ def _row_maker(
         prompts=prompts,
         describer=open_descriptions(data.describe, corpora),
         traces=traces,
-        accept=Acceptance(data.tracer, canvas) if isinstance(traces, FileTraces) else None,
+        trace_filter=TraceFilter(data.tracer, canvas) if isinstance(traces, FileTraces) else None,
         canvas=canvas,
         zero_target=data.zero_target_share > 0,
         embed=data.media == "embedded",
@@ -136,7 +155,7 @@ def _row_maker(
 
 
 def _recipe_of(data: DataSection, prompts: Prompts, seed: int, canvas: int) -> dict[str, Any]:
-    """What rows depend on, short of the corpora: the number of workers is not among it."""
+    """Return what rows depend on besides the corpora. The number of workers is not part of it."""
     templates = json.dumps(dict(prompts.templates), sort_keys=True)
     return {
         "data": data.model_dump(mode="json", exclude={"workers"}),
@@ -148,8 +167,8 @@ def _recipe_of(data: DataSection, prompts: Prompts, seed: int, canvas: int) -> d
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """What goes into every set's manifest, and rows' texts."""
+class _SetInputs:
+    """Inputs of every set: the recipe and rewards for its manifest, and the row maker."""
 
     recipe: Mapping[str, Any]
     limits: Mapping[str, Mapping[str, int]]
@@ -157,9 +176,9 @@ class _Texts:
     maker: RowMaker
 
     def spec(
-        self, name: str, plan: Plan, data: DataSection, facts: Sequence[VideoFacts]
+        self, name: str, plan: SamplingPlan, data: DataSection, facts: Sequence[VideoFacts]
     ) -> SetSpec:
-        """Of one set."""
+        """Return the specification of one set."""
         defects = [asdict(d) for f in facts for d in f.defects]
         text = json.dumps(self.recipe, sort_keys=True, separators=(",", ":"))
         by_source = Counter(source_of(d["dataset"], d["video"]) for d in defects)
@@ -180,26 +199,27 @@ class _Texts:
             corpora_digest=hashlib.sha256("".join(f.digest for f in facts).encode()).hexdigest(),
             rows_per_shard=data.rows_per_shard,
             limits=self.limits.get(name, {}),
-            traces=traces.figures if isinstance(traces, FileTraces) and has_traces(name) else {},
+            traces=traces.statistics if isinstance(traces, FileTraces) and has_traces(name) else {},
             rewards=self.rewards.get(name, {}),
         )
 
     def _digests(self) -> list[str]:
-        texts = [self.maker.describer.fingerprint()]
+        digests = [self.maker.describer.fingerprint()]
         if isinstance(self.maker.traces, FileTraces):
-            texts.append(self.maker.traces.digest)
+            digests.append(self.maker.traces.digest)
         elif self.maker.traces is not None:
-            texts += [s.digest for s in self.maker.traces]
+            digests += [s.digest for s in self.maker.traces]
         if self.maker.counter is not None:
-            texts.append(self.maker.counter.digest)
-        return texts
+            digests.append(self.maker.counter.digest)
+        return digests
 
-    def _neutralized(self, name: str, plan: Plan) -> list[str]:
-        """Texts of the set that hold control tokens, as rows have them; none of a clean corpus.
+    def _neutralized(self, name: str, plan: SamplingPlan) -> list[str]:
+        """Return the neutralized form of the set's texts that hold control tokens.
 
-        A finished set of an earlier version, whose rows hold them unchanged, is built again.
+        They are part of the fingerprint: a set that an earlier version finished without
+        neutralizing them is rebuilt. Empty for clean corpora.
         """
-        own, maker = self.maker.prompts.own, self.maker
+        control, maker = self.maker.prompts.extra_tokens, self.maker
         texts: set[str] = set()
         for row in (r for split in SPLITS for r in plan.rows.get((name, split), ())):
             corpus = maker.corpora[row.corpus]
@@ -209,11 +229,11 @@ class _Texts:
             if isinstance(maker.traces, FileTraces) and has_traces(name):
                 response = maker.traces.response_for(row, video.frames[row.frame_index])
                 texts.add(parse_response(response).thought or "")
-        return sorted(plain for t in texts if (plain := neutralize(t, own)) != t)
+        return sorted(plain for t in texts if (plain := neutralize(t, control)) != t)
 
 
 def defects_text(facts: Sequence[VideoFacts]) -> str:
-    """What was quarantined, by reason and source, for people; empty when nothing was."""
+    """Return the quarantined defects by reason and source, for people; empty if there are none."""
     defects = [d for f in facts for d in f.defects]
     if not defects:
         return ""
@@ -224,6 +244,6 @@ def defects_text(facts: Sequence[VideoFacts]) -> str:
 
 
 def source_of(dataset: str, video: str) -> str:
-    """Where a video is from: ReVOS takes clips from other corpora and names them in folders."""
+    """Return the origin of a video; ReVOS names the source corpus in the video's first folder."""
     parts = video.split("/")[:-1]
     return "/".join([dataset, *parts[:1]])

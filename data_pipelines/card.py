@@ -1,7 +1,7 @@
-"""README.md of a shard set: what it holds, how it was made, how to load it; with pictures.
+"""Write the data card of a shard set: README.md with its pictures.
 
-Beside it in the set: `card/samples.png`, rows with their boxes and points drawn, and
-`card/lengths.svg`, how long rows are.
+`card/samples.png` shows rows with their boxes and points; `card/lengths.svg` is a histogram of the
+rows' token counts.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any
 from data_pipelines.verify.show import contact_sheet, read_shown
 
 SAMPLES = 8
+"""Rows in `card/samples.png`."""
 
 
 def write_card(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
-    """Write README.md and its pictures into the set's folder; returns the files."""
-    made = []
+    """Write README.md and its pictures into the set's folder."""
+    pictures = []
     shards = sorted(folder.glob("train-*.parquet")) or sorted(folder.glob("val-*.parquet"))
     (folder / "card").mkdir(exist_ok=True)
     samples = folder / "card" / "samples.png"
     shown = read_shown(shards[0], limit=SAMPLES, varied=True)
     samples.write_bytes(contact_sheet(shown, columns=4, side=280))
-    made.append(samples)
+    pictures.append(samples)
     if manifest["tokens"]:
         lengths = folder / "card" / "lengths.svg"
         lengths.write_text(_lengths_svg(manifest["tokens"]), encoding="utf-8")
-        made.append(lengths)
+        pictures.append(lengths)
     card = folder / "README.md"
     card.write_text(data_card(manifest), encoding="utf-8")
-    return [*made, card]
+    return [*pictures, card]
 
 
 def data_card(manifest: Mapping[str, Any]) -> str:
-    """The card, from the manifest's figures. Its head lets `datasets.load_dataset(folder)` find
-    the parquet files among the media."""
+    """Return the card; its YAML header lets `datasets` find the parquet files among the media."""
     splits = [split for split, n in manifest["rows"].items() if n]
     head = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in splits:
@@ -112,8 +112,11 @@ def _origin(data: Mapping[str, Any]) -> list[str]:
         weight = "as available" if c["weight"] is None else c["weight"]
         lines.append(f"| {c['dataset']} | {c['split']} | {weight} |")
     if data["keyframe"] != "largest":
-        lines += ["", "Frames are drawn from all in which every target is visible, not the one of "
-                  "largest area: these rows are not the paper's."]  # fmt: skip
+        sentence = (
+            "Frames are drawn from all in which every target is visible, not the one of "
+            "largest area: these rows are not the paper's."
+        )
+        lines += ["", sentence]
     described = "templates" if data["describe"] == "template" else "a file"
     traced = "templates" if data["trace"] == "template" else "a file"
     return [*lines, "", f"Descriptions come from {described}, traces from {traced}.", ""]
@@ -122,8 +125,11 @@ def _origin(data: Mapping[str, Any]) -> list[str]:
 def _traces(traces: Mapping[str, Mapping[str, int]]) -> list[str]:
     if not traces:
         return []
-    lines = ["## Traces", "", "Responses that the tracing model was asked for, over all tries. A "
-             "response can be refused for several causes.", ""]  # fmt: skip
+    sentence = (
+        "Responses that the tracing model was asked for, over all tries. A "
+        "response can be refused for several causes."
+    )
+    lines = ["## Traces", "", sentence, ""]
     tasks = list(traces)
     kinds = sorted({kind for counts in traces.values() for kind in counts})
     lines += [f"| responses | {' | '.join(tasks)} |", "| --- |" + " ---: |" * len(tasks)]
@@ -131,8 +137,8 @@ def _traces(traces: Mapping[str, Mapping[str, int]]) -> list[str]:
         lines.append(f"| {kind} | {' | '.join(str(traces[t].get(kind, 0)) for t in tasks)} |")
     rates = []
     for task in tasks:
-        asked = traces[task]["responses"]
-        rates.append(f"{100 * traces[task].get('accepted', 0) / asked:.1f} %")
+        responses = traces[task]["responses"]
+        rates.append(f"{100 * traces[task].get('accepted', 0) / responses:.1f} %")
     lines.append(f"| acceptance | {' | '.join(rates)} |")
     given_up = " | ".join(str(traces[t].get("given_up", 0)) for t in tasks)
     return [*lines, f"| instances given up and replaced | {given_up} |", ""]
@@ -152,7 +158,7 @@ def _dropped(dropped: Mapping[str, Any]) -> list[str]:
 
 
 def _lengths_svg(tokens: Mapping[str, Any]) -> str:
-    """Histograms of prompt and total tokens of the training rows."""
+    """Return histograms of the prompt and total tokens of the training rows, side by side."""
     names = tokens["splits"].get("train") or next(iter(tokens["splits"].values()))
     width, height, gap = 320, 150, 30
     parts = []
@@ -170,8 +176,8 @@ def _lengths_svg(tokens: Mapping[str, Any]) -> str:
             )
         ends = f"{bins[0][0]} to {names[name]['most']} {name.replace('_', ' ')}"
         parts.append(f'<text x="{left}" y="{height + 38}">{ends}, at most {highest} a bar</text>')
-    whole = 2 * width + gap + 20
+    total_width = 2 * width + gap + 20
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height + 50}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total_width} {height + 50}" '
         f'font-family="sans-serif" font-size="12">{"".join(parts)}</svg>\n'
     )

@@ -1,10 +1,8 @@
-"""manifest.json of a shard set: its figures, and the checksums by which it is verified."""
+"""manifest.json of a shard set: its statistics, and the checksums that verify it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,64 +11,65 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from data_pipelines.planning.row_drawing import Instance
+from rcot_rl.system.files import write_text
 
 MANIFEST = "manifest.json"
 VERSION = 1
 
 
-class _Part(BaseModel):
+class _Permissive(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class _Asked(_Part):
+class _ManifestSetSize(_Permissive):
     aks: StrictInt = Field(ge=0)
     ktg: StrictInt = Field(ge=0)
     val: StrictInt = Field(ge=0)
 
 
-class _Data(_Part):
+class _ManifestData(_Permissive):
     media: Literal["embedded", "referenced"] = "embedded"
     clip_frames: StrictInt = Field(default=0, ge=0)
-    sets: dict[str, _Asked] = {}
+    sets: dict[str, _ManifestSetSize] = {}
     a_to_b: float | None = Field(default=None, gt=0)
     single_multi: float | None = Field(default=None, gt=0)
     allow_smaller: StrictBool = False
 
 
-class _Recipe(_Part):
-    data: _Data = _Data()
+class _ManifestRecipe(_Permissive):
+    data: _ManifestData = _ManifestData()
     canvas: StrictInt | None = None
 
 
-class _Pixels(BaseModel):
+class _ManifestPixels(BaseModel):
     model_config = ConfigDict(extra="forbid")
     cell: StrictInt = Field(gt=0)
     least: StrictInt
     most: StrictInt
 
 
-class _Tokens(_Part):
-    pixels: _Pixels
+class _ManifestTokens(_Permissive):
+    pixels: _ManifestPixels
     limits: dict[Literal["prompt_tokens", "total_tokens"], StrictInt]
 
 
-class _Manifest(_Part):
-    """What `rcot data check` compares rows with."""
+class _Manifest(_Permissive):
+    """The keys that `rcot data check` compares with the rows."""
 
     version: StrictInt
     name: str
     rows: dict[str, StrictInt]
     counts: dict[str, dict[str, StrictInt]]
     files: dict[str, str]
-    recipe: _Recipe
+    recipe: _ManifestRecipe
     recipe_hash: str
     ratios: dict[str, dict[str, float | None]]
     dropped: dict[str, Any]
-    tokens: _Tokens | None = None
+    tokens: _ManifestTokens | None = None
 
 
 def manifest_fault(manifest: Any) -> tuple[str, str] | None:
-    """(key, what is wrong) of a document that cannot be a manifest; None of one that can."""
+    """Return (key, message) of the first fault of a manifest's structure; None if it is valid."""
     try:
         _Manifest.model_validate(manifest)
     except ValidationError as error:
@@ -79,38 +78,34 @@ def manifest_fault(manifest: Any) -> tuple[str, str] | None:
     return None
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Atomically."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def counts_of(rows: Iterable[Instance]) -> dict[str, int]:
-    """How many rows there are of each kind."""
+    """Count the rows of each kind; see `tally`."""
     return tally((r.task, r.option, r.target, r.dataset) for r in rows)
 
 
 def tally(rows: Iterable[tuple[str, str, str, str]]) -> dict[str, int]:
-    """Counts of (task, option, target, dataset): `ktg`, `ktg/single`, `aks/A`, `dataset/mevis`…"""
-    out: Counter[str] = Counter()
+    """Count rows of (task, option, target, dataset).
+
+    Returns:
+        Counts by `ktg`, `ktg/single`, `aks/A`, `dataset/mevis` and so on, sorted by key.
+    """
+    counts: Counter[str] = Counter()
     for task, option, target, dataset in rows:
-        out[task] += 1
-        out[f"{task}/{target}"] += 1
+        counts[task] += 1
+        counts[f"{task}/{target}"] += 1
         if task == "aks":
-            out[f"aks/{option}"] += 1
-        out[f"dataset/{dataset}"] += 1
-    return dict(sorted(out.items()))
+            counts[f"aks/{option}"] += 1
+        counts[f"dataset/{dataset}"] += 1
+    return dict(sorted(counts.items()))
 
 
 def ratios_of(counts: Mapping[str, int]) -> dict[str, float | None]:
-    """`ktg single:multi` and `aks A:B`; None where the second is 0."""
+    """Return the ratios `ktg single:multi` and `aks A:B`; None if the second count is 0."""
     pairs = {
         "ktg single:multi": ("ktg/single", "ktg/multi"),
         "aks A:B": ("aks/A", "aks/B"),

@@ -1,8 +1,8 @@
-"""Work on many small items with a few forked processes, results in order.
+"""Map a function over many small items with a few forked processes, results in order.
 
-Forked, so that workers share the corpora's masks, which are large and read before. Results wait in
-a short window: memory does not grow with the number of items. Workers end with this process, also
-when it is killed.
+Workers are forked so that they share the corpora's masks, which are large and already loaded. At
+most a short window of results waits in memory. Workers end with the parent process, even if it is
+killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Progress = Callable[[str, int, int], None]
-"""(what, done, of how many)."""
+"""Called with (label, done, total)."""
 _function: Callable[[Any], Any] | None = None
 _PR_SET_PDEATHSIG = 1
 
@@ -28,10 +28,15 @@ _PR_SET_PDEATHSIG = 1
 def ordered_map(
     function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, chunk: int = 8
 ) -> Iterator[_Result]:
-    """`map(function, items)` by `workers` processes; in this one if there is only one.
+    """Yield `function(item)` for every item, in order, computed by `workers` processes.
 
-    function: any callable, also a bound method (it is inherited, not pickled); items and results
-    are pickled. An exception of the function is raised here, at its item.
+    With one worker, everything runs in this process. An exception of `function` is raised at its
+    item.
+
+    Args:
+        function: Any callable, also a bound method: it is inherited by the fork, not pickled.
+        items: Pickled, like the results.
+        chunk: Items per message to a worker.
     """
     if workers == 1:
         yield from map(function, items)
@@ -59,9 +64,9 @@ def _install(function: Callable[[Any], Any], parent: int) -> None:
     global _function
     _function = function
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
-    # Ctrl-C and a closed terminal are for the parent, which then shuts the pool down.
+    # Ctrl-C and SIGHUP are handled by the parent, which then shuts the pool down
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

@@ -1,8 +1,8 @@
-"""From an instance of the plan to a verl row, its image and, for SFT, its conversation.
+"""Make verl rows, with image and SFT conversation, from the instances of the sampling plan.
 
-A row is what verl's RL dataset takes: `data_source`, `prompt`, `images`, `reward_model`,
-`extra_info`. Rows of SFT sets also have `messages`, prompt and response, as verl's SFT dataset
-takes them. Boxes and points are in pixels of the canvas.
+A row has the columns of verl's RL dataset: `data_source`, `prompt`, `images`, `reward_model`,
+`extra_info`. Rows of SFT sets also have `messages` (prompt and response), as verl's SFT dataset
+reads them. Boxes and points are in canvas pixels.
 """
 
 from __future__ import annotations
@@ -23,72 +23,83 @@ from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.planning.row_drawing import Instance
 from data_pipelines.tokens import Lengths, TokenCounter
 from data_pipelines.traces.texts import Describer, FileTraces, response
-from data_pipelines.traces.trace_files import Sidecar
-from data_pipelines.traces.trace_filter import Acceptance
+from data_pipelines.traces.toy_templates import Sidecar
+from data_pipelines.traces.trace_filter import TraceFilter
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import Prompts, user_turn
-from rcot_rl.recipe.data import has_traces
-from reward_fns.components.mask_iou import clip_text
+from rcot_rl.protocol.row_clips import clip_text
+from rcot_rl.recipe.data_section import has_traces
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
-_ENDS = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
+"""`data.image_format` -> suffix of the file."""
+_END_MARKERS = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
 DATA_SOURCES = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
+"""Task -> `data_source` of its rows."""
+Truth = str | list[dict[str, list[int]]]
+"""Ground truth of a row: the option (AKS), or boxes and points in canvas pixels (KTG)."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One finished row, and the file under the set's folder that holds its image."""
+class ShardRow:
+    """One finished row, and its image file relative to the set's folder."""
 
     columns: dict[str, Any]
     media: str
     media_sha256: str
     lengths: Lengths | None
-    """In the policy's tokens, when they are counted."""
+    """Token counts; None if the policy's tokenizer is not available."""
 
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Everything that rows are made of; `make` is a function of the instance alone."""
+    """Makes rows; the result of `try_make` depends on the instance alone."""
 
     corpora: Sequence[Corpus]
     prompts: Prompts
     describer: Describer
     traces: FileTraces | list[Sidecar] | None
-    """None: no set of the recipe needs them."""
+    """None if no set of the recipe has traces."""
     canvas: int
     zero_target: bool
     """KTG prompts say that there may be no target."""
     embed: bool
-    """Images as bytes, not as paths."""
+    """Store images as bytes, not as paths."""
     image_format: str = "png"
     counter: TokenCounter | None = None
-    """Counts tokens; None: the policy is not here."""
-    accept: Acceptance | None = None
-    """Judges traces from a file; None: they are templates."""
+    """None if the policy's tokenizer is not available."""
+    trace_filter: TraceFilter | None = None
+    """Checks the answers of traces from a file; None for templates."""
     beside: tuple[tuple[Path, Mapping[str, str]], ...] = ()
-    """Finished sets of the same build: folder, checksums."""
+    """Finished sets of the same build that can share images: folder, checksums."""
     clip_frames: int = 0
-    """Frames of a row's clip; 0: rows have none."""
+    """Frames of a row's clip; 0 if rows have no clip."""
     clip_tasks: tuple[str, ...] = ("ktg",)
-    """Tasks whose rows have one."""
+    """Tasks whose rows have a clip."""
 
-    def try_make(self, instance: Instance, folder: Path, final: Path) -> Row | CorpusFault:
-        """The row of `instance`, or why the corpus does not give it; writes its image below
-        `folder`, which will become `final`. Raises InputError for texts at fault."""
+    def try_make(self, instance: Instance, folder: Path, final: Path) -> ShardRow | CorpusFault:
+        """Make the row of `instance` and write its image below `folder`. Raises InputError.
+
+        Args:
+            folder: The set's build folder.
+            final: The name that `folder` will be renamed to; stored paths begin with it.
+
+        Returns:
+            The row, or the defect of the corpus that prevents it.
+        """
         try:
             return self._make(instance, folder, final)
         except CorpusFault as fault:
             return fault
 
-    def _make(self, instance: Instance, folder: Path, final: Path) -> Row:
+    def _make(self, instance: Instance, folder: Path, final: Path) -> ShardRow:
         corpus = self.corpora[instance.corpus]
         video = corpus.video(instance.video)
         expression = corpus.expression(video, instance.expression_id)
         stem = video.frames[instance.frame_index]
         size = corpus.frame_size(video.id, stem)
         media = f"media/{corpus.dataset}/{video.id}/{stem}{SUFFIXES[self.image_format]}"
-        encoded = self._shown_before(media, folder)
+        encoded = self._finished_image(media, folder)
         if encoded is None:
             image = to_canvas(corpus.frame(video.id, stem), self.canvas)
             encoded = encode(image, self.image_format)
@@ -96,8 +107,8 @@ class RowMaker:
 
         truth = truth_of(instance, self.corpora, self.canvas)
         description = self.describer.description(instance.corpus, corpus.dataset, video.id)
-        asked = self._ask(instance, description, expression)
-        turn = {"role": "user", "content": user_turn(asked, "image")}
+        prompt = self._prompt(instance, description, expression)
+        turn = {"role": "user", "content": user_turn(prompt, "image")}
         columns: dict[str, Any] = {
             "data_source": DATA_SOURCES[instance.task],
             "prompt": [turn],
@@ -124,21 +135,21 @@ class RowMaker:
             },
         }
         if self.clip_frames:
-            wanted = instance.task in self.clip_tasks
-            clip = self._clip(instance, corpus, video, expression) if wanted else ""
+            has_clip = instance.task in self.clip_tasks
+            clip = self._clip(instance, corpus, video, expression) if has_clip else ""
             columns["extra_info"]["clip"] = clip
         if has_traces(instance.set_name):
-            said = self._response(instance, corpus, video, expression, truth)
-            columns["messages"] = [turn, {"role": "assistant", "content": said}]
+            answer = self._response(instance, corpus, video, expression, truth)
+            columns["messages"] = [turn, {"role": "assistant", "content": answer}]
         lengths = self._count(columns)
-        return Row(columns, media, hashlib.sha256(encoded).hexdigest(), lengths)
+        return ShardRow(columns, media, hashlib.sha256(encoded).hexdigest(), lengths)
 
-    def _shown_before(self, media: str, folder: Path) -> bytes | None:
-        """The picture, where this build has made it already: for another row, or another set."""
+    def _finished_image(self, media: str, folder: Path) -> bytes | None:
+        """Return the image if another row or set of this build has already encoded it."""
         path = folder / media
         if path.is_file():
             data = path.read_bytes()
-            if data.endswith(_ENDS[self.image_format]):
+            if data.endswith(_END_MARKERS[self.image_format]):
                 return data
         for other, files in self.beside:
             if media in files:
@@ -152,8 +163,8 @@ class RowMaker:
         if self.counter is None:
             lengths = None
         else:
-            said = columns["messages"][1]["content"] if "messages" in columns else None
-            lengths = self.counter.lengths(columns["prompt"], said, self.canvas)
+            answer = columns["messages"][1]["content"] if "messages" in columns else None
+            lengths = self.counter.lengths(columns["prompt"], answer, self.canvas)
         names = ("vision_tokens", "prompt_tokens", "total_tokens")
         columns["extra_info"] |= dict(zip(names, lengths or (None,) * 3, strict=True))
         return lengths
@@ -161,13 +172,13 @@ class RowMaker:
     def _clip(
         self, instance: Instance, corpus: Corpus, video: Video, expression: Expression
     ) -> str:
-        """Evenly spaced frames of those that are there, the shown one among them, and the targets'
-        union in each."""
-        there = list(range(len(video.frames)))
-        chosen = _spread(there, self.clip_frames)
+        """Return the row's clip: evenly spaced existing frames, the row's frame among them, with
+        the union of the targets' masks in each."""
+        available = list(range(len(video.frames)))
+        chosen = _spread(available, self.clip_frames)
         if not all(corpus.has_frame(video.id, video.frames[k]) for k in chosen):
-            there = [k for k in there if corpus.has_frame(video.id, video.frames[k])]
-            chosen = _spread(there, self.clip_frames)
+            available = [k for k in available if corpus.has_frame(video.id, video.frames[k])]
+            chosen = _spread(available, self.clip_frames)
         nearest = min(chosen, key=lambda k: (abs(k - instance.frame_index), k))
         indices = sorted((chosen - {nearest}) | {instance.frame_index})
         frames = [str(corpus.frame_path(video.id, video.frames[k]).resolve()) for k in indices]
@@ -177,7 +188,7 @@ class RowMaker:
             masks.append(np.any(list(objects.values()), axis=0))
         return clip_text(frames, indices.index(instance.frame_index), masks)
 
-    def _ask(self, instance: Instance, description: str, expression: Expression) -> str:
+    def _prompt(self, instance: Instance, description: str, expression: Expression) -> str:
         if instance.task == "aks":
             return self.prompts.aks(description, expression.text)
         return self.prompts.ktg(
@@ -190,32 +201,34 @@ class RowMaker:
         corpus: Corpus,
         video: Video,
         expression: Expression,
-        truth: str | list[dict[str, list[int]]],
+        truth: Truth,
     ) -> str:
         if self.traces is None:
-            raise ValueError("an SFT row needs traces")
+            raise ValueError("rows of an SFT set need traces")
         frame = instance.frame_index
         if isinstance(self.traces, FileTraces):
             stem = video.frames[frame]
-            said = self.traces.response_for(instance, stem)
-            causes = self.accept.answer(instance.task, said, truth) if self.accept else []
-            thought = parse_response(said).thought
+            trace = self.traces.response_for(instance, stem)
+            task = instance.task
+            causes = self.trace_filter.check_answer(task, trace, truth) if self.trace_filter else []
+            thought = parse_response(trace).thought
             if causes or thought is None:
-                where = "/".join((instance.task, *instance.key[:3], stem))
-                wrong = ", ".join(causes) or "no reasoning"
+                reasons = ", ".join(causes) or "no reasoning"
                 raise InputError(
-                    f"not fit to learn from: {wrong}", file=self.traces.path, key=where
+                    f"the trace is refused: {reasons}; run `rcot data trace` again",
+                    file=self.traces.path,
+                    key="/".join((task, *instance.key[:3], stem)),
                 )
-            # the answer was right within the matcher's bounds; what is learned is exact
+            # the trace's answer is right within the matcher's tolerance; the row's is exact
             answer = truth if isinstance(truth, str) else json.dumps(truth)
-            return response(thought, answer, self.prompts.own)
+            return response(thought, answer, self.prompts.extra_tokens)
         sidecar = self.traces[instance.corpus]
         if instance.task == "aks":
             visible = instance.option == "A"
             think = sidecar.think_aks(corpus, video, expression, frame, self.canvas, visible)
-            return response(think, instance.option, self.prompts.own)
+            return response(think, instance.option, self.prompts.extra_tokens)
         think = sidecar.think_ktg(corpus, video, expression, frame, self.canvas)
-        return response(think, json.dumps(truth), self.prompts.own)
+        return response(think, json.dumps(truth), self.prompts.extra_tokens)
 
 
 def _spread(indices: Sequence[int], most: int) -> set[int]:
@@ -223,11 +236,13 @@ def _spread(indices: Sequence[int], most: int) -> set[int]:
     return {indices[k] for k in np.linspace(0, len(indices) - 1, count).round().astype(int)}
 
 
-def truth_of(
-    instance: Instance, corpora: Sequence[Corpus], canvas: int
-) -> str | list[dict[str, list[int]]]:
-    """AKS: the option. KTG: box and point of every target visible in the frame, by id, in pixels of
-    the canvas. Raises CorpusFault."""
+def truth_of(instance: Instance, corpora: Sequence[Corpus], canvas: int) -> Truth:
+    """Return the ground truth of a row. Raises CorpusFault.
+
+    Returns:
+        AKS: the option. KTG: box and point of every target visible in the frame, by object id, in
+        canvas pixels.
+    """
     if instance.task == "aks":
         return instance.option
     corpus = corpora[instance.corpus]
@@ -238,18 +253,18 @@ def truth_of(
 
 
 def encode(image: np.ndarray, image_format: str) -> bytes:
-    """uint8 [H, W, 3] RGB as a file of one of `SUFFIXES`."""
+    """Encode uint8 [H, W, 3] RGB in one of the formats of `SUFFIXES`."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 95]
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     suffix = SUFFIXES[image_format]
-    done, data = cv2.imencode(suffix, bgr, parameters if image_format == "jpeg" else [])
-    if not done:
+    ok, data = cv2.imencode(suffix, bgr, parameters if image_format == "jpeg" else [])
+    if not ok:
         raise RuntimeError(f"OpenCV could not encode a {suffix}")
     return data.tobytes()
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, also when two workers write the same frame."""
+    """Write atomically, also when two workers write the same frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(data)

@@ -1,8 +1,8 @@
-"""Shard sets on disk: parquet files, media, manifest and data card, whole or not at all.
+"""Write shard sets atomically: parquet files, media, manifest and data card.
 
-A set is built in `OUT/.<set>.partial` and renamed to `OUT/<set>`. After a kill, parquet files that
-were finished for the same plan are kept. Bytes depend on the plan alone, not on the number of
-workers or on interruptions.
+A set is built in `OUT/.<set>.partial` and renamed to `OUT/<set>`. After a kill, the parquet files
+that were finished for the same plan are kept. The bytes depend on the plan alone, not on the number
+of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ import pyarrow.parquet as pq
 from data_pipelines.card import write_card
 from data_pipelines.corpora import CorpusFault
 from data_pipelines.geometry import PIXELS
-from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, sha256_of, write_json
+from data_pipelines.manifest import MANIFEST, VERSION, counts_of, ratios_of, write_json
 from data_pipelines.parallel import Progress, ordered_map
-from data_pipelines.planning.row_drawing import SPLITS, Instance, Split
+from data_pipelines.planning.candidates import SPLITS, Split
+from data_pipelines.planning.row_drawing import Instance
 from data_pipelines.rows import RowMaker
-from data_pipelines.tokens import tokens_of
+from data_pipelines.tokens import token_statistics
 from rcot_rl.errors import InputError
-from rcot_rl.files import visible
-from rcot_rl.recipe.data import has_traces
+from rcot_rl.recipe.data_section import has_traces
+from rcot_rl.system.files import replace_folder, sha256_of, visible
 
 _ROWS_PER_GROUP = 64
 _PARQUET: dict[str, Any] = {
     "compression": {"images.list.element.bytes": "none"},
     "use_dictionary": False,
 }
-"""Images are compressed already."""
+"""Images are already compressed."""
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _EXTRA_INFO = pa.struct(
     [
@@ -63,8 +64,10 @@ _EXTRA_INFO = pa.struct(
 
 
 def row_schema(traced: bool, embed: bool, clips: bool = False) -> pa.Schema:
-    """Columns of a row. Embedded images are declared as such to `datasets`, which then gives PIL
-    images: the form that verl's RL dataset was made for; its SFT dataset reads the dict beneath.
+    """Return the columns of a row.
+
+    Embedded images are declared as such to `datasets`, which then returns PIL images, as verl's RL
+    dataset expects; verl's SFT dataset reads the underlying dict.
     """
     image = [("bytes", pa.binary()), ("path", pa.string())] if embed else [("image", pa.string())]
     fields = [
@@ -84,7 +87,7 @@ def row_schema(traced: bool, embed: bool, clips: bool = False) -> pa.Schema:
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """A column's type as `datasets` writes it into parquet files; to import it takes seconds."""
+    """Return a column's type as `datasets` writes it; importing `datasets` would take seconds."""
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     if pa.types.is_list(kind):
@@ -94,7 +97,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SetSpec:
-    """One set to be written. `recipe` and `dropped` go into its manifest as they are."""
+    """One set to write. `recipe`, `dropped` and `plan` go into its manifest unchanged."""
 
     name: str
     rows: Mapping[Split, Sequence[Instance]]
@@ -105,17 +108,16 @@ class SetSpec:
     texts_digest: str
     rows_per_shard: int
     limits: Mapping[str, int] = field(default_factory=dict)
-    """Most tokens of a row: `prompt_tokens`, `total_tokens`."""
+    """Maximum `prompt_tokens` and `total_tokens` of a row that training accepts."""
     traces: Mapping[str, Any] = field(default_factory=dict)
-    """How many traces were asked for and kept, and why others were not."""
+    """Traces requested and accepted, and refusals by cause."""
     rewards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Stage that trains on the set -> name and sha256 of its reward; no byte of a row depends on
-    it."""
+    """Stage that trains on the set -> name and sha256 of its reward. Rows do not depend on it."""
     corpora_digest: str = ""
-    """Changes when sentences or masks of the corpora do."""
+    """Changes when expressions or masks of the corpora change."""
 
     def fingerprint(self) -> str:
-        """Everything that the set's bytes depend on, short of the frames' pixels."""
+        """Return a digest of all that the set's bytes depend on, except the frames' pixels."""
         parts = {
             "version": VERSION,
             "pixels": PIXELS,
@@ -132,8 +134,8 @@ class SetSpec:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Spoiled(Exception):
-    """Rows that could not be made, for defects that only decoding shows."""
+class RowsFailed(Exception):
+    """Some rows cannot be made, because of defects that only decoding shows."""
 
     def __init__(self, faults: Sequence[tuple[Instance, CorpusFault]]) -> None:
         super().__init__(f"{len(faults)} rows could not be made")
@@ -143,14 +145,15 @@ class Spoiled(Exception):
 def write_set(
     spec: SetSpec, maker: RowMaker, out: Path, workers: int, progress: Progress
 ) -> dict[str, Any]:
-    """Writes `OUT/<set>` and returns its manifest; a finished set of the same plan is left alone.
+    """Write `OUT/<set>` and return its manifest; a finished set of the same plan is kept.
 
-    Raises InputError when the folder holds something that is not a shard set, and Spoiled, after
-    all rows were tried, when some cannot be made.
+    Raises:
+        InputError: `OUT/<set>` is something else than a shard set.
+        RowsFailed: Some rows cannot be made; raised after all rows were tried.
     """
     final, partial_dir = out / spec.name, out / f".{spec.name}.partial"
     fingerprint = spec.fingerprint()
-    maker = replace(maker, beside=tuple(p for p in _others(out, spec)))
+    maker = replace(maker, beside=tuple(_sets_to_share(out, spec)))
     finished = _finished(final, fingerprint)
     if finished is not None:
         if finished.get("rewards") != spec.rewards:
@@ -160,29 +163,30 @@ def write_set(
     _open_partial(partial_dir, fingerprint)
     files: dict[str, str] = {}
     lengths: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    spoiled: list[tuple[Instance, CorpusFault]] = []
+    failed: list[tuple[Instance, CorpusFault]] = []
     done, total = 0, sum(len(rows) for rows in spec.rows.values())
     for split in SPLITS:
         for name, rows in _shards(spec, split):
             work = _ShardWork(spec, maker, partial_dir, final, workers, progress, (done, total))
-            note = work.write(name, rows, spoiled)
+            note = work.write(name, rows, failed)
             files |= note["files"]
             lengths[split] += note["lengths"]
             done += len(rows)
             progress(f"shards {spec.name}", done, total)
-    if spoiled:
-        raise Spoiled(spoiled)
-    figures = tokens_of(lengths, spec.limits, maker.counter)
-    return _finish(spec, files, figures, fingerprint, partial_dir, final)
+    if failed:
+        raise RowsFailed(failed)
+    statistics = token_statistics(lengths, spec.limits, maker.counter)
+    return _finish(spec, files, statistics, fingerprint, partial_dir, final)
 
 
-def _others(out: Path, spec: SetSpec) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """Sets of the same recipe beside this one, which show frames as it does: folder, checksums."""
+def _sets_to_share(out: Path, spec: SetSpec) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Yield (folder, checksums) of the other sets of the same recipe: their images are equal."""
     for path in sorted(out.glob(f"*/{MANIFEST}")):
         try:
             manifest = json.loads(path.read_bytes())
-            of = manifest["recipe"], manifest["corpora_sha256"], manifest["pixels"]
-            same, files = of == (spec.recipe, spec.corpora_digest, PIXELS), manifest["files"]
+            inputs = manifest["recipe"], manifest["corpora_sha256"], manifest["pixels"]
+            same = inputs == (spec.recipe, spec.corpora_digest, PIXELS)
+            files = manifest["files"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if same and path.parent.name != spec.name:
@@ -205,7 +209,9 @@ def _finished(final: Path, fingerprint: str) -> dict[str, Any] | None:
     if not (final / MANIFEST).is_file():
         if final.is_dir() and not visible(final.iterdir()):
             return None
-        raise InputError("is in the way: not a shard set, so it will not be replaced", file=final)
+        raise InputError(
+            "exists and is not a shard set; remove it, or choose another output folder", file=final
+        )
     try:
         manifest = json.loads((final / MANIFEST).read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -213,12 +219,12 @@ def _finished(final: Path, fingerprint: str) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
         return None
     files = manifest["files"]
-    # Contents are the business of `rcot data check`.
+    # checksums are verified by `rcot data check`
     return manifest if all((final / name).is_file() for name in files) else None
 
 
 def _open_partial(partial_dir: Path, fingerprint: str) -> None:
-    """The build folder: as an interrupted build of the same plan left it, or new."""
+    """Open the build folder: continue an interrupted build of the same plan, or start a new one."""
     mark = partial_dir / ".state" / "fingerprint"
     if mark.is_file() and mark.read_text() == fingerprint:
         return
@@ -235,17 +241,24 @@ class _ShardWork:
     final: Path
     workers: int
     progress: Progress
-    at: tuple[int, int]
-    """Rows done before this shard, of how many."""
+    position: tuple[int, int]
+    """Rows finished before this shard, and rows of the set."""
 
     def write(
         self,
         name: str,
         rows: Sequence[Instance],
-        spoiled: list[tuple[Instance, CorpusFault]],
+        failed: list[tuple[Instance, CorpusFault]],
     ) -> dict[str, Any]:
-        """`files`: relative path -> sha256 of the parquet file and of the media that its rows name;
-        `lengths`: tokens of every row. Rows that cannot be made are added to `spoiled`."""
+        """Write one parquet file, unless an interrupted build has finished it.
+
+        Args:
+            failed: Receives the rows that cannot be made, with the reason.
+
+        Returns:
+            `files`: relative path -> sha256 of the parquet file and of its rows' media;
+            `lengths`: token counts of every row.
+        """
         note = self.folder / ".state" / f"{name}.json"
         if note.is_file():
             return json.loads(note.read_bytes())
@@ -257,11 +270,11 @@ class _ShardWork:
             has_traces(self.spec.name), self.maker.embed, self.maker.clip_frames > 0
         )
         make = partial(self.maker.try_make, folder=self.folder, final=self.final)
-        made = ordered_map(make, rows, self.workers)
+        outcomes = ordered_map(make, rows, self.workers)
         with pq.ParquetWriter(part, schema, **_PARQUET) as writer:
-            for count, (instance, row) in enumerate(zip(rows, made, strict=True), start=1):
+            for count, (instance, row) in enumerate(zip(rows, outcomes, strict=True), start=1):
                 if isinstance(row, CorpusFault):
-                    spoiled.append((instance, row))
+                    failed.append((instance, row))
                 else:
                     files[row.media] = row.media_sha256
                     lengths.append(row.lengths)
@@ -269,15 +282,16 @@ class _ShardWork:
                 if group and (len(group) == _ROWS_PER_GROUP or count == len(rows)):
                     writer.write_table(pa.Table.from_pylist(group, schema=schema))
                     group.clear()
-                    self.progress(f"shards {self.spec.name}", self.at[0] + count, self.at[1])
-        if spoiled:
+                    done, total = self.position
+                    self.progress(f"shards {self.spec.name}", done + count, total)
+        if failed:
             part.unlink()
             return {"files": {}, "lengths": []}
         part.replace(self.folder / name)
         files[name] = sha256_of(self.folder / name)
-        found = {"files": files, "lengths": lengths}
-        write_json(note, found)
-        return found
+        outcome = {"files": files, "lengths": lengths}
+        write_json(note, outcome)
+        return outcome
 
 
 def _finish(
@@ -312,17 +326,12 @@ def _finish(
     write_json(partial_dir / MANIFEST, manifest)
     shutil.rmtree(partial_dir / ".state")
     _remove_strays(partial_dir, set(files) | {MANIFEST})
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    partial_dir.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(partial_dir, final)
     return manifest
 
 
 def _remove_strays(folder: Path, keep: set[str]) -> None:
-    """What an interrupted build left half-written."""
+    """Remove the files that an interrupted build left unfinished."""
     for path in folder.rglob("*"):
         if path.is_file() and path.relative_to(folder).as_posix() not in keep:
             path.unlink()

@@ -1,13 +1,14 @@
-"""Exact lengths of rows in the policy's tokens, and the pixel contract, from the model's own files.
+"""Exact token counts of rows, and the pixel contract, from the policy's own files.
 
 Reads `tokenizer.json`, the chat template and the processor's configuration as transformers does,
-without importing it: a build needs no torch. What transformers would say is held equal by tests.
+without importing transformers: a build needs no torch. Tests compare the results with
+transformers'.
 
-Pixel contract: an image of the canvas passes the model's processor unchanged. Otherwise boxes, in
-pixels of the canvas, would be learned on an image of another size (840 becomes 756 under the widely
+Pixel contract: the model's processor must not resize an image of the canvas. Otherwise boxes, which
+are in canvas pixels, would be learned on an image of another size (840 becomes 756 under the widely
 copied limit of 602,112 pixels).
 
-Control tokens: a row's conversation has those of the chat template and no other.
+Control tokens: a row's conversation holds those of the chat template and no others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rcot_rl.errors import InputError
-from rcot_rl.protocol.control_tokens import control_ids, own_tokens, surplus_tokens
+from rcot_rl.protocol.control_tokens import control_ids, extra_control_tokens, surplus_tokens
+from rcot_rl.system.files import read_json_object
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -28,31 +30,32 @@ if TYPE_CHECKING:
 
 IMAGE = "<image>"
 _PAD = "<|image_pad|>"
+"""What the chat template inserts for an image; the processor repeats it for each vision token."""
 _LETTER = {"type": "text", "text": "x"}
 
 
 class Lengths(NamedTuple):
-    """Tokens of a row."""
+    """Token counts of a row."""
 
     vision: int
     prompt: int
-    """With vision tokens and the head of the assistant's turn: what a rollout begins with."""
+    """Including vision tokens and the header of the assistant's turn, as in a rollout."""
     total: int
-    """The whole conversation, as SFT takes it; without a response, `prompt`."""
+    """The whole conversation, as in SFT; equal to `prompt` if there is no response."""
 
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """How the model's processor treats images."""
+    """Which images the model's processor leaves at their size."""
 
     cell: int
     """Side of one vision token in pixels: patch size x merge size."""
     least: int
     most: int
-    """Pixels of an image that is not resized."""
+    """Minimum and maximum number of pixels of an image that is not resized."""
 
     def vision_tokens(self, height: int, width: int) -> int:
-        """Of an image of this size. Raises ValueError, saying what would become of it."""
+        """Return the number of vision tokens of an image; ValueError if it would be resized."""
         if height % self.cell or width % self.cell:
             raise ValueError(
                 f"{height} x {width} is no multiple of {self.cell} pixels: it would be resized"
@@ -66,43 +69,44 @@ class PixelLimits:
 
 
 class TokenCounter:
-    """Counts for one model folder."""
+    """Counts the tokens of rows for one model folder."""
 
     def __init__(self, model: Path) -> None:
-        """Raises InputError, naming the file, for a folder that lacks one of the three."""
+        """Read the model's files; InputError if one is missing or invalid."""
         self.model = model
         self.limits = pixel_limits(model)
         self._tokenizer, tokenizer_sha = read_tokenizer(model)
         self._template, template_text = read_template(model)
         added = self._tokenizer.get_added_tokens_decoder()
-        self.own = own_tokens(added.values())
+        self.extra_control = extra_control_tokens(added.values())
         """Control tokens of this tokenizer that the static pattern does not know."""
         self._control = control_ids(added)
         self._template_ids: dict[tuple[bool, int, int], list[int]] = {}
         text = json.dumps([tokenizer_sha, template_text, vars(self.limits)])
         self.digest = hashlib.sha256(text.encode()).hexdigest()
-        """Changes when any count may change."""
+        """Changes whenever any count may change."""
 
     def lengths(
         self, prompt: Sequence[Mapping[str, str]], response: str | None, canvas: int
     ) -> Lengths:
-        """Of a row with one image of `canvas` x `canvas` pixels.
+        """Count the tokens of a row with one image of `canvas` x `canvas` pixels.
 
-        prompt: the row's turns, `<image>` where the image goes; response: the assistant's turn of
-        an SFT row. Raises InputError when the processor would resize the image, and when a text
-        holds a control token.
+        Raises InputError.
+
+        Args:
+            prompt: The row's turns, with `<image>` in place of the image.
+            response: The assistant's turn of an SFT row.
         """
         vision = self.vision_tokens(canvas)
-        turns = [{"role": t["role"], "content": _parts(t["content"])} for t in prompt]
+        turns = [{"role": t["role"], "content": typed_parts(t["content"])} for t in prompt]
         n_prompt = self._count(turns, True, vision)
         if response is None:
             return Lengths(vision, n_prompt, n_prompt)
-        turns.append({"role": "assistant", "content": _parts(response)})
+        turns.append({"role": "assistant", "content": typed_parts(response)})
         return Lengths(vision, n_prompt, self._count(turns, False, vision))
 
     def vision_tokens(self, canvas: int) -> int:
-        """Of an image of `canvas` x `canvas` pixels. Raises InputError when the processor would
-        resize it."""
+        """Return the number of vision tokens of the canvas; InputError if it would be resized."""
         try:
             return self.limits.vision_tokens(canvas, canvas)
         except ValueError as error:
@@ -121,7 +125,7 @@ class TokenCounter:
         return len(ids) + text.count(_PAD) * (vision - 1)
 
     def _without_text(self, turns: list[dict[str, Any]], generate: bool) -> list[int]:
-        """Token ids of the same turns with their media, and a letter for each text."""
+        """Return the token ids of the same turns and images, with one letter for each text."""
         n_images = sum(part["type"] == "image" for turn in turns for part in turn["content"])
         key = (generate, len(turns), n_images)
         if key not in self._template_ids:
@@ -137,23 +141,25 @@ class TokenCounter:
         return self._template_ids[key]
 
 
-def tokens_of(
+def token_statistics(
     lengths: Mapping[str, Sequence[Sequence[int] | None]],
     limits: Mapping[str, int],
     counter: TokenCounter | None,
 ) -> dict[str, Any] | None:
-    """Figures of a set's rows for its manifest; None when they were not counted.
+    """Return the manifest's token statistics of a set; None if tokens were not counted.
 
-    lengths: split -> `Lengths` of each row; limits: the most tokens that training takes.
+    Args:
+        lengths: split -> `Lengths` of each row.
+        limits: Maximum `prompt_tokens` and `total_tokens` that training accepts.
     """
     if counter is None:
         return None
     splits = {}
     for split, listed in lengths.items():
-        found = [Lengths(*length) for length in listed if length is not None]
-        if found:
+        counted = [Lengths(*length) for length in listed if length is not None]
+        if counted:
             splits[split] = {
-                f"{name}_tokens": _spread([getattr(length, name) for length in found])
+                f"{name}_tokens": _distribution([getattr(length, name) for length in counted])
                 for name in Lengths._fields
             }
     over = {
@@ -175,8 +181,8 @@ def tokens_of(
     }
 
 
-def _spread(values: list[int]) -> dict[str, Any]:
-    """Least, mean, largest, and a histogram of ten bins as [from, to, rows]."""
+def _distribution(values: list[int]) -> dict[str, Any]:
+    """Return minimum, mean, maximum, and a histogram of ten bins as [from, to, rows]."""
     low, high = min(values), max(values)
     width = max(1, -(-(high - low + 1) // 10))
     bins = [0] * 10
@@ -192,27 +198,33 @@ def _spread(values: list[int]) -> dict[str, Any]:
 
 
 def pixel_limits(model: Path) -> PixelLimits:
-    """From `preprocessor_config.json` or `processor_config.json`. Raises InputError."""
+    """Read the limits from the processor's configuration in a model folder. Raises InputError."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = model / name
         if path.is_file():
-            config = _json(path)
+            config = read_json_object(path)
             config = config.get("image_processor", config)
             break
     else:
-        raise InputError("the model folder lacks an image processor", file=model)
+        raise InputError(
+            "the model folder has no preprocessor_config.json or processor_config.json", file=model
+        )
     size = config.get("size") or {}
     least = config.get("min_pixels", size.get("shortest_edge"))
     most = config.get("max_pixels", size.get("longest_edge"))
-    found = (config.get("patch_size"), config.get("merge_size"), least, most)
-    if not all(type(v) is int and v > 0 for v in found):
-        raise InputError("lacks patch_size, merge_size or the limits of pixels", file=path)
-    patch, merge, least, most = found
+    numbers = (config.get("patch_size"), config.get("merge_size"), least, most)
+    if not all(type(v) is int and v > 0 for v in numbers):
+        raise InputError(
+            "needs patch_size, merge_size, and min_pixels and max_pixels (or size) as positive "
+            "integers",
+            file=path,
+        )
+    patch, merge, least, most = numbers
     return PixelLimits(patch * merge, least, most)
 
 
 def read_tokenizer(model: Path) -> tuple[Tokenizer, str]:
-    """The folder's tokenizer and the sha256 of its file. Raises InputError."""
+    """Return the folder's tokenizer and the sha256 of its file. Raises InputError."""
     from tokenizers import Tokenizer
 
     path = model / "tokenizer.json"
@@ -220,13 +232,13 @@ def read_tokenizer(model: Path) -> tuple[Tokenizer, str]:
         raw = path.read_bytes()
         return Tokenizer.from_buffer(raw), hashlib.sha256(raw).hexdigest()
     except OSError as error:
-        raise InputError("the model folder lacks a tokenizer", file=path) from error
+        raise InputError("no tokenizer at this path of the model folder", file=path) from error
     except Exception as error:  # the Rust library raises bare exceptions
         raise InputError(f"not a tokenizer: {error}", file=path) from error
 
 
 def read_template(model: Path) -> tuple[Template, str]:
-    """The folder's chat template, compiled, and its text. Raises InputError."""
+    """Return the folder's chat template, compiled, and its source text. Raises InputError."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -235,15 +247,15 @@ def read_template(model: Path) -> tuple[Template, str]:
     if path.is_file():
         text: Any = path.read_text(encoding="utf-8")
     else:
+        candidates = [model / n for n in ("chat_template.json", "tokenizer_config.json")]
         path = next(
-            (p for n in ("chat_template.json", "tokenizer_config.json")
-             if (p := model / n).is_file() and "chat_template" in _json(p)),
-            model / "chat_template.json",
-        )  # fmt: skip
-        text = _json(path).get("chat_template") if path.is_file() else None
+            (p for p in candidates if p.is_file() and "chat_template" in read_json_object(p)),
+            candidates[0],
+        )
+        text = read_json_object(path).get("chat_template") if path.is_file() else None
     if not isinstance(text, str):
-        raise InputError("the model folder lacks a chat template", file=path)
-    # as transformers renders it
+        raise InputError("no chat template in the model folder", file=path)
+    # the options of transformers' renderer
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
@@ -258,8 +270,8 @@ def read_template(model: Path) -> tuple[Template, str]:
         raise InputError(f"not a chat template: {error}", file=path) from error
 
 
-def _parts(content: str) -> list[dict[str, str]]:
-    """Content in typed parts, split at the media placeholder as verl splits it."""
+def typed_parts(content: str) -> list[dict[str, str]]:
+    """Split content into typed parts at the media placeholder, as verl does."""
     parts: list[dict[str, str]] = []
     for number, text in enumerate(content.split(IMAGE)):
         if number:
@@ -267,13 +279,3 @@ def _parts(content: str) -> list[dict[str, str]]:
         if text:
             parts.append({"type": "text", "text": text})
     return parts
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"not readable as JSON: {error}", file=path) from error
-    if not isinstance(value, dict):
-        raise InputError("must be a JSON object", file=path)
-    return value

@@ -1,7 +1,7 @@
-"""The one exception for input or configuration at fault.
+"""The exception for invalid input or configuration.
 
-Raised where the cause is known, caught only by the console script (exit status 2, one line for each
-fault).
+It is raised where the cause is known. The console script catches it, prints one line per fault and
+exits with status 2.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from os import PathLike
 
 
 class InputError(Exception):
-    """The user's input or configuration is at fault.
+    """The user's input or configuration is invalid.
 
-    message: what is wrong and what would be right.
-    file, line, key: where; each optional, all that are known should be given.
+    Args:
+        message: What is wrong and what to do about it.
+        file: The file or folder, if known.
+        line: The line in it, if known.
+        key: The recipe key, option or row, if known.
     """
 
     def __init__(
@@ -30,12 +33,12 @@ class InputError(Exception):
         self.line = line
         self.key = key
         self.others: tuple[InputError, ...] = ()
-        """Faults that were found together with this one."""
+        """Faults found together with this one."""
         super().__init__(str(self))
 
     @classmethod
     def of_all(cls, errors: Sequence[InputError]) -> InputError:
-        """One error that names every fault of `errors`, which must not be empty."""
+        """Return one error that names every fault of `errors`; `errors` must not be empty."""
         first = errors[0]
         first.others = (*first.others, *errors[1:])
         first.args = (str(first),)
@@ -50,7 +53,7 @@ class InputError(Exception):
         return "\n".join(self.faults)
 
     def _line(self) -> str:
-        # a name may hold a line break, and the message is one line
+        # a file name may contain a line break, but the message is one line
         where = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.file or "")
         if self.line is not None:
             where += f":{self.line}" if where else f"line {self.line}"

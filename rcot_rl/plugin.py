@@ -1,21 +1,24 @@
-"""The `verl.plugins` entry point: loaded by `import verl`, in every process of a run.
+"""The `verl.plugins` entry point, which `import verl` loads in every process of a run.
 
-verl logs a failing plug-in at DEBUG only and goes on without it. A run that needs this one sets
-RCOT_RL_PLUGIN=required, and then a failure is printed and ends the process.
+verl logs a failing plug-in at DEBUG level and continues without it. Runs of rcot_rl therefore set
+RCOT_RL_PLUGIN=required: a failure is printed and ends the process.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
 
-from rcot_rl import stacks
+from rcot_rl.system import stacks
+from rcot_rl.system.logs import configure_logging
 
 
 def _load() -> None:
     if os.environ.get("RCOT_RL_PLUGIN") != "required":
-        return  # someone else's verl run in an environment where we are installed: stay out of it
+        return  # another verl run in an environment where rcot_rl is installed
+    configure_logging(logging.INFO)
     stacks.arm()
     try:
         from rcot_rl.training import verl_patches

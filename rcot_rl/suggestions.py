@@ -1,15 +1,15 @@
-"""One rule for "did you mean": for recipe keys, verl's keys, rewards, files, stages and splits.
+""" "did you mean" for recipe keys, verl keys, rewards, files, stages and splits.
 
-A known name is suggested only if it is close to the given one. The first of these rules that some
-known name meets decides, and all names that meet it are suggested, if they are at most `MOST`:
+A known name is suggested only if it is close to the given one. The first rule with a match decides,
+and all its matches are suggested if there are at most `MOST`:
 
-1. both are equal but for case and the marks `-`, `_` and blank (`grpo_aks`, `grpo-aks`);
-2. the given name is made of the initials of the known one's words (`lr`, `learning_rate`);
+1. the names are equal except for case and the marks `-`, `_` and blank (`grpo_aks`, `grpo-aks`);
+2. the given name consists of the initials of the known name's words (`lr`, `learning_rate`);
 3. it is the end of a dotted key (`actor.optim.lr`, `actor_rollout_ref.actor.optim.lr`);
-4. it lies below a key that has nothing below it (`trainer.total_epochs.deeper`).
+4. it lies below a key without children (`trainer.total_epochs.deeper`).
 
-Else the most similar name is suggested, if it has the same number of dotted parts as the given one,
-and each part is at least `SIMILAR` (difflib).
+Otherwise the most similar name is suggested if it has as many dotted parts as the given one, and
+each part has a difflib ratio of at least `SIMILAR`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from difflib import SequenceMatcher
 
 SIMILAR = 0.7
 MOST = 4
-_LONGEST = 200
-"""Characters; comparing takes time in the square of them."""
+_MAX_LENGTH = 200
+"""Maximum number of characters; the time of a comparison grows with their square."""
 _MARKS = re.compile(r"[-_ ]+")
 
 
 def did_you_mean(wrong: object, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean <prefix><name>?`, or nothing if no known name is close to `wrong`."""
+    """Return `; did you mean <prefix><name>?`, or "" if no known name is close to `wrong`."""
     names = [prefix + name for name in close_names(str(wrong), known)]
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:
-    """The known name that is close to `wrong`; None if there is none, or more than one."""
+    """Return the one known name that is close to `wrong`; None for no or several names."""
     names = close_names(wrong, known)
     return names[0] if len(names) == 1 else None
 
 
 def close_names(wrong: str, known: Iterable[str]) -> list[str]:
-    """The known names that are close to `wrong` by the rules above; at most `MOST`."""
+    """Return the known names that are close to `wrong` by the module's rules, at most `MOST`."""
     names = list(dict.fromkeys(known))
-    if not wrong or len(wrong) > _LONGEST:
+    if not wrong or len(wrong) > _MAX_LENGTH:
         return []
     for rule in (_is_same_word, is_initials, _is_end_of):
         close = [name for name in names if rule(wrong, name)]
@@ -54,7 +54,7 @@ def close_names(wrong: str, known: Iterable[str]) -> list[str]:
 
 
 def is_initials(wrong: str, name: str) -> bool:
-    """Return True if `wrong` is made of the initials of the words of `name`, two at least."""
+    """Return True if `wrong` consists of the initials of the words of `name`, at least two."""
     words = [word for word in _MARKS.split(name) if word]
     return len(words) > 1 and wrong.lower() == "".join(word[0] for word in words).lower()
 
@@ -68,14 +68,14 @@ def _is_end_of(wrong: str, name: str) -> bool:
 
 
 def _similarity(wrong: str, name: str) -> float:
-    """The mean over the dotted parts; 0 if a part is not similar, or their numbers differ."""
-    ours, theirs = wrong.lower().split("."), name.lower().split(".")
-    if len(ours) != len(theirs):
+    """Return the mean ratio of the dotted parts; 0 if one is below `SIMILAR` or counts differ."""
+    given, known = wrong.lower().split("."), name.lower().split(".")
+    if len(given) != len(known):
         return 0.0
     total = 0.0
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(given, known, strict=True):
         matcher = SequenceMatcher(None, a, b)
         if matcher.quick_ratio() < SIMILAR or (ratio := matcher.ratio()) < SIMILAR:
             return 0.0
         total += ratio
-    return total / len(ours)
+    return total / len(given)

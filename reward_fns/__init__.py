@@ -1,4 +1,4 @@
-"""Rewards as pure functions of a response and a ground truth, composed by YAML recipes."""
+"""Rewards: pure functions of a response and a ground truth, composed by YAML recipes."""
 
 from reward_fns.score import Reward, Score, load_reward
 

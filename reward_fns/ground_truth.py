@@ -1,7 +1,7 @@
-"""Ground truths: checked once, before anything is scored. A broken one is the data's fault.
+"""Ground truths: checked once, before anything is scored.
 
-A value may be given as itself or as a JSON text of itself, as verl's rows store it. Faults raise
-InputError with the key; the caller adds file and line.
+A value is given as it is or as JSON text, as verl's rows store it. A malformed one is a defect of
+the data and raises InputError with the key; the caller adds file and line.
 """
 
 from __future__ import annotations
@@ -22,44 +22,45 @@ _SEG_ZERO_POINTS = re.compile(r"<points>\((\d{1,9}),(\d{1,9})\),\((\d{1,9}),(\d{
 
 @dataclass(frozen=True)
 class Objects:
-    """The targets of a KTG row, in pixels of the canvas."""
+    """Targets of a KTG row, in pixels of the canvas."""
 
     boxes: tuple[Box, ...]
     points: tuple[Point | None, ...]
     raw: list[dict[str, Any]]
-    """As given: the lineage's arithmetic depends on which numbers are integers."""
-
+    """Objects as given: VisionReasoner's arithmetic depends on which numbers are integers."""
     without_point: int | None = None
-    """The first object that has no point."""
+    """Index of the first object without a point."""
 
     def require_points(self) -> None:
-        """Raise InputError unless every object has a point."""
+        """Raise InputError if an object has no point."""
         if self.without_point is not None:
             raise InputError("missing", key=f"{KEY}[{self.without_point}].point_2d")
 
 
 @dataclass(frozen=True)
 class BoxAndPoints:
-    """The target of a Seg-Zero row: one box, two points, integers in pixels of the canvas."""
+    """Target of a Seg-Zero row: one box and two points, integers in pixels of the canvas."""
 
     box: tuple[int, int, int, int]
     points: tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Frames:
-    """What a row that asks for a keyframe is judged by: one entry for each frame that was shown."""
+class KeyframeTruth:
+    """Ground truth of a row that asks for a keyframe: one entry for each frame shown."""
 
     ids: tuple[int, ...]
-    """What the answer calls them; 0, 1, … for kfg."""
+    """Ids that the answer uses; 0, 1, … for kfg."""
     areas: tuple[float, ...]
-    """Of the targets' union; in any unit, alike for all frames."""
+    """Areas of the targets' union, in one unit for all frames."""
     boxes: tuple[tuple[Box, ...], ...]
-    """veason: of the targets that the frame shows, on the canvas; empty for kfg."""
+    """veason: boxes of the visible targets, on the canvas; empty for kfg."""
 
 
-def read_ground_truth(value: Any, settings: Settings) -> str | Objects | BoxAndPoints | Frames:
-    """The ground truth of a row of `settings.task`, checked. Raises InputError."""
+def read_ground_truth(
+    value: Any, settings: Settings
+) -> str | Objects | BoxAndPoints | KeyframeTruth:
+    """Check and return the ground truth of a row of `settings.task`. Raises InputError."""
     if settings.task == "aks":
         return _option(value, settings.options)
     if settings.task == "ktg":
@@ -97,19 +98,23 @@ def _objects(value: Any) -> Objects:
             raise InputError("must be an object", key=key)
         if "bbox_2d" not in entry:
             raise InputError("missing", key=f"{key}.bbox_2d")
-        x1, y1, x2, y2 = _numbers(entry["bbox_2d"], 4, f"{key}.bbox_2d")
-        # a side of length 0 is what rounding to the canvas can make of a thin object
-        if x1 > x2 or y1 > y2:
-            raise InputError("must have x1 <= x2 and y1 <= y2", key=f"{key}.bbox_2d")
-        boxes.append((x1, y1, x2, y2))
+        boxes.append(_box(entry["bbox_2d"], f"{key}.bbox_2d"))
         point = entry.get("point_2d")
         if point is None:
             points.append(None)
         else:
             x, y = _numbers(point, 2, f"{key}.point_2d")
             points.append((x, y))
-    lacking = points.index(None) if None in points else None
-    return Objects(tuple(boxes), tuple(points), entries, lacking)
+    without_point = points.index(None) if None in points else None
+    return Objects(tuple(boxes), tuple(points), entries, without_point)
+
+
+def _box(value: Any, key: str) -> Box:
+    x1, y1, x2, y2 = _numbers(value, 4, key)
+    # rounding to the canvas can give a thin object a side of length 0
+    if x1 > x2 or y1 > y2:
+        raise InputError("must have x1 <= x2 and y1 <= y2", key=key)
+    return x1, y1, x2, y2
 
 
 def _numbers(value: Any, n: int, key: str) -> tuple[float, ...]:
@@ -119,27 +124,27 @@ def _numbers(value: Any, n: int, key: str) -> tuple[float, ...]:
 
 
 def _is_coordinate(value: Any) -> bool:
-    # no canvas reaches 1e9, and nan is not within it either
+    # no canvas reaches 1e9; NaN fails the comparison too
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
 
 
-def _frames(value: Any, boxes: bool) -> Frames:
+def _frames(value: Any, boxes: bool) -> KeyframeTruth:
     entry = _from_json(value)
-    wanted = ("frames", "areas", "boxes") if boxes else ("areas",)
+    keys = ("frames", "areas", "boxes") if boxes else ("areas",)
     if not isinstance(entry, dict):
-        raise InputError(f"must be an object with {', '.join(wanted)}", key=KEY)
-    for key in wanted:
-        if not isinstance(entry.get(key), list) or len(entry[key]) != len(entry[wanted[0]]):
-            raise InputError("must be a list with an entry a frame", key=f"{KEY}.{key}")
+        raise InputError(f"must be an object with {', '.join(keys)}", key=KEY)
+    for key in keys:
+        if not isinstance(entry.get(key), list) or len(entry[key]) != len(entry[keys[0]]):
+            raise InputError("must be a list with one entry per frame", key=f"{KEY}.{key}")
     areas = _numbers(entry["areas"], len(entry["areas"]), f"{KEY}.areas")
     if not areas or min(areas) < 0:
-        raise InputError("must be numbers that are not negative, one at least", key=f"{KEY}.areas")
+        raise InputError("must be one or more non-negative numbers", key=f"{KEY}.areas")
     if not boxes:
-        return Frames(tuple(range(len(areas))), areas, ())
+        return KeyframeTruth(tuple(range(len(areas))), areas, ())
     ids = entry["frames"]
     if not all(type(i) is int for i in ids) or len(set(ids)) != len(ids):
-        raise InputError("must be different whole numbers", key=f"{KEY}.frames")
-    return Frames(
+        raise InputError("must be distinct integers", key=f"{KEY}.frames")
+    return KeyframeTruth(
         tuple(ids),
         areas,
         tuple(_boxes(b, f"{KEY}.boxes[{k}]") for k, b in enumerate(entry["boxes"])),
@@ -149,13 +154,7 @@ def _frames(value: Any, boxes: bool) -> Frames:
 def _boxes(value: Any, key: str) -> tuple[Box, ...]:
     if not isinstance(value, list):
         raise InputError("must be a list of boxes", key=key)
-    found = []
-    for number, box in enumerate(value):
-        x1, y1, x2, y2 = _numbers(box, 4, f"{key}[{number}]")
-        if x1 > x2 or y1 > y2:
-            raise InputError("must have x1 <= x2 and y1 <= y2", key=f"{key}[{number}]")
-        found.append((x1, y1, x2, y2))
-    return tuple(found)
+    return tuple(_box(box, f"{key}[{number}]") for number, box in enumerate(value))
 
 
 def _box_and_points(value: Any) -> BoxAndPoints:

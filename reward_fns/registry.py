@@ -1,9 +1,9 @@
-"""What a reward module is, and the table of those that recipes may name.
+"""Definition of a reward module, and the registry of the modules that recipes may name.
 
-A module is one pure function with a typed, documented set of parameters. It turns a response and a
-checked ground truth into one component of the reward (before its weight), with the reasons for
-every deduction. To add one: write a file like `option_accuracy.py`, decorate the function with
-`register`, and name the file in `BUILTIN`.
+A module is one pure function with typed, documented parameters. It turns a response and a checked
+ground truth into one component of the reward (before its weight), with a reason for every
+deduction. To add one, write a file like `components/option_accuracy.py`, decorate the function with
+`register`, and add the file to `BUILTIN`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field
 
-from rcot_rl.protocol.grounding import Grounding, parse_grounding
+from rcot_rl.protocol.grounding import GroundingAnswer, parse_grounding
 from rcot_rl.protocol.parser import ParsedResponse, parse_response
 from rcot_rl.recipe.base import Section
 
@@ -31,66 +31,70 @@ BUILTIN = (
     "baselines.veason",
     "baselines.visionreasoner",
 )
-"""The modules of this package that register reward modules."""
+"""Python modules of this package that register reward modules."""
 
 Task = Literal["aks", "ktg", "kfg", "veason", "seg-zero"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 REFERENCE_CANVAS = 840
-"""Distance thresholds are given in pixels of a canvas of this size."""
+"""Side of the canvas, in pixels, that distance thresholds refer to."""
 
 
 class Settings(Section):
-    """What all the modules of one recipe share."""
+    """Settings that all modules of one recipe share."""
 
     task: Task
-    """What the rows ask, which decides how the ground truth is read."""
+    """Task of the rows; decides how the ground truth is read."""
     canvas: Annotated[int, Field(gt=0)] = REFERENCE_CANVAS
-    """Side of the image that the policy sees, in pixels, in which answers and ground truths are
-    given; distance thresholds are scaled by canvas / 840."""
+    """Side, in pixels, of the image that the policy sees. Answers and ground truths are in its
+    coordinates; distance thresholds are scaled by canvas / 840."""
     zero_target: bool = False
-    """ktg: an empty ground truth is a valid target, and `[]` the right answer to it."""
+    """ktg: an empty ground truth is a valid target, and `[]` is the right answer to it."""
     options: tuple[str, ...] = ("A", "B")
-    """aks: the letters of the options."""
+    """aks: letters of the options."""
 
     @property
     def scale(self) -> float:
-        """Pixels of this canvas per pixel of the 840 canvas."""
+        """Number of pixels of this canvas per pixel of the 840 canvas."""
         return self.canvas / REFERENCE_CANVAS
 
 
+class NoParams(Section):
+    """Parameters of a module that has none."""
+
+
 class Response:
-    """One response, parsed when first asked and then shared by the modules of a recipe."""
+    """One response, parsed lazily and shared by the modules of a recipe."""
 
     __slots__ = ("_grounding", "_parsed", "row", "segmenter", "text")
 
     def __init__(self, text: str, row: Any = None, segmenter: Any = None) -> None:
         self.text = text
         self.row = row
-        """The row's other keys, for modules that need more than the ground truth."""
+        """Other keys of the row, for modules that need more than the ground truth."""
         self.segmenter = segmenter
-        """What makes masks (`mask_iou.Segmenter`), if the reward was given one."""
+        """Makes masks (`mask_iou.MaskSegmenter`), if the reward has one."""
         self._parsed: ParsedResponse | None = None
-        self._grounding: Grounding | None = None
+        self._grounding: GroundingAnswer | None = None
 
     @property
     def parsed(self) -> ParsedResponse:
-        """Its structure."""
+        """Structure of the response."""
         if self._parsed is None:
             self._parsed = parse_response(self.text)
         return self._parsed
 
     @property
-    def grounding(self) -> Grounding:
-        """Its answer, as objects."""
+    def grounding(self) -> GroundingAnswer:
+        """Objects of the answer."""
         if self._grounding is None:
             self._grounding = parse_grounding(self.parsed.answer)
         return self._grounding
 
 
 class Term(msgspec.Struct):
-    """One component of one sample: its value before the weight, and why it is not the maximum."""
+    """One component of one sample: its value before the weight, and what lowered it."""
 
     value: float
     reasons: list[str] = []
@@ -98,13 +102,14 @@ class Term(msgspec.Struct):
 
 @dataclass(frozen=True)
 class RewardModule:
-    """A registered module."""
+    """A registered reward module."""
 
     name: str
     params: type[Section]
     tasks: frozenset[str]
-    """The tasks whose ground truth it can read."""
+    """Tasks whose ground truth it can read."""
     maximum: Callable[[Any, Settings], float]
+    """Greatest value of the component, from parameters and settings."""
     score: Callable[[Response, Any, Any, Settings], Term]
 
 
@@ -116,24 +121,28 @@ def register(
     *,
     params: type[Section],
     tasks: Iterable[str],
-    maximum: Callable[[Any, Settings], float],
+    maximum: float | Callable[[Any, Settings], float],
 ) -> Callable[[Callable[[Response, Any, Any, Settings], Term]], Callable[..., Term]]:
-    """Enter `score(response, ground_truth, params, settings) -> Term` under `name`.
+    """Register `score(response, ground_truth, params, settings) -> Term` under `name`.
 
-    maximum(params, settings): the greatest value that it can return.
+    Args:
+        params: Class of its parameters.
+        tasks: Tasks whose ground truth it can read.
+        maximum: Greatest value of the component, or a function of parameters and settings.
     """
 
-    def enter(score: Callable[[Response, Any, Any, Settings], Term]) -> Callable[..., Term]:
+    def add(score: Callable[[Response, Any, Any, Settings], Term]) -> Callable[..., Term]:
         if name in _MODULES:
             raise ValueError(f"reward module {name!r} is registered twice")
-        _MODULES[name] = RewardModule(name, params, frozenset(tasks), maximum, score)
+        greatest = maximum if callable(maximum) else lambda params, settings: maximum
+        _MODULES[name] = RewardModule(name, params, frozenset(tasks), greatest, score)
         return score
 
-    return enter
+    return add
 
 
 def modules() -> dict[str, RewardModule]:
-    """All registered modules by name."""
+    """Return all registered modules by name."""
     for file in BUILTIN:
         importlib.import_module(f"reward_fns.{file}")
     return _MODULES

@@ -1,10 +1,10 @@
-"""`rcot score`: scores a JSONL file of responses, a line at a time (section 2 of the contracts).
+"""`rcot score`: score a JSONL file of responses, line by line.
 
 In:  {"response": str, "ground_truth": …, …}
 Out: {"reward": …, "components": {…}, "reasons": […], …the other keys of the line}
 
-A response is never an error, whatever it holds. A line that is not a JSON object, lacks a key or
-has a broken ground truth is: InputError with file and line, and no output file is left.
+A response is never an error, whatever it contains. A line that is not a JSON object, lacks a key or
+has a malformed ground truth raises InputError with file and line; no output file is left.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rcot_rl.errors import InputError
 from reward_fns.score import Reward, Score, load_reward
 
 if TYPE_CHECKING:
-    from reward_fns.components.mask_iou import Segmenter
+    from reward_fns.components.mask_iou import MaskSegmenter
 
 NEEDED = ("response", "ground_truth")
-OURS = ("reward", "components", "reasons")
+OUTPUT_KEYS = ("reward", "components", "reasons")
 STDIN = "<stdin>"
 STANDARD = "-"
-"""As a path: standard input or standard output, as elsewhere on a command line."""
+"""Path that stands for standard input or standard output."""
 
 
 def score_file(
@@ -36,12 +36,16 @@ def score_file(
     in_path: str | os.PathLike[str] | None,
     out_path: str | os.PathLike[str] | None,
     overrides: Mapping[str, Any] | None = None,
-    segmenter: Segmenter | None = None,
+    segmenter: MaskSegmenter | None = None,
 ) -> int:
-    """Score every line of a file, or of standard input when None or `-`; write to a file, or to
-    standard output when None or `-`. Returns the number of lines. Raises InputError.
+    """Score every line of a file.
 
-    An output file appears whole or not at all; standard output has what was scored so far.
+    An output file is complete or absent; standard output has the lines scored before an error.
+    Raises InputError.
+
+    Args:
+        in_path: Input file; None or `-` is standard input.
+        out_path: Output file; None or `-` is standard output.
     """
     reward = load_reward(reward_name, overrides=overrides, segmenter=segmenter)
     in_path, out_path = _stream(in_path), _stream(out_path)
@@ -51,40 +55,37 @@ def score_file(
             try:
                 out.write(score_line(reward, line))
             except InputError as error:
-                file = in_path if in_path is not None else STDIN
-                raise InputError(error.message, file=file, line=count, key=error.key) from error
+                raise _located(error, in_path, count) from error
     return count
 
 
 def read_line(in_path: str | os.PathLike[str] | None, number: int) -> dict[str, Any]:
-    """One line's keys (from 1) as `Reward.score` takes them by name. Raises InputError."""
+    """Return the object of one line (counted from 1). Raises InputError."""
     in_path = _stream(in_path)
-    file = in_path if in_path is not None else STDIN
     with _reading(in_path) as lines:
         line = next(itertools.islice(lines, number - 1, None), None)
-    if line is None:
-        raise InputError("there is no such line", file=file, line=number)
     try:
-        row = _parse(line)
-        for key in NEEDED:
-            if key not in row:
-                raise InputError("missing", key=key)
+        if line is None:
+            raise InputError("no such line")
+        return _parse(line)
     except InputError as error:
-        raise InputError(error.message, file=file, line=number, key=error.key) from error
-    return row
+        raise _located(error, in_path, number) from error
+
+
+def _located(error: InputError, in_path: str | os.PathLike[str] | None, line: int) -> InputError:
+    """Return the error with the input file and line added."""
+    file = in_path if in_path is not None else STDIN
+    return InputError(error.message, file=file, line=line, key=error.key)
 
 
 def others_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line's keys beside those that are scored."""
+    """Return the keys of a line that are passed through."""
     return {key: value for key, value in row.items() if key not in NEEDED}
 
 
 def score_line(reward: Reward, line: bytes) -> bytes:
-    """One line in, one line out. Raises InputError without file and line."""
+    """Score one line of JSON; return one line. Raises InputError without file and line."""
     row = _parse(line)
-    for key in NEEDED:
-        if key not in row:
-            raise InputError("missing", key=key)
     others = others_of(row)
     score = reward.score(row["response"], row["ground_truth"], **others)
     return _render(score, others)
@@ -98,6 +99,9 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise InputError(f"not valid JSON: {reason}") from error
     if not isinstance(row, dict):
         raise InputError("must be a JSON object")
+    for key in NEEDED:
+        if key not in row:
+            raise InputError("missing", key=key)
     return row
 
 
@@ -107,11 +111,11 @@ def _refuse(token: str) -> NoReturn:
 
 def _render(score: Score, others: dict[str, Any]) -> bytes:
     row = {"reward": score.reward, "components": score.components, "reasons": score.reasons}
-    row.update((key, value) for key, value in others.items() if key not in OURS)
+    row.update((key, value) for key, value in others.items() if key not in OUTPUT_KEYS)
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except ValueError as error:  # a number such as 1e999, valid JSON but infinite here
-        raise InputError("holds a number that does not fit") from error
+        raise InputError("contains a number that does not fit into float64") from error
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair, valid JSON only when escaped
@@ -119,7 +123,7 @@ def _render(score: Score, others: dict[str, Any]) -> bytes:
 
 
 def _stream(path: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-    """None for standard input or output, however it was asked for."""
+    """Return None for standard input or output."""
     return None if path is None or os.fspath(path) == STANDARD else path
 
 
@@ -143,7 +147,7 @@ def _writing(path: str | os.PathLike[str] | None) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     target = Path(path).resolve()
-    special = target.exists() and not target.is_file()  # a pipe or a device is not replaced
+    special = target.exists() and not target.is_file()  # pipes and devices are written in place
     temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         stream = open(temporary, "wb")  # noqa: SIM115 (closed below)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what is done, and that files are whole."""
+"""The run folder: which recipe it belongs to, what is done, and atomic files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.preflight.at_start import check_folder
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe, recipe_hash
 from rcot_rl.recipe.schema import Recipe
@@ -21,7 +20,7 @@ def recipe() -> Recipe:
     return load_recipe("laptop")
 
 
-def test_claiming_writes_the_recipe_with_what_it_ran_on(tmp_path: Path, recipe: Recipe) -> None:
+def test_claiming_records_the_recipe_and_the_versions(tmp_path: Path, recipe: Recipe) -> None:
     folder = RunFolder.claim(tmp_path / "deep" / "run", recipe)
     record = yaml.safe_load((folder.root / "recipe.yaml").read_text())
     assert Recipe.model_validate(record["recipe"]) == recipe
@@ -43,11 +42,11 @@ def test_another_recipes_run_is_refused_with_the_keys_that_differ(
     tmp_path: Path, recipe: Recipe
 ) -> None:
     RunFolder.claim(tmp_path, recipe).stage("data").mkdir()
-    other = load_recipe("laptop", ["seed=2", "grpo_aks.steps=5", "toy.preset=rich"])
+    other = load_recipe("laptop", ["seed=2", "train.grpo-aks.steps=5", "toy.preset=rich"])
     with pytest.raises(InputError) as caught:
         RunFolder.claim(tmp_path, other)
     assert caught.value.file == str(tmp_path / "recipe.yaml")
-    assert "(differs in: grpo_aks.steps, seed, toy.preset)" in caught.value.message
+    assert "(differs in: seed, toy.preset, train.grpo-aks.steps)" in caught.value.message
     RunFolder.claim(tmp_path, recipe)  # and it is still the first one's
 
 
@@ -58,7 +57,7 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path, recipe: Recip
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_file_where_the_folder_should_be(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, recipe: Recipe) -> None:
     path = tmp_path / "run"
     path.write_text("mine")
     with pytest.raises(InputError, match="cannot be written") as caught:
@@ -67,7 +66,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, recipe: Recipe) -> No
     assert path.read_text() == "mine"
 
 
-def test_the_lock_is_exclusive_and_given_back(tmp_path: Path, recipe: Recipe) -> None:
+def test_the_lock_is_exclusive_and_released(tmp_path: Path, recipe: Recipe) -> None:
     first, second = RunFolder.claim(tmp_path, recipe), RunFolder.claim(tmp_path, recipe)
     with first.locked(), pytest.raises(InputError, match="another command"), second.locked():
         pass
@@ -83,7 +82,7 @@ def test_a_locked_folder_can_be_claimed_again(tmp_path: Path, recipe: Recipe) ->
         RunFolder.claim(tmp_path, recipe)
 
 
-def test_attempts_are_numbered_onwards_and_not_as_text(tmp_path: Path) -> None:
+def test_attempts_are_numbered_by_value_and_not_as_text(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert [folder.new_attempt("sft").name for _ in range(3)] == [f"attempt-{k}" for k in (1, 2, 3)]
     (tmp_path / "sft" / "attempt-10").mkdir()
@@ -92,7 +91,7 @@ def test_attempts_are_numbered_onwards_and_not_as_text(tmp_path: Path) -> None:
     assert all(p.is_dir() for p in (tmp_path / "sft").iterdir())
 
 
-def test_done_is_what_was_marked(tmp_path: Path) -> None:
+def test_a_stage_is_done_once_marked(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert not folder.is_done("sft")
     folder.mark_done("sft", minutes=1.5)
@@ -132,7 +131,7 @@ def test_readers_never_see_half_a_json_file(tmp_path: Path) -> None:
     assert seen[-1] == values[-1]
 
 
-def test_a_folder_in_which_no_stage_has_begun_takes_another_recipe(tmp_path: Path) -> None:
+def test_a_folder_with_no_started_stage_takes_another_recipe(tmp_path: Path) -> None:
     first = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
     with first.locked():
         pass  # what a start leaves that was refused before its first stage
@@ -150,7 +149,7 @@ def test_a_start_does_not_take_a_folder_from_a_running_one(tmp_path: Path) -> No
         RunFolder.claim(tmp_path / "run", load_recipe("laptop", ["seed=7"]))
 
 
-def test_a_pinned_fact_is_noted_once_and_held(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_pinned_fact_cannot_change(tmp_path: Path, recipe: Recipe) -> None:
     folder = RunFolder.claim(tmp_path, recipe)
     rewards = {"grpo-aks": {"name": "aks", "sha256": "1"}, "grpo-ktg": {"name": "k", "sha256": "2"}}
     folder.pin("rewards", rewards)
@@ -163,7 +162,7 @@ def test_a_pinned_fact_is_noted_once_and_held(tmp_path: Path, recipe: Recipe) ->
     assert RunFolder.claim(tmp_path, recipe).root == tmp_path
 
 
-def test_facts_of_another_commands_stages_are_noted_beside(tmp_path: Path, recipe: Recipe) -> None:
+def test_facts_of_several_commands_are_recorded_together(tmp_path: Path, recipe: Recipe) -> None:
     """`rcot run sft`, then `rcot run grpo_aks`, then `rcot run grpo_ktg`, in one folder."""
     folder = RunFolder.claim(tmp_path, recipe)
     for facts in ({}, {"grpo-aks": {"sha256": "1"}}, {"grpo-ktg": {"sha256": "2"}}):
@@ -174,10 +173,10 @@ def test_facts_of_another_commands_stages_are_noted_beside(tmp_path: Path, recip
         folder.pin("rewards", {"grpo-aks": {"sha256": "3"}, "grpo-ktg": {"sha256": "2"}})
 
 
-WIDER = ["cluster.gpus_per_node=2", "sft.micro_batch_size=16"]
+WIDER = ["cluster.gpus_per_node=2", "train.sft.micro_batch_size=16"]
 
 
-def test_a_run_goes_on_on_other_hosts(tmp_path: Path) -> None:
+def test_a_run_continues_on_other_hosts(tmp_path: Path) -> None:
     first = load_recipe("laptop")
     folder = RunFolder.claim(tmp_path / "run", first)
     folder.new_attempt("sft")
@@ -192,54 +191,101 @@ def test_a_run_goes_on_on_other_hosts(tmp_path: Path) -> None:
         RunFolder.claim(tmp_path / "run", other)
 
 
-def test_a_run_of_an_earlier_schema_goes_on(tmp_path: Path, recipe: Recipe) -> None:
-    """A key that did not exist then, at its default, is no other recipe; at another value it is."""
+def test_a_record_without_a_newer_key_has_its_default(tmp_path: Path, recipe: Recipe) -> None:
+    """At another value than the default, the key makes another recipe."""
     root = tmp_path / "run"
     RunFolder.claim(root, recipe).new_attempt("sft")
     file = root / "recipe.yaml"
     record = yaml.safe_load(file.read_text())
-    del record["recipe"]["grpo_ktg"]["clip_ratio"]
-    file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}))
+    del record["recipe"]["train"]["grpo-ktg"]["clip_ratio"]
+    file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}, sort_keys=False))
     assert RunFolder.claim(root, recipe).root == root.resolve()
     assert yaml.safe_load(file.read_text())["recipe_hash"] == recipe_hash(recipe)
-    other = recipe.model_copy(
-        update={"grpo_ktg": recipe.grpo_ktg.model_copy(update={"clip_ratio": 0.3})}
-    )
-    file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}))
-    with pytest.raises(InputError, match=r"grpo_ktg.clip_ratio"):
+    other = load_recipe("laptop", ["train.grpo-ktg.clip_ratio=0.3"])
+    file.write_text(yaml.safe_dump(record | {"recipe_hash": "of then"}, sort_keys=False))
+    with pytest.raises(InputError, match=r"train.grpo-ktg.clip_ratio"):
         RunFolder.claim(root, other)
+
+
+def test_a_run_of_fixed_stages_is_refused_with_the_translation(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    """Recipes once had the sections sft, grpo_aks and grpo_ktg in place of `train`."""
+    RunFolder.claim(tmp_path, recipe).new_attempt("sft")
+    file = tmp_path / "recipe.yaml"
+    record = yaml.safe_load(file.read_text())
+    train = record["recipe"].pop("train")
+    record["recipe"] |= {"sft": train["sft"], "grpo_aks": train["grpo-aks"], "grpo_ktg": None}
+    file.write_text(yaml.safe_dump(record, sort_keys=False))
+    with pytest.raises(InputError) as caught:
+        RunFolder.claim(tmp_path, recipe)
+    assert caught.value.message == (
+        "was made by an earlier version, whose stages were sft, grpo_aks and grpo_ktg; move them "
+        "under train: as sft {kind: sft}, grpo-aks and grpo-ktg {kind: grpo} (docs/recipes.md), "
+        "or choose another folder with --out"
+    )
+
+
+LATER = "{kind: grpo, shard_set: grpo-ktg-960, reward: ktg, steps: 4}"
+
+
+def test_a_later_stage_may_be_added_and_one_before_a_started_stage_may_not(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    folder = RunFolder.claim(tmp_path, recipe)
+    folder.new_attempt("sft")
+    folder.new_attempt("grpo-aks")
+    more = load_recipe("laptop", [f"train.polish={LATER}"])
+    assert RunFolder.claim(tmp_path, more).root == tmp_path
+    record = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert list(record["recipe"]["train"]) == ["sft", "grpo-aks", "grpo-ktg", "polish"]
+    moved = load_recipe("laptop", [f"train.polish={LATER}", "train.grpo-ktg.after=sft"])
+    with pytest.raises(InputError, match=r"\(differs in: train\.grpo-ktg\.after\)"):
+        RunFolder.claim(tmp_path, moved)
+    stages = dict(recipe.train)
+    between = {"sft": stages["sft"], "early": more.train["polish"]} | stages
+    inserted = recipe.model_copy(update={"train": between})
+    refusal = RunFolder(tmp_path).refusal(inserted)
+    assert refusal is not None and "train.grpo-aks.after" in refusal.message
 
 
 AHEAD = ["engine.max_model_len=1024", "predict.max_frames=9", "eval.baselines=false"]
 OPERATION = [
-    "grpo.keep_checkpoints=1", "grpo.save_every=4", "grpo.max_num_seqs=64", "predict.batch=8",
-    "grpo.dump_rollouts=false", "grpo.max_num_batched_tokens=4096", "data.workers=1",
-    "wandb.mode=disabled", "sft.save_every=7",
-]  # fmt: skip
+    "grpo.keep_checkpoints=1",
+    "grpo.save_every=4",
+    "grpo.max_num_seqs=64",
+    "predict.batch=8",
+    "grpo.dump_rollouts=false",
+    "grpo.max_num_batched_tokens=4096",
+    "data.workers=1",
+    "wandb.mode=disabled",
+    "train.sft.save_every=7",
+]
 
 
 @pytest.mark.parametrize("change", [*AHEAD, *OPERATION])
-def test_what_a_remedy_asks_for_may_change_under_way(tmp_path: Path, change: str) -> None:
+def test_keys_that_fixes_name_may_change_during_a_run(tmp_path: Path, change: str) -> None:
     root = tmp_path / "run"
     folder = RunFolder.claim(root, load_recipe("laptop", ["data.describe=template"]))
     folder.new_attempt("sft")
     changed = load_recipe("laptop", ["data.describe=template", change])
-    check_folder(root, changed)
+    assert folder.refusal(changed) is None
     assert RunFolder.claim(root, changed).root == root.resolve()
     for stage in ("predict", "eval"):
         folder.stage(stage).mkdir()
         folder.mark_done(stage)
     again = load_recipe("laptop", ["data.describe=template"])
     if change in AHEAD:
-        for refuse in (check_folder, RunFolder.claim):
-            with pytest.raises(InputError, match="another recipe"):
-                refuse(root, again)
+        refusal = folder.refusal(again)
+        assert refusal is not None and "another recipe" in refusal.message
+        with pytest.raises(InputError, match="another recipe"):
+            RunFolder.claim(root, again)
     else:
         assert RunFolder.claim(root, again).root == root.resolve()
 
 
-@pytest.mark.parametrize("user", ["data.describe=model", "grpo_aks.agent=agentic-aks"])
-def test_what_earlier_stages_have_used_may_not(tmp_path: Path, user: str) -> None:
+@pytest.mark.parametrize("user", ["data.describe=model", "train.grpo-aks.agent=agentic-aks"])
+def test_keys_that_earlier_stages_used_may_not_change(tmp_path: Path, user: str) -> None:
     given = [user, "data.clip_frames=6", "data.clip_tasks=[aks]"]
     RunFolder.claim(tmp_path, load_recipe("laptop", given)).new_attempt("sft")
     with pytest.raises(InputError, match=r"predict\.max_frames"):
@@ -247,22 +293,25 @@ def test_what_earlier_stages_have_used_may_not(tmp_path: Path, user: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "[1", "- a", "recipe: 5", "\0"])
-def test_a_record_that_is_none(tmp_path: Path, recipe: Recipe, text: str) -> None:
+def test_an_invalid_record_is_replaced_only_before_the_first_stage(
+    tmp_path: Path, recipe: Recipe, text: str
+) -> None:
     root = tmp_path / "run"
     RunFolder.claim(root, recipe)
     (root / "recipe.yaml").write_text(text)
     RunFolder.claim(root, recipe)  # nothing has begun: it is written again
     RunFolder.claim(root, recipe).new_attempt("sft")
     (root / "recipe.yaml").write_text(text)
-    for refuse in (lambda: RunFolder.claim(root, recipe), lambda: check_folder(root, recipe)):
-        with pytest.raises(InputError, match="no record"):
-            refuse()
+    refusal = RunFolder(root).refusal(recipe)
+    assert refusal is not None and "not the record" in refusal.message
+    with pytest.raises(InputError, match="not the record"):
+        RunFolder.claim(root, recipe)
 
 
-def test_a_record_of_an_earlier_schema_passes_the_preflight(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_record_without_a_newer_key_is_not_refused(tmp_path: Path, recipe: Recipe) -> None:
     RunFolder.claim(tmp_path, recipe).new_attempt("sft")
     file = tmp_path / "recipe.yaml"
     record = yaml.safe_load(file.read_text())
-    del record["recipe"]["grpo_ktg"]["dump_rollouts"]
-    file.write_text(yaml.safe_dump(record))
-    check_folder(tmp_path, recipe)
+    del record["recipe"]["train"]["grpo-ktg"]["dump_rollouts"]
+    file.write_text(yaml.safe_dump(record, sort_keys=False))
+    assert RunFolder(tmp_path).refusal(recipe) is None

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.recipe.training import GrpoSection
+from rcot_rl.recipe.training_section import GrpoStage
 from rcot_rl.suggestions import did_you_mean, nearest
 
 SECTIONS = list(Recipe.model_fields)
-GRPO = list(GrpoSection.model_fields)
+GRPO = list(GrpoStage.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -26,22 +26,21 @@ GRPO = list(GrpoSection.model_fields)
         ("kl_coef", GRPO, "kl_loss_coef"),
         ("grpo_aks", ["grpo-aks", "grpo-ktg"], "grpo-aks"),
         ("gpu", ["cuda", "cpu"], None),
-        ("actor.optim.lr", ["actor_rollout_ref.actor.optim.lr", "trainer.lr"],
-         "actor_rollout_ref.actor.optim.lr"),
+        ("optim.lr", ["actor.optim.lr", "trainer.lr"], "actor.optim.lr"),
         ("optim.lr", ["actor.optim.lr", "critic.optim.lr"], None),
         ("actor_rollout_ref.actor.zzz", ["actor_rollout_ref.actor.strategy"], None),
         ("trainer.total_epochs.deeper", ["trainer.total_epochs"], "trainer.total_epochs"),
     ],
-)  # fmt: skip
-def test_examples(wrong: str, known: list[str], expected: str | None) -> None:
+)
+def test_nearest_follows_the_rules(wrong: str, known: list[str], expected: str | None) -> None:
     assert nearest(wrong, known) == expected
 
 
-def test_names_that_are_equally_close_are_all_suggested() -> None:
+def test_equally_close_names_are_all_suggested() -> None:
     assert did_you_mean("lr", GRPO) == "; did you mean learning_rate or lora_rank?"
 
 
-def test_one_typo_in_a_long_key_is_found_and_noise_is_not() -> None:
+def test_key_with_one_typo_gets_a_suggestion_and_noise_does_not() -> None:
     generator = random.Random(1)
     long = [key for key in GRPO if len(key) >= 6]
     for key in long:
@@ -51,7 +50,7 @@ def test_one_typo_in_a_long_key_is_found_and_noise_is_not() -> None:
         assert did_you_mean(noise, GRPO) == ""
 
 
-def test_a_long_text_costs_no_time() -> None:
+def test_long_text_is_rejected_quickly() -> None:
     text = "".join(random.Random(2).choices(string.ascii_letters, k=100_000))
     started = time.monotonic()
     assert nearest(text, [text[:-1]] * 3) is None

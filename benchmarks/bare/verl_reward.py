@@ -1,4 +1,4 @@
-"""The `aks` reward as verl's own manager takes it, for `bench_step`."""
+"""The `aks` reward as a function for verl's `naive` reward manager, for `bench_step`."""
 
 from typing import Any
 
@@ -10,5 +10,5 @@ REWARD = load_reward("aks")
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any
 ) -> float:
-    """The reward alone."""
+    """Return the reward."""
     return REWARD.score(solution_str, ground_truth).reward

@@ -1,4 +1,4 @@
-"""vLLM's worker extension, failing once: when RCOT_FAULTS/weights is there, which it removes."""
+"""A vLLM worker extension that fails once if RCOT_FAULTS/weights exists, and removes that file."""
 
 import os
 from typing import Any
@@ -7,11 +7,12 @@ from rcot_rl.training.cpu.vllm_worker import CpuWorkerExtension
 
 
 class FailingWeights(CpuWorkerExtension):
-    """An engine that does not take its next weights."""
+    """An engine that refuses its next weights."""
 
     def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise RuntimeError if the fault is armed, else load the weights."""
         try:
             os.unlink(os.path.join(os.environ["RCOT_FAULTS"], "weights"))
         except FileNotFoundError:
             return super().update_weights_from_ipc(*args, **kwargs)
-        raise RuntimeError("planted: the engine does not take the weights")
+        raise RuntimeError("planted fault: the engine refuses the weights")

@@ -1,4 +1,4 @@
-"""A user's reward that hangs once: when RCOT_FAULTS/reward is there, which it removes first."""
+"""A user's reward that hangs once if RCOT_FAULTS/reward exists, and removes that file first."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def reward(response: str, ground_truth: Any) -> float:
-    """A number from 0 to 1 by the response's length."""
+    """Return a number from 0 to 1 that depends on the response's length."""
     try:
         os.unlink(os.path.join(os.environ["RCOT_FAULTS"], "reward"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Operations of Qwen2.5-VL's passes, counted from a checkpoint's shapes, and the device's peak."""
+"""Floating-point operations of Qwen2.5-VL, from a checkpoint's shapes, and the device's peak."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from pathlib import Path
 
 PEAK_FLOPS = 989e12
-"""Dense bf16 of an H100 or H200 SXM, by its data sheet."""
+"""Dense bf16 of an H100 or H200 SXM, from the data sheet."""
 
 
 def passes(model: Path | str, sequences: int, length: float, patches: int) -> dict[str, float]:
-    """Floating-point operations of one forward pass and of one update over a step's batch.
+    """Return the operations of one forward pass and of one update over a step's batch.
 
-    Counts what the result needs: two operations a parameter and token for the forward pass, twice
-    that for the backward pass, and attention's two products; no recomputation by gradient
-    checkpointing. Each sequence has an image of its own.
+    Counts what the result needs: two operations per parameter and token for the forward pass, twice
+    that for the backward pass, and the two products of attention, without the recomputation of
+    gradient checkpointing. Each sequence has its own image.
 
     Args:
-        model: the checkpoint folder, for its shapes.
-        sequences: sequences in the batch.
-        length: tokens a sequence, the image's included.
-        patches: vision patches an image, four to a token.
+        model: Checkpoint folder, for its shapes.
+        sequences: Number of sequences in the batch.
+        length: Tokens per sequence, including those of the image.
+        patches: Vision patches per image, four per token.
 
     Returns:
         `text`, `vision` and `forward` (one forward pass), and `update` (forward and backward).
@@ -30,7 +30,7 @@ def passes(model: Path | str, sequences: int, length: float, patches: int) -> di
     h, i, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     kv = h // text["num_attention_heads"] * text["num_key_value_heads"]
     weights = layers * (2 * h * h + 2 * h * kv + 3 * h * i) + h * text["vocab_size"]
-    causal = layers * 2 * length * h  # QK' and PV, each 2 L h a token, half of it masked
+    causal = layers * 2 * length * h  # QK' and PV, each 2 L h per token, half of it masked
     in_text = sequences * length * (2 * weights + causal)
     v, m, depth = tower["hidden_size"], tower["intermediate_size"], tower["depth"]
     full = len(tower["fullatt_block_indexes"])

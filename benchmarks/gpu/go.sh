@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# On the GPU host, in the project's root: unpack what has arrived in /tmp/parts and run a command.
+# Unpack the parts in /tmp/parts and run a command. Run in the project's root on the GPU host.
 #
 #   LIMIT=420 OUT=/tmp/out bash benchmarks/gpu/go.sh python3 benchmarks/bench_gpu_step.py --out /tmp/run1 --json "$OUT/step.json" …
 #
-# Without a command it only unpacks. LIMIT: seconds for all of it; 12 s before, all stacks are
-# written and the command is ended. $OUT gets log, run.log (of the newest stage under /tmp/run*),
-# verl.jsonl (a line per step), trace (the run's last line every 4 s), gpu.csv (memory and load every
-# second) and stacks. Name several runs' folders apart with OUT.
+# Without a command it only unpacks. LIMIT: seconds for everything; 12 s before the limit, all stacks
+# are written and the command is ended. $OUT gets log, run.log (of the newest stage under /tmp/run*),
+# verl.jsonl (one line per step), trace (the run's last line every 4 s), gpu.csv (memory and load
+# every second) and stacks. Use another OUT for each run.
 set -uo pipefail
 unset PYTHONDONTWRITEBYTECODE
 site=${SITE:-/tmp/site}
 parts=${PARTS:-/tmp/parts}
 mkdir -p "$site" "$OUT"
-unpack() { # FILE-PATTERN…: one xz stream in pieces
+unpack() { # FILE…: pieces of one xz stream
   if command -v xz >/dev/null; then cat "$@" | xz -dc -T0 | tar -x -C "$site"
   else cat "$@" | python3 -c 'import sys,tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1], filter="fully_trusted")' "$site"
   fi
 }
-compile() { # without bytecode an import takes three times as long, and ten processes import
+compile() { # imports take three times as long without bytecode, and ten processes import
   [ -n "${REHEARSAL:-}" ] || python3 -m compileall -q -j 16 "$@" >/dev/null 2>&1
 }
 once() { # NAME COMMAND…
@@ -39,7 +39,7 @@ if [ -e "$parts/part-3-vllm.piece" ] && [ ! -e "$site/.vllm" ]; then
 fi
 echo "unpacked after ${SECONDS} s"
 [ $# -gt 0 ] || exit 0
-if [ -z "${BESIDE:-}" ]; then # what an earlier, cut command left behind; by its own mark
+if [ -z "${BESIDE:-}" ]; then # end what an interrupted command left behind, by its mark
   for p in /proc/[0-9]*; do
     grep -qsz '^RCOT_GO=1$' "$p/environ" && kill -9 "${p#/proc/}" 2>/dev/null
   done
@@ -48,10 +48,10 @@ fi
 commit=$(cat .gpu/commit 2>/dev/null || git rev-parse HEAD)
 export PYTHONPATH=$site:$PWD PYTHONUNBUFFERED=1 RCOT_COMMIT=$commit RCOT_STACKS=/tmp/stacks-$$ \
   VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
-export VLLM_LOGGING_LEVEL=INFO                              # verl's WARN hides where the start is
-export RAY_memory_monitor_refresh_ms=0                      # the machine's RAM grows with use: it would kill
-export TORCH_COMPILE_DISABLE=${TORCH_COMPILE_DISABLE-1}     # else Inductor at start and in the first step
-export TORCH_CUDNN_SDPA_DEPRIORITIZED=1                     # else cuDNN plans attention anew for each length
+export VLLM_LOGGING_LEVEL=INFO                              # verl sets WARN, which hides the progress of the start
+export RAY_memory_monitor_refresh_ms=0                      # it would kill on hosts whose RAM grows on demand
+export TORCH_COMPILE_DISABLE=${TORCH_COMPILE_DISABLE-1}     # avoid Inductor at start and in the first step
+export TORCH_CUDNN_SDPA_DEPRIORITIZED=1                     # cuDNN would plan attention for each new length
 export VLLM_USE_FLASHINFER_SAMPLER=0                       # its kernels are not packed
 rm -rf "$RCOT_STACKS"
 env | grep -E '^(VLLM|RAY|TORCH|OMP)_' >"$OUT/trace"
@@ -71,7 +71,7 @@ nvidia-smi --query-gpu=timestamp,memory.used,utilization.gpu --format=csv,nohead
 helpers+=" $!"
 left=$((${LIMIT:-570} - SECONDS))
 (sleep $((left - 12))
-  python3 -c 'import sys, pathlib; from rcot_rl.stacks import ask; ask(pathlib.Path(sys.argv[1]))' "$RCOT_STACKS"
+  python3 -c 'import sys, pathlib; from rcot_rl.system.stacks import ask; ask(pathlib.Path(sys.argv[1]))' "$RCOT_STACKS"
   sleep 3
   { ps -eo pid,etimes,args | cut -c 1-110; tail -n +1 "$RCOT_STACKS"/*.stack; } | head -c 4000000 >"$OUT/stacks") >/dev/null 2>&1 &
 helpers+=" $!"

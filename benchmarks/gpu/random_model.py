@@ -1,8 +1,8 @@
 """Checkpoint folders of Qwen2.5-VL's published shapes, with random weights.
 
-Tokenizer and chat template are the shipped tiny model's, so that special tokens have its ids, with
-filler tokens up to the published size of the vocabulary: vLLM and the trainer then normalise over
-the same tokens. The processor has Qwen's limits of pixels.
+Tokenizer and chat template come from the shipped tiny model, with filler tokens up to the published
+vocabulary size, so that vLLM and the trainer normalize over the same tokens. The processor has
+Qwen's pixel limits.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SHAPES = {
     "small": "",
     "tiny": "",
 }
-"""`tiny` is the shipped model's shape; `small` is the 3B with two layers, to rehearse on a CPU."""
+"""`tiny` is the shipped model's shape; `small` is the 3B with two layers, for trials on a CPU."""
 DONE = ".complete"
 LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 16384
 _ROPE = {"mrope_section": [16, 24, 24], "rope_theta": 1e6, "rope_type": "default"}
 
 
 def write_model(folder: Path, shape: str, device: str) -> Path:
-    """Write a checkpoint of `shape` (a key of SHAPES) in bf16, its weights drawn on `device`.
+    """Write a bf16 checkpoint of `shape` (a key of SHAPES), with weights drawn on `device`.
 
-    A folder that is complete already is left as it is.
+    A complete folder is reused.
     """
     if (folder / DONE).exists():
         return folder
@@ -105,4 +105,4 @@ def _draw(folder: Path, device: str) -> None:
     model.save_pretrained(folder)
     del model
     if device == "cuda":
-        torch.cuda.empty_cache()  # the card belongs to the benchmark's other processes
+        torch.cuda.empty_cache()  # other processes of the benchmark need the memory

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: the host, a record that survives a kill, and a time limit."""
+"""Shared by the GPU benchmarks: the host, a record that survives a kill, and a time limit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rcot_rl.files import write_text
 from rcot_rl.runfolder import git_commit
+from rcot_rl.system.files import write_text
 
 PACKAGES = ("verl", "ray", "torch", "transformers", "vllm", "tensordict", "numpy")
 
 
 def host() -> dict[str, Any]:
-    """Hardware, versions and commit."""
+    """Return hardware, versions and commit."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -35,13 +35,19 @@ def host() -> dict[str, Any]:
     }
 
 
-class Record:
-    """Rows of a benchmark: each is printed as a JSON line and written to `file` at once."""
+class BenchRecord:
+    """Rows of a benchmark; each is printed as a JSON line and written to `file` at once."""
 
-    def __init__(self, file: Path | None, seconds: float | None, **about: Any) -> None:
-        """file: where the whole record is kept; seconds: the time limit, None for no limit."""
+    def __init__(self, file: Path | None, seconds: float | None, **metadata: Any) -> None:
+        """Start the time limit.
+
+        Args:
+            file: File for the whole record, if any.
+            seconds: Time limit; None for no limit.
+            metadata: JSON values of the record beside its rows.
+        """
         self.file = file
-        self.about = {"host": host(), **about}
+        self.metadata = {"host": host(), **metadata}
         self.rows: list[dict[str, Any]] = []
         self._started = time.monotonic()
         self._limit = seconds
@@ -53,23 +59,23 @@ class Record:
         self.write()
 
     def write(self, **more: Any) -> None:
-        """Write what is known so far, and `more`, to the file."""
-        self.about |= more
+        """Write the record, with `more` metadata, to the file."""
+        self.metadata |= more
         if self.file is not None:
-            whole = self.about | {"rows": self.rows}
-            write_text(self.file, json.dumps(whole, indent=1) + "\n")
+            record = self.metadata | {"rows": self.rows}
+            write_text(self.file, json.dumps(record, indent=1) + "\n")
 
     def left(self) -> float:
-        """Seconds until the time limit."""
+        """Return the seconds until the time limit."""
         spent = time.monotonic() - self._started
         return float("inf") if self._limit is None else self._limit - spent
 
 
 class GpuMemory:
-    """The most memory in use on the GPU, of all processes together, asked for every half second."""
+    """Peak memory of all processes on the GPU, polled every half second."""
 
     def __init__(self) -> None:
-        self.most_mib = 0.0
+        self.peak_mib = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -83,10 +89,10 @@ class GpuMemory:
 
     def _watch(self) -> None:
         while True:
-            answer = _nvidia_smi("memory.used")
-            if not answer:
+            used = _nvidia_smi("memory.used")
+            if not used:
                 return
-            self.most_mib = max(self.most_mib, float(answer.split()[0]))
+            self.peak_mib = max(self.peak_mib, float(used.split()[0]))
             if self._stop.wait(0.5):
                 return
 
@@ -94,7 +100,7 @@ class GpuMemory:
 def _nvidia_smi(query: str) -> str:
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip().splitlines()[0]
+    return result.stdout.strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""SAM2.1-large's exact shapes with random weights, propagated through a clip."""
+"""SAM2.1-large's shapes with random weights, propagated through a clip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from rcot_rl.inference.sam2 import Sam2Segmenter
+from rcot_rl.segmentation.sam2 import Sam2Segmenter
 
 LARGE = {
     "backbone_config": {
@@ -23,14 +23,14 @@ LARGE = {
     },
     "backbone_channel_list": [1152, 576, 288, 144],
 }
-"""`vision_config` of facebook/sam2.1-hiera-large, where it differs from the library's defaults."""
+"""`vision_config` of facebook/sam2.1-hiera-large where it differs from transformers' defaults."""
 
 
 def build(device: str, dtype: str, *, tiny: bool = False) -> Sam2Segmenter:
-    """Make the model with random weights on `device`; tiny: the shipped one's shapes."""
+    """Return the model with random weights; with `tiny`, in the shapes of the shipped one."""
     torch.manual_seed(0)
     if tiny:
-        from rcot_rl.inference.segmenter import TINY
+        from rcot_rl.segmentation.segmenter import TINY
 
         config = Sam2VideoConfig.from_pretrained(TINY)
     else:
@@ -41,9 +41,15 @@ def build(device: str, dtype: str, *, tiny: bool = False) -> Sam2Segmenter:
 
 
 def propagate(segmenter: Sam2Segmenter, frames: np.ndarray, objects: int) -> dict[str, Any]:
-    """Segment `objects` in a clip; seconds, frames per second and peak memory.
+    """Segment `objects` boxes in a clip, with the prompted frame in the middle for both passes.
 
-    frames: uint8 [T, H, W, 3]. The key frame is in the middle, so that both passes run.
+    Args:
+        segmenter: The segmenter.
+        frames: uint8 [T, H, W, 3] RGB.
+        objects: Number of objects.
+
+    Returns:
+        Seconds, frames per second and peak memory.
     """
     cuda = segmenter.model.device.type == "cuda"
     height, width = frames.shape[1:3]

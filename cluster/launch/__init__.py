@@ -1,1 +1,1 @@
-"""Launchers: a run submitted to this host, to Ray Jobs, to Slurm or to KubeRay."""
+"""Launch a run on this host, or submit it to Ray Jobs, Slurm or KubeRay."""

@@ -1,9 +1,9 @@
-"""What the head of a cluster runs: the health check, then the run in its place.
+"""Check a cluster's health on its head, and then become the run.
 
     python -m cluster.launch.head [--rendezvous DIR] [--chdir DIR] HEALTH-OPTIONS -- COMMAND …
 
 All launchers that start a cluster end here. COMMAND is a list of words, never a shell's line; it
-takes this process' place, so that signals reach it and its status is the job's.
+replaces this process, so that signals reach it and its status is the job's.
 """
 
 from __future__ import annotations
@@ -18,42 +18,43 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.launch import health, rendezvous
-from rcot_rl import variables
 from rcot_rl.errors import InputError
+from rcot_rl.system import variables
 
 
 def main() -> NoReturn:
-    """Exit status: COMMAND's; 2 when the cluster cannot carry a run."""
+    """Exit with the command's status; 2 if the cluster is not fit for a run."""
     variables.settle()
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     health.add_arguments(parser)
-    parser.add_argument("--rendezvous", type=Path, help="where a launcher's nodes met")
-    parser.add_argument("--chdir", type=Path, help="where COMMAND starts; this code comes along")
+    parser.add_argument("--rendezvous", type=Path, help="folder in which the nodes met")
+    parser.add_argument("--chdir", type=Path, help="working folder of COMMAND")
     args, command = parser.parse_args(given[:cut]), given[cut + 1 :]
     if not command:
         parser.error("no command after --")
     _find_token()
     if args.rendezvous is not None:
         try:
-            found = rendezvous.address(args.rendezvous, time.monotonic() + args.wait)
-            _await_ray(found, time.monotonic() + args.wait)
+            choice = rendezvous.address(args.rendezvous, time.monotonic() + args.wait)
+            rendezvous.await_ray(choice, time.monotonic() + args.wait)
         except InputError as error:
             print(f"rcot: {error}", file=sys.stderr)
             sys.exit(2)
-        os.environ["RAY_ADDRESS"] = found["address"]
+        os.environ["RAY_ADDRESS"] = choice["address"]
     if args.chdir is not None:
-        _move(args.chdir)
-    # a process of its own: the run must not inherit its connection to Ray
-    status = _checked([sys.executable, "-m", "cluster.launch.health", *_health_words(given[:cut])])
+        _change_folder(args.chdir)
+    # a separate process: the run must not inherit its connection to Ray
+    options = _health_words(given[:cut])
+    status = _run_check([sys.executable, "-m", "cluster.launch.health", *options])
     if status != 0:
         sys.exit(status)
     os.execvp(command[0], command)
 
 
 def _find_token() -> None:
-    """Ray's own rule, but for a token in the environment alone: without any, there is none."""
+    """Set RAY_AUTH_MODE by Ray's rule: a token if there is one in the environment or in ~/.ray."""
     if any(os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")):
         return
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -62,7 +63,8 @@ def _find_token() -> None:
         os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
-def _move(folder: Path) -> None:
+def _change_folder(folder: Path) -> None:
+    """Change to `folder`; modules of the current folder stay importable."""
     code = os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH")) if p)
     try:
         os.chdir(folder)
@@ -72,27 +74,24 @@ def _move(folder: Path) -> None:
     os.environ["PYTHONPATH"] = code
 
 
-def _checked(words: list[str]) -> int:
+def _run_check(words: list[str]) -> int:
+    """Run the health check, which ends with this process. Returns its exit status."""
     child = subprocess.Popen(words)
-    ends = (signal.SIGTERM, signal.SIGHUP)
-    before = {n: signal.signal(n, lambda *_: (child.terminate(), sys.exit(143))) for n in ends}
+
+    def stop(*_: object) -> NoReturn:
+        child.terminate()
+        sys.exit(143)
+
+    handlers = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)}
     status = child.wait()
-    for number, handler in before.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
     return status
 
 
-def _await_ray(found: dict[str, object], deadline: float) -> None:
-    ip, port = str(found["ip"]), int(str(found["port"]))
-    while not rendezvous.answers(ip, port):
-        if time.monotonic() > deadline:
-            raise InputError(f"Ray's head does not answer at {found['address']}")
-        time.sleep(0.5)
-
-
 def _health_words(words: list[str]) -> list[str]:
-    """Without this module's own options, which come as `--name=value` or as two words."""
-    out, skip = [], False
+    """Remove this module's options, which are `--name=value` or two words."""
+    kept, skip = [], False
     for word in words:
         name, equals, _ = word.partition("=")
         if skip:
@@ -100,8 +99,8 @@ def _health_words(words: list[str]) -> list[str]:
         elif name in ("--rendezvous", "--chdir"):
             skip = not equals
         else:
-            out.append(word)
-    return out
+            kept.append(word)
+    return kept
 
 
 if __name__ == "__main__":

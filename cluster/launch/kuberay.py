@@ -1,11 +1,12 @@
-"""`rcot launch kuberay`: a RayJob (ray.io/v1), its recipe and, if asked for, its volume claim.
+"""Submit a run to KubeRay: a RayJob (ray.io/v1), its recipe and, if requested, its volume claim.
 
-The GPU group has cluster.nodes pods, the CPU group takes agents and rewards, the head has no GPUs.
-Stages beside the driver (CoT-SFT, predictions) need some: the driver then runs in a GPU pod, by a
-resource of that name. All pods mount one claim, which holds RUN; relative paths count from it.
+The GPU group has cluster.nodes pods, the CPU group runs agents and rewards, the head has no GPUs.
+Stages next to the driver (CoT-SFT, predictions) need GPUs: the driver then runs in a GPU pod,
+selected by a custom resource. All pods mount one claim, which holds RUN; relative paths start
+there.
 
-The recipe travels resolved, in a ConfigMap: no text of the user's reaches a shell but RUN's path,
-quoted. Secrets are references to a Secret. A RayJob that is tried again resumes its run.
+The recipe travels resolved, in a ConfigMap: the only user text that reaches a shell is RUN's path,
+which must need no quotes. Secrets are references to a Secret. A retried RayJob resumes its run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import importlib.metadata
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ import yaml
 from cluster.launch import render
 from rcot_rl import __version__
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.launch import PodSection
+from rcot_rl.recipe.launch_section import PodSection
 from rcot_rl.recipe.loader import dump_for_driver
 from rcot_rl.recipe.schema import Recipe
 
-_RECIPE = Path("/etc/rcot")
+_RECIPE_FOLDER = Path("/etc/rcot")
 _DRIVER = "rcot_driver"
 _LABEL = {"app.kubernetes.io/name": "rcot-rl"}
 
 
 def manifest(recipe: Recipe) -> list[dict[str, Any]]:
-    """The objects to apply, in order. Raises InputError naming the key at fault."""
+    """Render the objects to apply, in order. Raises InputError."""
     kube = recipe.launch.kuberay
     mount, run = Path(kube.mount), run_folder(recipe)
     workdir = Path(recipe.launch.workdir or mount)
@@ -50,39 +50,30 @@ def manifest(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """RUN in a pod."""
+    """Return RUN in a pod."""
     return render.run_folder(recipe, Path(recipe.launch.workdir or recipe.launch.kuberay.mount))
 
 
 def text(objects: list[dict[str, Any]]) -> str:
-    """YAML documents, for kubectl."""
+    """Render objects as YAML documents, for kubectl."""
     return yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True)
 
 
 def submit(recipe: Recipe, objects: list[dict[str, Any]]) -> str:
-    """Apply with kubectl; returns what it says. Raises InputError when it is missing or refuses."""
+    """Apply objects with kubectl. Raises InputError."""
     namespace = recipe.launch.kuberay.namespace
-    # a RayJob's spec is fixed once it runs: `create` says so, `apply` would change it in part
-    said = []
+    # a running RayJob's spec cannot change: `create` fails, `apply` would change parts of it
+    outputs = []
     for item in objects:
         verb = "create" if item["kind"] == "RayJob" else "apply"
-        try:
-            done = subprocess.run(
-                ["kubectl", "--namespace", namespace, verb, "--filename", "-"],
-                input=yaml.safe_dump(item), capture_output=True, text=True, check=True,
-            )  # fmt: skip
-        except FileNotFoundError as error:
-            raise InputError(
-                "kubectl is not on this host; write the manifest with --dry-run"
-            ) from error
-        except subprocess.CalledProcessError as error:
-            raise InputError(f"kubectl {verb} {item['kind']}: {error.stderr.strip()}") from error
-        said.append(done.stdout.strip())
-    return "\n".join(said)
+        command = ["kubectl", "--namespace", namespace, verb, "--filename", "-"]
+        missing, action = "write the manifest with --dry-run", f"kubectl {verb} {item['kind']}"
+        outputs.append(render.run_client(command, missing, action, input=yaml.safe_dump(item)))
+    return "\n".join(outputs)
 
 
 def object_name(name: str) -> str:
-    """An RFC 1123 label of a recipe's name, short enough for what KubeRay appends to it."""
+    """Return a recipe's name as an RFC 1123 label, short enough for KubeRay. Raises InputError."""
     label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].strip("-")
     if not label:
         raise InputError(f"'{name}' leaves no name for a Kubernetes object", key="name")
@@ -101,7 +92,7 @@ def _ray_job(recipe: Recipe, name: str, workdir: Path, run: Path) -> dict[str, A
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {"name": name, "namespace": kube.namespace, "labels": dict(_LABEL)},
+        "metadata": _metadata(recipe, name),
         "spec": {
             "entrypoint": _entrypoint(recipe, workdir, run, nodes),
             **(driver if render.driver_needs_gpus(recipe) else {}),
@@ -123,19 +114,19 @@ def _ray_job(recipe: Recipe, name: str, workdir: Path, run: Path) -> dict[str, A
 
 
 def _cores(quantity: str) -> float:
-    """CPUs of a Kubernetes quantity: 4, 500m."""
+    """Return the CPUs of a Kubernetes quantity such as 4 or 500m."""
     return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 def _entrypoint(recipe: Recipe, workdir: Path, run: Path, nodes: int) -> str:
     health = render.health_options(recipe, run.parent, nodes, recipe.cluster.nodes)
-    command = render.run_command("python", str(_RECIPE / "recipe.yaml"), [], run)
+    command = render.run_command("python", str(_RECIPE_FOLDER / "recipe.yaml"), [], run)
     chdir = f"--chdir={workdir}"
     words = ["python", "-m", "cluster.launch.head", chdir, *health, "--", *command]
     for word in words:
-        if shlex.quote(word) != word:  # KubeRay puts the line through two shells
+        if shlex.quote(word) != word:  # two shells read KubeRay's entrypoint
             raise InputError(
-                f"makes the word '{word}', which a shell would not take literally; use letters, "
+                f"makes the word '{word}', which a shell does not take literally; use letters, "
                 "digits, and ./_-",
                 key="launch.run_dir" if recipe.launch.run_dir else "launch.workdir",
             )
@@ -147,7 +138,7 @@ def _group(
 ) -> dict[str, Any]:
     return {
         "groupName": group,
-        # the same three: a training job cannot use a node that comes later
+        # all the same: a training job cannot use a node that joins later
         "replicas": replicas,
         "minReplicas": replicas,
         "maxReplicas": replicas,
@@ -157,9 +148,9 @@ def _group(
 
 
 def _start(recipe: Recipe, *, gpus: bool) -> dict[str, str]:
-    """On a CPU, GPUs are logical: verl's pools count nothing else."""
+    """Return the parameters of `ray start`. On CPUs, GPUs are logical: verl places by GPUs."""
     params = {"num-gpus": str(recipe.cluster.gpus_per_node if gpus else 0)}
-    if gpus:  # KubeRay hands the value to a shell, hence its own quotes
+    if gpus:  # quoted twice: KubeRay passes the value to a shell
         params["resources"] = json.dumps(json.dumps({_DRIVER: 1}))
     if recipe.cluster.object_store_bytes is not None:
         params["object-store-memory"] = str(recipe.cluster.object_store_bytes)
@@ -180,11 +171,11 @@ def _pod(
                 "image": kube.image or f"rcot-rl:{__version__}",
                 "env": _environment(recipe),
                 "envFrom": [{"secretRef": {"name": n}} for n in kube.env_from],
-                # requests equal to limits: the pod is the last to be evicted
+                # requests equal to limits: the pod is evicted last
                 "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                 "volumeMounts": [
                     {"name": "run", "mountPath": kube.mount},
-                    {"name": "recipe", "mountPath": str(_RECIPE), "readOnly": True},
+                    {"name": "recipe", "mountPath": str(_RECIPE_FOLDER), "readOnly": True},
                     {"name": "shm", "mountPath": "/dev/shm"},
                 ],
             }
@@ -209,23 +200,26 @@ def _pod(
 def _environment(recipe: Recipe) -> list[dict[str, Any]]:
     values = {"RCOT_RL_PLUGIN": "required", "RAY_USAGE_STATS_ENABLED": "0"}
     values |= recipe.launch.environment
-    out: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in values.items()]
+    entries: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in values.items()]
     secret = recipe.launch.kuberay.secret
     for name in recipe.launch.secrets:
         reference = {"name": secret, "key": name}
-        out.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
-    return out
+        entries.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+    return entries
 
 
 def _config_map(recipe: Recipe, name: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {
-            "name": name, "namespace": recipe.launch.kuberay.namespace, "labels": dict(_LABEL)
-        },
+        "metadata": _metadata(recipe, name),
         "data": {"recipe.yaml": dump_for_driver(recipe)},
-    }  # fmt: skip
+    }
+
+
+def _metadata(recipe: Recipe, name: str) -> dict[str, Any]:
+    namespace = recipe.launch.kuberay.namespace
+    return {"name": name, "namespace": namespace, "labels": dict(_LABEL)}
 
 
 def _claim(recipe: Recipe) -> dict[str, Any]:
@@ -239,6 +233,6 @@ def _claim(recipe: Recipe) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": kube.claim, "namespace": kube.namespace, "labels": dict(_LABEL)},
+        "metadata": _metadata(recipe, kube.claim),
         "spec": spec,
     }

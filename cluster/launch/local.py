@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from cluster.preflight.plan import Report, examine
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.runfolder import RunFolder
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """RUN: launch.run_dir, or runs/<name> here."""
+    """Return RUN, relative to `launch.workdir`: `launch.run_dir` or runs/<name>."""
     return Path(recipe.launch.run_dir or f"runs/{recipe.name}")
 
 
 @contextmanager
 def surroundings(recipe: Recipe) -> Iterator[None]:
-    """This process with launch.environment, in launch.workdir; relative paths count from there.
-    Raises InputError when that is no folder."""
+    """Apply `launch.environment` and `launch.workdir` to this process. Raises InputError."""
     workdir = Path(recipe.launch.workdir or ".")
     if not workdir.is_dir():
         raise InputError(f"{workdir} is no folder on this host", key="launch.workdir")
@@ -39,7 +39,7 @@ def surroundings(recipe: Recipe) -> Iterator[None]:
 
 
 def preflight(recipe: Recipe) -> Report:
-    """The plan and its findings. Raises InputError for a recipe of several hosts."""
+    """Check the run on this host. Raises InputError."""
     if recipe.cluster.nodes > 1:
         raise InputError(
             f"is {recipe.cluster.nodes}, and this is one host; launch with ray, slurm or kuberay",
@@ -48,8 +48,17 @@ def preflight(recipe: Recipe) -> Report:
     return examine(recipe, run_folder(recipe))
 
 
-def run(recipe: Recipe) -> RunFolder:
-    """`rcot run` of the recipe after `preflight`; errors as `rcot_rl.chain.run`."""
-    from rcot_rl.chain import run as run_chain
+def become_run(recipe: Recipe, name_or_path: str, overrides: Sequence[str]) -> NoReturn:
+    """Replace this process with `rcot run`, without a second preflight.
 
-    return run_chain(recipe, run_folder(recipe), checked=True)
+    Its signals, its output and its exit status are then those of the launch. Call it within
+    `surroundings`.
+
+    Args:
+        name_or_path: The recipe's name or absolute path.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # -P: a module in launch.workdir must not shadow an installed one
+    words = [sys.executable, "-P", "-m", "rcot_rl.cli", "run", "--checked"]
+    os.execv(words[0], [*words, f"--out={run_folder(recipe)}", name_or_path, *overrides])

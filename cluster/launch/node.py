@@ -1,16 +1,17 @@
-"""One node of a job's Ray cluster: `python -m cluster.launch.node`, started once on every node.
+"""Run one node of a job's Ray cluster: `python -m cluster.launch.node`, started once on every node.
 
-The nodes meet (`rendezvous`), the head starts Ray on the address that all of them reach, the others
-join it. Ray's processes are children of this one and end with it, whatever ends it; nothing else on
-the host is touched. It runs until Ray ends or TERM comes.
+The nodes meet (`rendezvous`), the head starts Ray on the address that all of them reach, and the
+others join it. Ray's processes are children of this one and end with it, however it ends; nothing
+else on the host is touched. The process runs until Ray ends or TERM arrives.
 
-Gloo and NCCL are told the same interface, before Ray starts: left alone they take the one that the
-host's name resolves to, which is often the loopback.
+Gloo and NCCL get the same network interface, before Ray starts. Without it they use the interface
+that the host's name resolves to, which is often the loopback.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -20,20 +21,23 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.launch import rendezvous
-from cluster.launch.rendezvous import Place
+from cluster.launch.rendezvous import NodeAddress
 from cluster.supervise.processes import Host, StageFailed
-from rcot_rl import variables
 from rcot_rl.errors import InputError
+from rcot_rl.system import variables
+from rcot_rl.system.logs import configure_logging
+
+logger = logging.getLogger(__name__)
 
 _UP = b"This command will now block forever"
-"""What `ray start --block` says once it has registered."""
+"""Printed by `ray start --block` once it has registered."""
 
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
+_END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _FOREVER_S = 10.0 * 365 * 86400
 
 
 def ray_arguments(
-    place: Place,
+    node: NodeAddress,
     ports: list[int],
     *,
     head: str | None,
@@ -42,9 +46,14 @@ def ray_arguments(
     object_store: int | None,
     temporary: Path,
 ) -> list[str]:
-    """Arguments of `ray start`. head: the head's address; None: this node is it.
+    """Return the arguments of `ray start`.
 
-    ports: eight of this node's; the first is the head's own.
+    Args:
+        ports: Eight free ports of this node; the head's own port is the first.
+        head: `ip:port` of the head; None if this node is the head.
+        cpus: CPUs of this node; None: as many as Ray finds.
+        object_store: Bytes of the object store; None: Ray's default.
+        temporary: Folder for Ray's logs and sockets.
     """
     names = (
         "node-manager-port",
@@ -60,7 +69,7 @@ def ray_arguments(
         arguments += ["--include-dashboard=false"]
     else:
         arguments += [f"--address={head}"]
-    arguments += [f"--node-ip-address={place.ip}", f"--temp-dir={temporary}"]
+    arguments += [f"--node-ip-address={node.ip}", f"--temp-dir={temporary}"]
     arguments += [f"--{name}={port}" for name, port in zip(names, ports[2:], strict=True)]
     arguments += [f"--num-gpus={gpus}"]
     if cpus is not None:
@@ -70,41 +79,51 @@ def ray_arguments(
     return arguments
 
 
-def interfaces(place: Place, nodes: int) -> dict[str, str]:
-    """What torch, NCCL and vLLM are told of this node's network; a user's own settings stay."""
+def interfaces(node: NodeAddress, nodes: int) -> dict[str, str]:
+    """Return environment variables with this node's network, for torch, NCCL and vLLM.
+
+    Variables that the user set are left out.
+
+    Args:
+        nodes: Number of nodes; one node needs no network.
+    """
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = {"RCOT_HEALTH_GPUS": gpus} if gpus else {}  # Ray overwrites it in workers
-    if nodes == 1 or not place.interface:
+    if nodes == 1 or not node.interface:
         return visible
-    told = visible | {
-        "GLOO_SOCKET_IFNAME": place.interface,
-        "NCCL_SOCKET_IFNAME": place.interface,
-        "VLLM_HOST_IP": place.ip,
+    network = {
+        "GLOO_SOCKET_IFNAME": node.interface,
+        "NCCL_SOCKET_IFNAME": node.interface,
+        "VLLM_HOST_IP": node.ip,
     }
-    return {name: value for name, value in told.items() if not os.environ.get(name)}
+    return {name: value for name, value in (visible | network).items() if not os.environ.get(name)}
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Meet, start Ray, wait for its end. Returns the exit status; raises InputError."""
+    """Meet the other nodes, start Ray, and wait for its end. Raises InputError.
+
+    Returns:
+        The exit status.
+    """
     folder: Path = args.rendezvous
     deadline = time.monotonic() + args.deadline
     is_head = args.name == args.head
     if is_head:
-        places = rendezvous.host(folder, args.nodes, deadline, args.index, args.interface)
-        place, head = places[0], None
+        addresses = rendezvous.host(folder, args.nodes, deadline, args.index, args.interface)
+        node, head = addresses[0], None
     else:
         rendezvous.join(folder, args.index, deadline)
-        found = rendezvous.address(folder, deadline)
-        place = next(Place(**p) for p in found["places"] if p["index"] == args.index)
-        head = found["address"]
-        _await_port(found["ip"], found["port"], deadline)
-    ports = rendezvous.free_ports(place.ip, args.job, args.index, 8)
+        choice = rendezvous.address(folder, deadline)
+        node = next(NodeAddress(**p) for p in choice["places"] if p["index"] == args.index)
+        head = choice["address"]
+        rendezvous.await_ray(choice, deadline)
+    ports = rendezvous.free_ports(node.ip, args.job, args.index, 8)
     environment = {"RCOT_RL_PLUGIN": "required", "RAY_USAGE_STATS_ENABLED": "0"}
-    tempfile.tempdir = str(args.tmp)  # Host's folder: on this node's own disk
-    with Host(environment | interfaces(place, args.nodes)) as host:
-        host.memory.stop()  # the driver watches memory; here nobody reads it
+    tempfile.tempdir = str(args.tmp)  # Host's folder must be on this node's own disk
+    with Host(environment | interfaces(node, args.nodes)) as host:
+        host.memory.stop()  # only the driver reports memory
         arguments = ray_arguments(
-            place,
+            node,
             ports,
             head=head,
             gpus=args.gpus,
@@ -113,52 +132,57 @@ def serve(args: argparse.Namespace) -> int:
             temporary=Path(host.environment["RAY_TMPDIR"]),
         )
         if is_head:
-            rendezvous.publish(folder, places, ports[0])
-        told = "head" if is_head else f"joining {head}"
-        print(f"rcot: node {args.index} is {args.name}, {place.ip} on {place.interface}: {told}")
-        sys.stdout.flush()
+            rendezvous.publish(folder, addresses, ports[0])
+        role = "head" if is_head else f"joining {head}"
+        logger.info(
+            "node %d is %s, %s on %s: %s", args.index, args.name, node.ip, node.interface, role
+        )
         return _run_ray(host, arguments, folder / f"node-{args.index}.log", args.index, deadline)
 
 
 def _run_ray(host: Host, arguments: list[str], log: Path, index: int, deadline: float) -> int:
-    """Ray to its end. One that never came up is started again: Ray gives a node 30 s, and the first
-    imports from a cold network file system or on a busy host take longer."""
+    """Run Ray to its end. Returns the exit status.
+
+    Ray is restarted if it never came up: it gives a node 30 s, and the first imports from a cold
+    network file system, or on a busy host, take longer.
+    """
     while True:
         size = log.stat().st_size if log.exists() else 0
         try:
             host.run(["-m", "ray.scripts.scripts", *arguments], log, stall_timeout_s=_FOREVER_S)
         except StageFailed as error:
             came_up = _UP in log.read_bytes()[size:]
-            print(f"rcot: node {index}: Ray {error}; see {log}", file=sys.stderr, flush=True)
+            logger.error("node %d: Ray %s; see %s", index, error, log)
             if came_up or time.monotonic() > deadline:
                 return 1
-            print(f"rcot: node {index}: it had not come up: once more", file=sys.stderr, flush=True)
+            logger.warning("node %d: Ray had not come up: restarting it", index)
             time.sleep(2)
         else:
             return 0
 
 
-def _await_port(ip: str, port: int, deadline: float) -> None:
-    while not rendezvous.answers(ip, port):
-        if time.monotonic() > deadline:
-            raise InputError(f"Ray's head does not answer at {rendezvous.joined(ip, port)}")
-        time.sleep(0.5)
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="One node of a job's Ray cluster.")
-    parser.add_argument("--rendezvous", type=Path, required=True, help="a folder of the job's own")
+    parser.add_argument("--rendezvous", type=Path, required=True, help="a folder for this job only")
     parser.add_argument("--nodes", type=int, required=True)
     index, name = os.environ.get("SLURM_NODEID"), os.environ.get("SLURMD_NODENAME")
     parser.add_argument(
-        "--index", type=int, default=index, required=index is None, help="this node's, from 0"
+        "--index",
+        type=int,
+        default=index,
+        required=index is None,
+        help="this node's number, from 0",
     )
     parser.add_argument(
-        "--name", default=name, required=name is None, help="this node's, to the scheduler"
+        "--name", default=name, required=name is None, help="this node's name in the scheduler"
     )
-    parser.add_argument("--head", required=True, help="the head's name")
-    parser.add_argument("--job", type=int, required=True, help="a number: chooses the ports")
-    parser.add_argument("--deadline", type=float, default=600.0, help="seconds to meet in")
+    parser.add_argument("--head", required=True, help="the head's name in the scheduler")
+    parser.add_argument(
+        "--job", type=int, required=True, help="the job's number, which selects the ports"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=600.0, help="seconds that the nodes may take to meet"
+    )
     parser.add_argument("--interface", help="the head's network interface")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--cpus", type=int)
@@ -168,9 +192,10 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> NoReturn:
-    """Exit status: Ray's; 2 when the nodes could not meet; 143 after TERM."""
+    """Exit with Ray's status; 2 if the nodes could not meet; 143 after TERM."""
+    configure_logging(logging.INFO)
     variables.settle()
-    for number in _ENDS:
+    for number in _END_SIGNALS:
         signal.signal(number, _terminated)
     try:
         sys.exit(serve(_parse()))
@@ -182,8 +207,8 @@ def main() -> NoReturn:
 
 
 def _terminated(number: int, frame: object) -> None:
-    for end in _ENDS:
-        signal.signal(end, signal.SIG_IGN)  # the way out is not interrupted again
+    for end in _END_SIGNALS:
+        signal.signal(end, signal.SIG_IGN)  # the clean-up is not interrupted again
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""What all launchers share: the run's command, what the health check asks, and where things lie.
+"""Rules that all launchers share: the run's command, the health check's options, folders, CPUs.
 
 Commands are lists of words until the last moment; what a shell reads has passed `shlex.quote`.
 """
@@ -7,31 +7,42 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rcot_rl.errors import InputError
-from rcot_rl.paths import path_fault
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.system.paths import path_fault
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-_ON_DRIVER = frozenset({"sft", "predict"})
 
 
 def run_command(python: str, recipe: str, overrides: Sequence[str], run: Path) -> list[str]:
-    """`rcot run` inside a cluster that a launcher has started; overrides stay as they were given.
+    """Return the `rcot run` command inside a cluster that a launcher started.
 
-    python: the interpreter there; run: RUN, absolute. The address is `auto`, not the cluster's
-    own, so that the recipe's hash is the same at each attempt.
+    Ray's address is `auto`, not the cluster's own, so that each attempt's recipe hash is the same.
+
+    Args:
+        recipe: A name, or a path there.
+        run: RUN, absolute.
     """
     words = [python, "-m", "rcot_rl.cli", "run", "--out", str(run), recipe, *overrides]
     return [*words, "cluster.ray_address=auto"]
 
 
-def health_options(recipe: Recipe, shared: Path, nodes: int, gpu_nodes: int) -> list[str]:
-    """Options of `cluster.launch.health` for `nodes`, of which `gpu_nodes` train.
+def recipe_reference(name_or_path: str) -> str:
+    """Return what names a recipe in any folder: an absolute path, or a shipped recipe's name."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).is_file() else name_or_path
 
-    shared: a folder on the file system that all nodes must see.
+
+def health_options(recipe: Recipe, shared: Path, nodes: int, gpu_nodes: int) -> list[str]:
+    """Return the options of `cluster.launch.health`.
+
+    Args:
+        shared: A folder on the file system that all nodes share.
+        gpu_nodes: How many of them train.
     """
     health = recipe.launch.health
     values = {
@@ -50,41 +61,49 @@ def health_options(recipe: Recipe, shared: Path, nodes: int, gpu_nodes: int) -> 
 
 
 def held_cpus(recipe: Recipe) -> tuple[int, int]:
-    """CPUs that verl holds as long as a GRPO stage runs: (on each training node, in all). 3 a GPU
-    in its pools; one each for storage units and their controller. Workers of agents and rewards
-    need one only to begin."""
+    """Return the CPUs that verl holds during a GRPO stage: on each training node, and in total.
+
+    These are 3 per GPU for its pools, and one for each storage unit and their controller. Agent and
+    reward workers need a CPU only to start.
+    """
     cluster = recipe.cluster
     pools = 3 * cluster.gpus_per_node
     return pools, pools * cluster.nodes + cluster.queue_storage_units + 1
 
 
 def cpus_of_node(recipe: Recipe) -> int:
-    """CPUs that verl asks of each node: 3 a GPU, one a worker, and 4 for Ray and the driver."""
+    """Return the CPUs to request per node: 3 per GPU, one per worker, 4 for Ray and the driver."""
     cluster = recipe.cluster
     workers = cluster.agent_workers + cluster.reward_workers + cluster.queue_storage_units
     return 3 * cluster.gpus_per_node + math.ceil(workers / cluster.nodes) + 4
 
 
 def check_cpus(recipe: Recipe, gpu_node: float, others: float, key: str) -> None:
-    """That verl's placement can be had. gpu_node: CPUs of a node that trains; others: of all that
-    do not. Raises InputError for `key`."""
+    """Check that verl's placement fits. Raises InputError.
+
+    Args:
+        gpu_node: CPUs of a training node.
+        others: CPUs of all other nodes together.
+        key: The recipe key that sets them.
+    """
     pools, total = held_cpus(recipe)
     nodes = recipe.cluster.nodes
     if gpu_node < pools or gpu_node * nodes + others < total:
         raise InputError(
-            f"gives a training node {gpu_node:g} CPUs; verl holds {pools} on each and {total} in "
-            "all, and would wait for ever for them, with the GPUs held",
+            f"gives a training node {gpu_node:g} CPUs; verl needs {pools} on each and {total} in "
+            "total, and would wait for them forever with the GPUs allocated",
             key=key,
         )
 
 
 def driver_needs_gpus(recipe: Recipe) -> bool:
-    """Whether a stage runs beside the driver and not in Ray's workers."""
-    return recipe.device == "cuda" and bool(_ON_DRIVER.intersection(recipe.stages))
+    """Return True if a stage needs GPUs on the driver's node: it does not run in Ray's workers."""
+    on_driver = {*recipe.sft_stages, "predict"}
+    return recipe.device == "cuda" and not on_driver.isdisjoint(recipe.stages)
 
 
 def check_environment(recipe: Recipe) -> None:
-    """That every secret named is set here, where the job takes it from. Raises InputError."""
+    """Raise InputError unless every secret is set here, from where the job takes it."""
     for index, name in enumerate(recipe.launch.secrets):
         if not os.environ.get(name):
             raise InputError(
@@ -93,8 +112,7 @@ def check_environment(recipe: Recipe) -> None:
 
 
 def run_folder(recipe: Recipe, workdir: Path) -> Path:
-    """RUN of a job that starts in `workdir`. Raises InputError for a name that packages would
-    interpret."""
+    """Return RUN of a job that starts in `workdir`. Raises InputError."""
     run = Path(os.path.normpath(workdir / (recipe.launch.run_dir or f"runs/{recipe.name}")))
     for form in (recipe.launch.run_dir or "", run):
         fault = path_fault(form, handed_on=True)
@@ -104,5 +122,22 @@ def run_folder(recipe: Recipe, workdir: Path) -> Path:
 
 
 def workdir_of(recipe: Recipe) -> Path:
-    """Where the job starts: launch.workdir, or here."""
+    """Return the folder in which the job starts: `launch.workdir`, or the current one."""
     return Path(recipe.launch.workdir or Path.cwd())
+
+
+def run_client(command: Sequence[str], missing: str, action: str, **options: Any) -> str:
+    """Run a batch system's client and return its output. Raises InputError.
+
+    Args:
+        missing: The error if the client is not installed.
+        action: Names the call if it fails.
+        options: Further arguments of `subprocess.run`.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, **options)
+    except FileNotFoundError as error:
+        raise InputError(f"{command[0]} is not on this host; {missing}") from error
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"{action}: {error.stderr.strip()}") from error
+    return str(done.stdout).strip()

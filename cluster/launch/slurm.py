@@ -1,18 +1,17 @@
-"""`rcot launch slurm`: an sbatch script that holds the nodes, starts Ray on them, and runs.
+"""Submit a run to Slurm: an sbatch script that allocates the nodes, starts Ray on them, and runs.
 
-The script (`templates/slurm.sh`) has two steps: `cluster.launch.node` once on every node, and
-`cluster.launch.head` on the first, which waits for the others, checks them, and becomes `rcot run`.
-Whatever ends one of them ends the other, by the ids of the steps that the script started.
+The script (`templates/slurm.sh`) has two steps: `cluster.launch.node`, once on every node, and
+`cluster.launch.head` on the first node, which waits for the others, checks them, and becomes
+`rcot run`. If one step ends, the script ends the other, by the ids of the steps that it started.
 
-Before the time limit Slurm signals the script: TERM, and the run stops and can be resumed; with
-`launch.slurm.requeue` USR1 instead, so that a cancelled job does not come back by itself.
+Before the time limit, Slurm sends the script TERM: the run stops and can be resumed. With
+`launch.slurm.requeue` it sends USR1 instead, so that a cancelled job does not return by itself.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +19,25 @@ from pathlib import Path
 
 from cluster.launch import render
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.system.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("templates") / "slurm.sh"
-_OWN = ("--nodes", "--ntasks", "--signal", "--output", "--error", "--requeue", "--no-requeue",
-        "--array", "--wrap", "--export", "--open-mode", "--parsable")  # fmt: skip
+_RESERVED_OPTIONS = frozenset(
+    {
+        *("--nodes", "--ntasks", "--signal", "--output", "--error", "--requeue", "--no-requeue"),
+        *("--array", "--wrap", "--export", "--open-mode", "--parsable"),
+    }
+)
+"""Options of sbatch that a recipe must not set."""
+
 _CLIENT_SETTINGS = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-"""Variables of Slurm that say where its controller is."""
+"""Variables that tell Slurm's commands where its controller is."""
 
 
 @dataclass(frozen=True)
-class Script:
-    """An sbatch script, and the folder that must be there when it starts."""
+class SbatchScript:
+    """An sbatch script, and the folder that must exist when it starts."""
 
     text: str
     folder: Path
@@ -44,51 +49,43 @@ def script(
     overrides: Sequence[str] = (),
     *,
     command: Sequence[str] | None = None,
-) -> Script:
-    """The sbatch script of a run. Raises InputError naming the key at fault.
+) -> SbatchScript:
+    """Render the sbatch script of a run. Raises InputError.
 
-    recipe_name, overrides: as given on the command line. command: what to run in the cluster
-    instead of `rcot run`, as words.
+    Args:
+        recipe_name: As given on the command line; a file by its absolute path.
+        command: Words to run in the cluster instead of `rcot run`.
     """
     slurm = recipe.launch.slurm
     workdir = render.workdir_of(recipe)
     python = slurm.python or sys.executable
     run = render.run_folder(recipe, workdir)
-    folder = run.with_name(f"{run.name}.launch")  # beside it: RUN must be empty at first
+    folder = run.with_name(f"{run.name}.launch")  # next to RUN, which must be empty at first
     if any(mark in str(folder) for mark in ("%", "\\", '"', "'", " ")):
         raise InputError(
-            f"'{folder}' has a blank, a quote or a % in it, which sbatch would not take literally",
+            f"'{folder}' has a blank, a quote or a % in it, which sbatch does not take literally",
             key="launch.run_dir",
         )
     words = list(command or render.run_command(python, recipe_name, overrides, run))
     settings = _settings(recipe, folder, workdir, python, words)
     body = _TEMPLATE.read_text(encoding="utf-8").replace("@SETTINGS@", settings, 1)
-    return Script("#!/usr/bin/env bash\n" + _directives(recipe, folder) + "\n" + body, folder)
+    return SbatchScript("#!/usr/bin/env bash\n" + _directives(recipe, folder) + "\n" + body, folder)
 
 
-def submit(made: Script) -> str:
-    """Write the script into its folder and give it to sbatch; returns the job's id."""
-    path = made.folder / "job.sh"
-    write_text(path, made.text)
-    # an interactive allocation's sizes, SLURM_MEM_PER_NODE say, contradict the job's own in srun
+def submit(job: SbatchScript) -> str:
+    """Write the script into its folder and submit it. Raises InputError."""
+    path = job.folder / "job.sh"
+    write_text(path, job.text)
+    # sizes of an interactive allocation, such as SLURM_MEM_PER_NODE, conflict with the job's own
     environment = {
         name: value
         for name, value in os.environ.items()
         if name in _CLIENT_SETTINGS or not name.startswith("SLURM_")
     }
-    try:
-        done = subprocess.run(
-            ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=True,
-            env=environment,
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise InputError(
-            "sbatch is not on this host; launch from a login node, or write the script with "
-            "--dry-run"
-        ) from error
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"sbatch refused it: {error.stderr.strip()}", file=path) from error
-    return done.stdout.strip().partition(";")[0]
+    missing = "launch from a login node, or write the script with --dry-run"
+    command = ["sbatch", "--parsable", str(path)]
+    refused = f"{path}: sbatch refused the script"
+    return render.run_client(command, missing, refused, env=environment).partition(";")[0]
 
 
 def _directives(recipe: Recipe, folder: Path) -> str:
@@ -114,7 +111,7 @@ def _directives(recipe: Recipe, folder: Path) -> str:
         "--export=ALL",
     ]
     for index, option in enumerate(slurm.sbatch):
-        if option.partition("=")[0] in _OWN:
+        if option.partition("=")[0] in _RESERVED_OPTIONS:
             raise InputError(
                 f"{option} is set by the launcher itself", key=f"launch.slurm.sbatch.{index}"
             )
@@ -123,7 +120,7 @@ def _directives(recipe: Recipe, folder: Path) -> str:
 
 
 def _settings(recipe: Recipe, folder: Path, workdir: Path, python: str, words: list[str]) -> str:
-    """The script's variables: everything that differs between two scripts, quoted for bash."""
+    """Render everything that differs between two scripts: variables, quoted for bash."""
     slurm, launch, nodes = recipe.launch.slurm, recipe.launch, recipe.cluster.nodes
     node = [
         f"--gpus={recipe.cluster.gpus_per_node}",
@@ -162,8 +159,8 @@ def _settings(recipe: Recipe, folder: Path, workdir: Path, python: str, words: l
 
 
 def _cpus(recipe: Recipe) -> int:
-    asked = recipe.launch.slurm.cpus_per_node
-    if asked is None:
+    cpus = recipe.launch.slurm.cpus_per_node
+    if cpus is None:
         return render.cpus_of_node(recipe)
-    render.check_cpus(recipe, asked, 0, "launch.slurm.cpus_per_node")
-    return asked
+    render.check_cpus(recipe, cpus, 0, "launch.slurm.cpus_per_node")
+    return cpus

@@ -1,1 +1,1 @@
-"""Checks before a run, and the plan with its costs."""
+"""Checks before a run, and estimates of what it takes."""

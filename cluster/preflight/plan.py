@@ -1,13 +1,13 @@
-"""`rcot preflight`: all that can be known of a run before anything is held, and what it will cost.
+"""`rcot preflight`: check a run before any GPU is allocated, and estimate what it takes.
 
 `rcot run` and `rcot launch` make the same checks first: errors stop them, warnings are printed.
-Imports no torch, ray, vllm, verl or transformers. All checks are made, one after the other and not
-only up to the first fault; each finding has a code, what it would have cost, and the fix. What a
-run will do is printed as a plan, with the derivation of each estimate. What cannot be checked here
-(a model of the hub that is not on this host, say) is a finding of its own, `unknown`.
+Imports no torch, ray, vllm, verl or transformers. All checks run, not only up to the first fault.
+Each finding has a code, what it would cost later, and the fix. The plan of the run shows how each
+estimate is derived. What this host cannot check (a hub model that is not here, say) is a finding of
+severity `unknown`.
 
-The checks are functions `check(case, notes)` in `checks/`; docs/preflight.md lists the codes.
-Left out: real rows and pictures (`rcot data check`), other hosts (`rcot launch` asks them).
+The checks are functions `check(case, notes)` in `checks/`; docs/preflight.md lists the codes. Not
+checked: real rows and images (`rcot data check`), other hosts (`rcot launch` asks them).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.preflight.checks import (
+    built_shards,
     estimates,
     host,
     inputs,
     rewards,
-    shards,
     size,
-    stages,
-    tokens,
-    training,
+    stage_order,
+    token_limits,
+    training_values,
     verl,
 )
-from cluster.preflight.checks.case import GRPO, Case, HostFacts, host_facts
+from cluster.preflight.checks.case import HostFacts, RunCase, host_facts
 from cluster.preflight.checks.findings import Finding, Notes, Report
 from cluster.preflight.checks.host import unwritable
 from rcot_rl.errors import InputError
@@ -49,9 +49,9 @@ __all__ = [
 ]
 
 Needs = Literal["recipe", "files", "host"]
-"""What a check looks at: the recipe alone, the run's files too, or the host that it runs on."""
+"""What a check reads: the recipe alone, also the run's files, or also this host."""
 
-CHECKS: tuple[tuple[Callable[[Case, Notes], None], Needs], ...] = (
+CHECKS: tuple[tuple[Callable[[RunCase, Notes], None], Needs], ...] = (
     (host.folder, "files"),
     (host.space, "host"),
     (host.home, "host"),
@@ -62,10 +62,10 @@ CHECKS: tuple[tuple[Callable[[Case, Notes], None], Needs], ...] = (
     (host.ray, "host"),
     (host.devices, "host"),
     (host.shared_memory, "host"),
-    (stages.order, "files"),
-    (stages.sets, "recipe"),
-    (stages.checkpoints, "files"),
-    (stages.zero_target, "recipe"),
+    (stage_order.order, "files"),
+    (stage_order.sets, "recipe"),
+    (stage_order.checkpoints, "files"),
+    (stage_order.zero_target, "recipe"),
     (inputs.prompts, "recipe"),
     (inputs.policy, "files"),
     (inputs.writers, "files"),
@@ -75,15 +75,15 @@ CHECKS: tuple[tuple[Callable[[Case, Notes], None], Needs], ...] = (
     (inputs.texts, "files"),
     (rewards.rewards, "recipe"),
     (rewards.clips, "recipe"),
-    (shards.shards, "files"),
-    (tokens.canvas, "host"),
-    (tokens.prompts, "recipe"),
-    (tokens.predict, "recipe"),
-    (training.sft, "recipe"),
-    (training.steps, "recipe"),
-    (training.sampling, "recipe"),
-    (training.objective, "recipe"),
-    (training.engine, "recipe"),
+    (built_shards.shards, "files"),
+    (token_limits.canvas, "host"),
+    (token_limits.prompts, "recipe"),
+    (token_limits.predict, "recipe"),
+    (training_values.sft, "recipe"),
+    (training_values.steps, "recipe"),
+    (training_values.sampling, "recipe"),
+    (training_values.objective, "recipe"),
+    (training_values.engine, "recipe"),
     (verl.version, "host"),
     (verl.keys, "recipe"),
     (size.known, "host"),
@@ -101,10 +101,12 @@ def examine(
     host: HostFacts | None = None,
     stages: tuple[str, ...] | None = None,
 ) -> Report:
-    """Check a run of `recipe` in the folder `root` (which need not exist).
+    """Check a run and return its plan and the findings. Writes nothing.
 
-    gpu_gib: memory of a GPU; None: what nvidia-smi says here, or else the paper's 48.
-    host: another host's numbers in place of this one's. stages: what is run; None: the recipe's.
+    Args:
+        root: The run folder, which need not exist.
+        gpu_gib: Memory of a GPU in GiB. None: as nvidia-smi reports it here, else the paper's 48.
+        host: Numbers of the host that runs it. None: of this one.
     """
     try:
         root.exists()
@@ -114,21 +116,22 @@ def examine(
         return Report(recipe.name, {}, notes.findings)
     if host is None:
         host = host_facts(root, look_for_gpu=recipe.device == "cuda")
-    case = Case(recipe, root, host, gpu_gib, stages)
+    case = RunCase(recipe, root, host, gpu_gib, stages)
     notes = Notes()
     for check, _ in CHECKS:
         check(case, notes)
-    return Report(recipe.name, plan_of(case), notes.findings)
+    return Report(recipe.name, plan_of(case), notes.findings, recipe.grpo_stages)
 
 
 def check_run(
     recipe: Recipe, root: Path, stages: tuple[str, ...], show: Callable[[str], None]
 ) -> None:
-    """Make all checks before `stages` run in RUN = `root`, of those that are not done there.
+    """Check the stages that are to run and are not done. Writes nothing. Raises InputError.
 
-    show: takes a line for each warning. Raises InputError with every error. Writes nothing.
+    Args:
+        show: Called with a line for each warning.
     """
-    with contextlib.suppress(OSError):  # a name that no folder can have: `examine` says so
+    with contextlib.suppress(OSError):  # a name that no folder can have: `examine` reports it
         if all(RunFolder(root).is_done(stage) for stage in stages):
             return
     report = examine(recipe, root, stages=stages)
@@ -140,12 +143,13 @@ def check_run(
 def check_launch(
     recipe: Recipe, root: Path, show: Callable[[str], None], *, shared: bool = False
 ) -> None:
-    """Make the checks that can be made before a run on other hosts; arguments as `check_run`.
+    """Check what can be checked before a run on other hosts. Writes nothing. Raises InputError.
 
-    root: RUN there. shared: this host sees the files that the others will see, as a login node
-    does: they are looked at too, and what is missing is a warning, for it may be there later.
+    Args:
+        shared: This host sees the files of the others, as a login node does. They are checked
+            too, and what is missing is a warning, because it may be there later.
     """
-    case = Case(recipe, root, host_facts(Path.cwd(), look_for_gpu=False), elsewhere=not shared)
+    case = RunCase(recipe, root, host_facts(Path.cwd(), look_for_gpu=False), elsewhere=not shared)
     notes, files = Notes(), Notes()
     for check, needs in CHECKS:
         if needs == "recipe":
@@ -157,7 +161,7 @@ def check_launch(
             if finding.severity == "error" and finding.code != "folder.recipe":
                 finding.severity = "warning"
         notes.findings += files.findings
-    report = Report(recipe.name, {}, notes.findings)
+    report = Report(recipe.name, {}, notes.findings, recipe.grpo_stages)
     for line in report.notices():
         show(line)
     report.raise_errors()
@@ -171,8 +175,14 @@ def examine_file(
     gpu_gib: float | None = None,
     strict: bool = False,
 ) -> Report:
-    """As `examine`, from the recipe's file; root None: runs/<name>. A recipe that does not load is
-    a report of one finding or, if `strict`, an InputError."""
+    """Load a recipe and check a run of it.
+
+    Args:
+        strict: Raise the faults of a recipe that does not load, instead of reporting them.
+
+    Raises:
+        InputError: The recipe does not load, and `strict` is set.
+    """
     try:
         recipe = load_recipe(name_or_path, overrides)
     except InputError as error:
@@ -183,24 +193,25 @@ def examine_file(
 
 
 def recipe_findings(error: InputError) -> list[Finding]:
-    """The findings of a recipe that cannot be loaded, one for each fault."""
-    return [_recipe_finding(fault) for fault in (error, *error.others)]
+    """Return the findings of a recipe that cannot be loaded, one for each distinct fault."""
+    distinct = {fault.faults[0]: fault for fault in (error, *error.others)}
+    return [_recipe_finding(fault) for fault in distinct.values()]
 
 
 def _recipe_finding(error: InputError) -> Finding:
-    code, fix = "recipe.value", "give the key a value of the kind that the message names"
+    code, fix = "recipe.value", "correct the value as the message says"
     if "unknown key" in error.message:
-        code, fix = "recipe.unknown_key", "correct the key's name, or leave it out"
-    elif "is no multiple of" in error.message:
+        code, fix = "recipe.unknown_key", "correct the key's name, or remove it"
+    elif "is not a multiple of" in error.message:
         code = "recipe.batches"
         fix = "make the batch a multiple of ranks x micro_batch_size, or lower micro_batch_size"
-    elif error.key is None or error.message.startswith(("given twice", "holds itself")):
+    elif error.key is None or error.message.startswith(("given twice", "recursive")):
         code, fix = "recipe.file", "correct the file, or name another"
-    return Finding(code, "error", error.faults[0], "nothing: no command takes such a recipe", fix)
+    return Finding(code, "error", error.faults[0], "nothing: no command accepts this recipe", fix)
 
 
-def plan_of(case: Case) -> dict[str, Any]:
-    """What the run will do: for people, key by key."""
+def plan_of(case: RunCase) -> dict[str, Any]:
+    """Return what the run will do, as lines to print."""
     recipe = case.recipe
     plan: dict[str, Any] = {
         "recipe": recipe.name,
@@ -211,10 +222,9 @@ def plan_of(case: Case) -> dict[str, Any]:
     done = [s for s in case.chosen if s not in case.todo]
     if done:
         plan["done before"] = ", ".join(done)
-    for stage in GRPO:
+    for stage, g in recipe.grpo_stages.items():
         if stage not in case.chosen:
             continue
-        g = recipe.grpo(stage)
         each = g.prompts_per_step * g.n
         longest = g.max_prompt_length + g.max_response_length
         plan[stage] = (
@@ -222,4 +232,4 @@ def plan_of(case: Case) -> dict[str, Any]:
             f"{g.steps * each} responses of {longest} tokens at most; "
             f"{each // (case.ranks * g.micro_batch_size)} micro-batches a rank; reward {g.reward}"
         )
-    return plan | tokens.room(case) | estimates.plan(case)
+    return plan | token_limits.room(case) | estimates.plan(case)

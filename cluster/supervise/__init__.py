@@ -1,1 +1,1 @@
-"""Processes of a stage: start, watch, judge, end."""
+"""Start, watch, judge, retry and end the processes of a stage."""

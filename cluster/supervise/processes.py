@@ -1,10 +1,10 @@
-"""The processes of a run on this host: started here, watched here, and none of them outlives it.
+"""Start, watch and end the processes of a run on this host.
 
-A run's stages are child processes (verl starts Ray, Ray starts workers, vLLM starts an engine).
-`Host` makes this process the reaper of every descendant that loses its parent, so that at the end,
-after Ctrl-C, or after a failure, all of them are found and ended. Each child leads a session of its
-own: the terminal's Ctrl-C reaches this process alone, which then ends the others in order. If this
-process is killed, each child's keeper (cluster/supervise/keeper.py) ends what the child started.
+A run's stages are child processes: verl starts Ray, Ray starts workers, vLLM starts an engine.
+`Host` makes this process the reaper of every descendant that loses its parent, so that all of them
+are found and ended when a stage ends or fails, and after Ctrl-C. Each child leads its own session:
+the terminal's Ctrl-C reaches only this process, which then ends the others in order. If this
+process is killed, each child's keeper (cluster/supervise/keeper.py) ends the child's processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -21,30 +22,39 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
 from cluster.supervise import keeper
 from cluster.supervise.zygote import write_client
-from rcot_rl import variables
-from rcot_rl.stacks import FOLDER, SIGNAL, path_of
+from rcot_rl.system import variables
+from rcot_rl.system.machine import pss_bytes
+from rcot_rl.system.stacks import FOLDER, SIGNAL, path_of
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KEEPER = Path(keeper.__file__)
 _KEEPER_EXIT_S = 10.0
-"""How long a keeper may take to leave once all processes below it are gone."""
+"""Seconds that a keeper may take to exit once all processes below it have ended."""
 _ELSEWHERE_S = 60.0
-"""How long other hosts may take to ask their processes for stacks."""
+"""Seconds that other hosts may take to collect stacks."""
+
+HEARTBEAT_FACTOR = 10
+"""Without `heartbeat_s`, a step may take this many times the longest pause between two steps."""
+MIN_HEARTBEAT_S = 600.0
+DEATH_FACTOR = 2
+"""The same after Ray reported a worker death."""
+MIN_AFTER_DEATH_S = 60.0
 
 
 class StageFailed(Exception):
-    """A stage's process failed or hung; `log` is where it says why."""
+    """A stage's process failed or hung."""
 
     def __init__(self, message: str, log: Path) -> None:
         super().__init__(message)
@@ -52,77 +62,76 @@ class StageFailed(Exception):
 
 
 class Hung(StageFailed):
-    """A stage's process waits for something that does not come."""
-
-
-PATIENCE = 10
-LEAST_HEARTBEAT_S = 600.0
-AFTER_A_DEATH = 2
-LEAST_AFTER_A_DEATH_S = 60.0
+    """A stage's process stopped making progress."""
 
 
 @dataclass
 class Limits:
-    """How long a child may take, beyond being silent."""
+    """How long a child may run, and how long its steps may take."""
 
     deadline_s: float | None = None
     heartbeat_s: float | None = None
-    """Seconds without `beat`, after the first; None: PATIENCE times the longest pause so far, at
-    least LEAST_HEARTBEAT_S."""
+    """Longest pause between two beats, in seconds. None: HEARTBEAT_FACTOR times the longest pause
+    so far, and at least MIN_HEARTBEAT_S."""
     startup_s: float | None = None
-    """Seconds before the first `beat` and, without `heartbeat_s`, before the second."""
+    """Seconds until the first beat and, without `heartbeat_s`, also until the second."""
     last_beat: float | None = None
     longest_s: float | None = None
-    """The longest pause between two beats."""
+    """The longest pause between two beats so far."""
     died: float | None = None
-    """When a worker of the child was said to have died, and no beat came since."""
+    """When a worker death was reported, if no beat came since."""
 
     def beat(self) -> None:
-        """The child has made progress."""
+        """Record progress of the child."""
         now = time.monotonic()
         if self.last_beat is not None:
             self.longest_s = max(self.longest_s or 0.0, now - self.last_beat)
         self.last_beat, self.died = now, None
 
     def death(self) -> None:
-        """A worker of the child has died. It may go on without, or wait for it for ever: the next
-        beat has to come within AFTER_A_DEATH times the longest pause so far, or a minute."""
+        """Record the death of a worker.
+
+        The child may continue without the worker, or wait for it forever. The next beat must come
+        within DEATH_FACTOR times the longest pause so far, and at least MIN_AFTER_DEATH_S.
+        """
         self.died = self.died or time.monotonic()
 
     def check(self, started: float, now: float, log: Path) -> None:
-        """Raises StageFailed when a limit has passed. Times are of the monotonic clock."""
+        """Raise StageFailed if a limit has passed. Times are of the monotonic clock."""
         if self.deadline_s is not None and now - started > self.deadline_s:
             raise StageFailed(f"passed its deadline of {self.deadline_s:.0f} s", log)
         if self.last_beat is None:
             if self.startup_s is not None and now - started > self.startup_s:
                 raise Hung(f"made no step in its first {self.startup_s:.0f} s: hung", log)
             return
-        most = self._pause_s()
-        if most is not None and now - self.last_beat > most:
-            raise Hung(f"made no step for {most:.0f} s: hung", log)
+        limit = self._pause_limit_s()
+        if limit is not None and now - self.last_beat > limit:
+            raise Hung(f"made no step for {limit:.0f} s: hung", log)
         if self.died is not None and self.longest_s is not None:
-            soon = max(LEAST_AFTER_A_DEATH_S, AFTER_A_DEATH * self.longest_s)
-            if now - self.died > soon:
-                raise Hung(f"lost a worker and made no step in the next {soon:.0f} s: hung", log)
+            limit = max(MIN_AFTER_DEATH_S, DEATH_FACTOR * self.longest_s)
+            if now - self.died > limit:
+                raise Hung(f"lost a worker and made no step in the next {limit:.0f} s: hung", log)
 
-    def _pause_s(self) -> float | None:
-        """The longest that a beat may be waited for, after the first."""
+    def _pause_limit_s(self) -> float | None:
+        """Return the longest allowed pause after the first beat; None if there is no limit."""
         if self.heartbeat_s is not None:
             return self.heartbeat_s
         if self.longest_s is None:
             return self.startup_s
-        return max(LEAST_HEARTBEAT_S, PATIENCE * self.longest_s)
+        return max(MIN_HEARTBEAT_S, HEARTBEAT_FACTOR * self.longest_s)
 
 
 class Host:
-    """A context in which processes are run; leaving it ends all of them.
+    """A context that runs processes; leaving it ends all of them.
 
-    environment: added for every child to this process' own, as `rcot_rl.variables` cleans it.
-    preload: modules that a zygote imports once, for children to be forked with; none: children
-    start as ordinary interpreters.
-    own_ray: children start a Ray of their own; False: they join one, whose token they must find
-    where Ray looks for it.
-    held: descriptors that stay open until all children are gone, such as a lock's.
+    Args:
+        environment: Added to this process' own environment, cleaned by
+            `rcot_rl.system.variables`, for every child.
+        preload: Modules that a zygote imports once and forks children with. Empty: children start
+            as ordinary interpreters.
+        own_ray: True if children start their own Ray; False if they join one, whose token Ray
+            must find in its usual places.
+        held: Descriptors that stay open until all children have ended, such as a lock's.
     """
 
     def __init__(
@@ -135,15 +144,16 @@ class Host:
     ) -> None:
         self.environment = variables.for_children(os.environ, own_ray) | dict(environment)
         if own_ray:
-            # Ray's processes agree on a token, or each would look for one of its own
+            # Ray's processes must share one token
             self.environment.setdefault("RAY_AUTH_MODE", "token")
             self.environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # inside a Ray job, whose environment has some of the same variables
+        # the command may run inside a Ray job that sets some of the same variables
         self.environment.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         self._preload = list(preload)
         self._log = log
         self._before: set[int] = set()
-        self._own: set[int] = set()
+        """Descendants that are older than this context."""
+        self._started: set[int] = set()
         self._held = tuple(held)
         self._keepers: dict[int, subprocess.Popen[bytes]] = {}
         self._zygote: subprocess.Popen[bytes] | None = None
@@ -158,19 +168,19 @@ class Host:
         self._folder = Path(tempfile.mkdtemp(prefix="rcot-"))
         self.environment["RAY_TMPDIR"] = str(self._folder / "ray")
         (self._folder / "ray").mkdir()
-        # sockets that vLLM's processes leave behind when they are killed
+        # killed vLLM processes leave their sockets in this folder
         self.environment["VLLM_RPC_BASE_PATH"] = str(self._folder)
         if self._preload:
             self._start_zygote()
         self.memory.start()
+        logger.info(
+            "started the process host: temporary files in %s, %d modules preloaded",
+            self._folder,
+            len(self._preload),
+        )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         self.memory.stop()
         with _signals_held():
             if self._zygote is not None and self._zygote.stdin is not None:
@@ -184,7 +194,7 @@ class Host:
 
     @property
     def python(self) -> str:
-        """The interpreter that children are started with; Ray is told to use it too."""
+        """The interpreter that starts children; Ray uses it too."""
         client = self.environment.get("RCOT_ZYGOTE_PYTHON")
         return client or sys.executable
 
@@ -198,19 +208,27 @@ class Host:
         stall_timeout_s: float = 1800.0,
         limits: Limits | None = None,
         elsewhere: Sequence[str] = (),
-    ) -> float:
-        """Run one child to its end; its output goes to `log`. Returns the seconds it took.
+    ) -> None:
+        """Run one child to its end.
 
-        watch: called about four times a second. elsewhere: arguments of a process that asks for the
-        stacks of a hung child's workers that are not this process' descendants.
+        If the child hangs, the Python stacks of its processes are written to the folder `stacks`
+        next to the log before it is ended.
 
-        Raises StageFailed when the child fails, when it writes nothing for `stall_timeout_s` (verl
-        has states in which it waits for ever), and when it passes one of `limits`. The stacks of a
-        hung child's processes are written first, to `stacks` beside the log.
+        Args:
+            arguments: Of the Python interpreter.
+            log: The child's output is appended here.
+            watch: Called about four times a second, and once after the child has ended.
+            stall_timeout_s: Seconds without output after which the child is hung: verl has states
+                in which it waits forever.
+            elsewhere: Arguments of a process that collects the stacks of workers which are not
+                descendants of this process.
+
+        Raises:
+            StageFailed: The child failed, or passed its deadline.
+            Hung: The child stopped making progress.
         """
         self._await_zygote()
         log.parent.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
         stacks = log.parent / "stacks"
         with log.open("ab") as output:
             child = self._start(
@@ -235,12 +253,11 @@ class Host:
         watch()
         if code != 0:
             raise StageFailed(f"ended with status {code}", log)
-        return time.monotonic() - started
 
     def _start(
         self, command: Sequence[str], environment: Mapping[str, str], **options: Any
     ) -> subprocess.Popen[bytes]:
-        """Start a command below a keeper, whose pid and status the result has."""
+        """Start a command below a keeper; the result has the keeper's pid and status."""
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())],
             env={**environment, keeper.COMMAND: json.dumps(list(command))},
@@ -248,14 +265,14 @@ class Host:
             pass_fds=self._held,
             **options,
         )
-        self._own.add(child.pid)
+        self._started.add(child.pid)
         self._keepers[child.pid] = child
         return child
 
     def _end_keeper(
         self, child: subprocess.Popen[bytes], keep: frozenset[int] = frozenset()
     ) -> None:
-        """Wait for a keeper whose processes were ended, and end those that it starts even now."""
+        """Wait until a keeper exits; end processes that were started in the meantime."""
         deadline = time.monotonic() + _KEEPER_EXIT_S
         while child.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -272,21 +289,22 @@ class Host:
         stall_timeout_s: float,
         limits: Limits,
     ) -> int:
+        """Return the child's exit status. Raises StageFailed if a limit passes."""
         started = time.monotonic()
         size, changed = -1, started
         while (code := child.poll()) is None:
             watch()
-            now, at = log.stat().st_size, time.monotonic()
-            if now != size:
-                size, changed = now, at
-            elif at - changed > stall_timeout_s:
+            new_size, now = log.stat().st_size, time.monotonic()
+            if new_size != size:
+                size, changed = new_size, now
+            elif now - changed > stall_timeout_s:
                 raise Hung(f"wrote nothing for {stall_timeout_s:.0f} s: hung", log)
-            limits.check(started, at, log)
+            limits.check(started, now, log)
             time.sleep(0.25)
         return code
 
     def _dump_stacks(self, folder: Path) -> None:
-        """Ask every process that can answer for its stacks, and note what the others wait for."""
+        """Ask every armed process for its stacks; record the kernel state of all of them."""
         folder.mkdir(parents=True, exist_ok=True)
         silent = []
         for process in self._descendants(frozenset()):
@@ -303,20 +321,31 @@ class Host:
         (folder / "silent.txt").write_text("\n".join(silent) + "\n", encoding="utf-8")
 
     def _ask_elsewhere(self, arguments: Sequence[str], folder: Path) -> None:
-        """Whatever comes of it is in `elsewhere.txt`: the hang must be told of in any case."""
+        """Collect stacks on other hosts; the output is in `elsewhere.txt`.
+
+        Failures are ignored: the hang must be reported in any case.
+        """
         if not arguments:
             return
         with (folder / "elsewhere.txt").open("wb") as output, contextlib.suppress(OSError):
             asker = self._start(
-                [sys.executable, *arguments], self.environment, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [sys.executable, *arguments],
+                self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
             with contextlib.suppress(subprocess.TimeoutExpired):
                 asker.wait(timeout=_ELSEWHERE_S)  # what is left ends with the hung child
         time.sleep(1.0)
 
     def end_children(self, patience: float, keep: frozenset[int] = frozenset()) -> None:
-        """End every descendant started since `__enter__`, but for `keep`; TERM first, then KILL."""
+        """End the descendants started since `__enter__`: TERM first, then KILL.
+
+        Args:
+            patience: Seconds between TERM and KILL.
+            keep: Pids that are not ended.
+        """
         deadline = time.monotonic() + patience
         while True:
             alive = self._descendants(keep)
@@ -330,23 +359,23 @@ class Host:
             if final and not alive and not self._descendants(keep):
                 return
             if time.monotonic() > deadline + 20:
-                return  # unkillable: in the kernel's hands
+                return  # blocked in the kernel
 
     def _descendants(self, keep: frozenset[int]) -> list[psutil.Process]:
-        _reap(self._own | self._before)
-        out = []
+        _reap(self._started | self._before)
+        descendants = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 dead = process.status() == psutil.STATUS_ZOMBIE
                 if not dead and process.pid not in self._before | self._keepers.keys() | keep:
-                    out.append(process)
-        return out
+                    descendants.append(process)
+        return descendants
 
     def _start_zygote(self) -> None:
         assert self._folder is not None
         client = write_client(self._folder)
         self.environment["RCOT_ZYGOTE_PYTHON"] = str(client)
-        self.environment["PYTHON_EXEC"] = str(client)  # torchrun's name for it
+        self.environment["PYTHON_EXEC"] = str(client)  # torchrun starts ranks with it
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
         self._zygote = self._start(
             [
@@ -370,7 +399,7 @@ class Host:
                 self._zygote_pid = int(line.split()[1])
             elif line == b"ready\n":
                 self._ready.set()
-        self._ready.set()  # it ended: clients then start ordinary interpreters
+        self._ready.set()  # the zygote ended: its clients start ordinary interpreters
 
     def _await_zygote(self) -> None:
         if self._zygote is not None:
@@ -378,7 +407,7 @@ class Host:
 
 
 def _remove_silent(stacks: Path) -> None:
-    """Files of processes that were never asked."""
+    """Remove the empty files of processes that were not asked for stacks."""
     if stacks.is_dir():
         for path in stacks.glob("*.stack"):
             if path.stat().st_size == 0:
@@ -388,8 +417,7 @@ def _remove_silent(stacks: Path) -> None:
 
 
 class MemoryWatch:
-    """The largest sum of this process tree's PSS since the last `restart`, sampled every few
-    seconds."""
+    """Samples the memory of this process tree: the peak of its summed PSS since `restart`."""
 
     def __init__(self, interval_s: float = 3.0) -> None:
         self._peak_bytes = 0
@@ -399,21 +427,23 @@ class MemoryWatch:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Start sampling in a thread."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop sampling."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
     def restart(self) -> None:
-        """Forget what was seen before: another stage begins."""
+        """Reset the peak, because another stage starts."""
         with self._lock:
             self._peak_bytes = 0
 
     def peak_bytes(self) -> int:
-        """The largest sum since the last `restart`, this moment's included."""
+        """Return the peak since the last `restart`, in bytes, including a sample taken now."""
         self._sample()
         return self._peak_bytes
 
@@ -423,40 +453,29 @@ class MemoryWatch:
 
     def _sample(self) -> None:
         me = psutil.Process()
-        with self._lock:  # a sum that was begun before `restart` must not survive it
+        with self._lock:  # a sample that started before `restart` must not count after it
             tree = [me, *me.children(recursive=True)]
-            self._peak_bytes = max(self._peak_bytes, sum(_pss(p.pid) for p in tree))
+            self._peak_bytes = max(self._peak_bytes, sum(pss_bytes(p.pid) for p in tree))
 
 
-def _pss(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return 0
-    for line in text.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _reap(own: set[int]) -> None:
-    """Collect adopted processes that have ended; Popen collects those it started, `own`."""
+def _reap(excluded: set[int]) -> None:
+    """Reap adopted children that ended; not those of `excluded`, which their Popen reaps."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
-            if child.status() == psutil.STATUS_ZOMBIE and child.pid not in own:
+            if child.status() == psutil.STATUS_ZOMBIE and child.pid not in excluded:
                 os.waitpid(child.pid, os.WNOHANG)
 
 
 @contextlib.contextmanager
-def _signals_held():  # type: ignore[no-untyped-def]
-    """A second Ctrl-C, or a terminal that closes, must not cut the clean-up short."""
+def _signals_held() -> Iterator[None]:
+    """Ignore signals during the clean-up: a second Ctrl-C must not interrupt it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    old = {n: signal.signal(n, signal.SIG_IGN) for n in ends}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {n: signal.signal(n, signal.SIG_IGN) for n in numbers}
     try:
         yield
     finally:
-        for number, handler in old.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""Why a stage's process failed, in one paragraph, and whether to start it again.
+"""Judge why a stage's process failed, and whether to retry it.
 
-A failure that repeats itself (the same stage, at the same step, with the same error) is taken for
-deterministic: starting again would only repeat it. What kills from outside is told by the exit
-status, the kernel's count of out-of-memory kills, and the free space.
+A failure that repeats (same stage, same step, same error) is treated as deterministic and is not
+retried. Causes from outside are recognized by the exit status, the kernel's count of out-of-memory
+kills, and the free disk space.
 """
 
 from __future__ import annotations
@@ -14,16 +14,30 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rcot_rl.disk import LEAST_FREE, PROBE, Kind, Shortage, named_shortage, shortage
-from rcot_rl.files import write_text
-from rcot_rl.recipe.supervise import SuperviseSection
+from rcot_rl.recipe.supervise_section import SuperviseSection
+from rcot_rl.system.disk import LEAST_FREE, PROBE, Kind, Shortage, named_shortage, shortage
+from rcot_rl.system.files import write_text
 from rcot_rl.training.checkpoint_store import room_needed
 
 ATTEMPTS = "attempts.jsonl"
 INPUT_FAULT = 2
-"""Exit status of our processes for bad input."""
+"""Exit status of this project's processes if the input is at fault."""
+
+FailureCause = Literal[
+    "host",
+    "hang",
+    "deadline",
+    "memory",
+    "disk",
+    "read-only",
+    "input",
+    "incomplete",
+    "signal",
+    "error",
+]
+
 _STATUS = re.compile(r"ended with status (-?\d{1,3})")
 _VOLATILE = (
     (re.compile(r"0x[0-9a-fA-F]{4,16}"), "ADDRESS"),
@@ -31,40 +45,42 @@ _VOLATILE = (
     (re.compile(r"(?:/[\w.@+-]{1,80}){2,12}"), "PATH"),
     (re.compile(r"\d{1,20}"), "N"),
 )
+"""What differs between two runs of one error, and its replacement in a signature."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one attempt."""
+class FailureVerdict:
+    """Why one attempt failed, and what is done about it. One row of attempts.jsonl."""
 
     stage: str
     attempt: str
     time: float
     """Seconds since the epoch."""
     step: int
-    """Optimizer steps done when it failed."""
-    cause: str
-    """host, hang, deadline, memory, disk, read-only, input, incomplete, signal or error."""
+    """Optimizer steps done before the failure."""
+    cause: FailureCause
     error: str
     signature: str
-    """The error without what changes from run to run."""
+    """The error without the parts that change from run to run."""
     retry: bool
     text: str
+    """The verdict in one paragraph."""
     place: str = ""
     """With cause `disk`: the folder that has no room."""
 
 
-class History:
+class FailureHistory:
     """The failures of one stage, also of earlier commands: RUN/<stage>/attempts.jsonl."""
 
     def __init__(self, stage: Path, section: SuperviseSection) -> None:
+        self.stage = stage
         self.path = stage / ATTEMPTS
         self.section = section
         self._kills = out_of_memory_kills()
-        """Before the attempt that is judged next."""
+        """The kernel's count before the next attempt."""
 
     def failures(self) -> list[dict[str, Any]]:
-        """Those of the window, oldest first; a half-written last line does not count."""
+        """Return the failures within `window_minutes`, oldest first, whole lines only."""
         if not self.path.is_file():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -72,86 +88,88 @@ class History:
         since = time.time() - 60 * self.section.window_minutes
         return [row for row in rows if row["time"] >= since]
 
-    def judge(self, stage: str, message: str, log: Path, step: int, error: str) -> Verdict:
-        """The verdict on a failure, noted here and beside the attempt's log.
+    def judge(self, message: str, log: Path, step: int, error: str) -> FailureVerdict:
+        """Judge a failed attempt, and record the verdict here and next to the attempt's log.
 
-        message: what the process' watcher saw; error: the last error that its log names.
+        Args:
+            message: What the supervisor observed, such as `ended with status 1`.
         """
         before = self.failures()
         kills, self._kills = self._kills, out_of_memory_kills()
-        needed = room_needed(log.parent.parent / "checkpoints")
-        lack = _lack(log.parent, error, needed)
-        cause, says = _cause(message, log, error, lack, self._kills - kills)
+        lack = _lack(log.parent, error, room_needed(self.stage / "checkpoints"))
+        cause, explanation = _cause(message, log, error, lack, self._kills - kills)
         signature = _signature(error if cause == "error" else f"{cause} {error}")
         same = bool(before) and (before[-1]["step"], before[-1]["signature"]) == (step, signature)
-        starts = len(before) + 1
-        retry, why = self._decide(cause, same, starts, step)
-        attempt = log.parent.name
+        retry, decision = self._decide(cause, same, len(before) + 1)
         text = (
-            f"{stage} {attempt} {message} after step {step}. {says} "
-            f"The last error in its log: {error.rstrip('.') or 'none'}. {why}"
+            f"{self.stage.name} {log.parent.name} {message} after step {step}. {explanation} "
+            f"The last error in its log: {error.rstrip('.') or 'none'}. {decision}"
         )
-        verdict = Verdict(
-            stage,
-            attempt,
-            time.time(),
-            step,
-            cause,
-            error,
-            signature,
-            retry,
-            " ".join(text.split()),
-            str(lack.place) if lack is not None and cause == "disk" else "",
+        verdict = FailureVerdict(
+            stage=self.stage.name,
+            attempt=log.parent.name,
+            time=time.time(),
+            step=step,
+            cause=cause,
+            error=error,
+            signature=signature,
+            retry=retry,
+            text=" ".join(text.split()),
+            place=str(lack.place) if lack is not None and cause == "disk" else "",
         )
-        with contextlib.suppress(OSError):  # where nothing can be written, it is still printed
-            self._note(verdict, log.parent)
+        with contextlib.suppress(OSError):  # a full disk must not hide the verdict
+            self._record(verdict, log.parent)
         return verdict
 
     def backoff_s(self) -> float:
-        """How long to wait before the next start: it doubles with each failure in a row that came
-        before another step was done; what fails after progress is not the same fault waiting."""
+        """Return the seconds to wait; they double with each failure at the same step, up to 300."""
         steps = [row["step"] for row in self.failures()]
         in_a_row = 0
         while in_a_row < len(steps) and steps[-1 - in_a_row] == steps[-1]:
             in_a_row += 1
         return min(300.0, self.section.backoff_s * 2 ** max(0, in_a_row - 1))
 
-    def _decide(self, cause: str, same: bool, starts: int, step: int) -> tuple[bool, str]:
+    def _decide(self, cause: FailureCause, same: bool, starts: int) -> tuple[bool, str]:
+        """Return whether to retry, and a sentence that says so.
+
+        Args:
+            same: True if the failure before had the same step and error.
+            starts: Number of starts within the window, this one included.
+        """
         if cause == "deadline":
-            return False, "Not started again: raise supervise.deadline_hours to go on."
+            return False, "Not retried: raise supervise.deadline_hours to continue."
         if cause == "input":
-            return False, "Mend what it names, then run the same command."
+            return False, "Not retried: fix the input, then rerun the same command."
         if cause == "read-only":
-            return False, "Not started again: it does not become writable by waiting."
+            return False, "Not retried: waiting does not make it writable."
         if cause == "disk":
             minutes = self.section.disk_wait_minutes
             if not minutes:
-                return False, "Not started again: free some space, then run the same command."
-            return True, f"Starting again as soon as there is room, within {minutes:g} minutes."
-        if same and cause != "host":  # a host is lost from outside, however often
+                return False, "Not retried: free some space, then rerun the same command."
+            return True, f"Retrying as soon as there is room, within {minutes:g} minutes."
+        if same and cause != "host":  # losing hosts repeatedly is not deterministic
             return False, (
-                "The attempt before ended at the same step with the same error: not started again. "
-                "Mend the cause, then run the same command; it goes on from the last checkpoint."
+                "Not retried: the attempt before ended at the same step with the same error. "
+                "Fix the cause, then rerun the same command to resume from the last checkpoint."
             )
-        if starts >= self.section.max_attempts:
+        most = self.section.max_attempts
+        if starts >= most:
             return False, (
-                f"That was start {starts} of {self.section.max_attempts} "
-                f"(supervise.max_attempts) within {self.section.window_minutes:g} minutes: "
-                "not started again."
+                f"Not retried: that was start {starts} of {most} (supervise.max_attempts) within "
+                f"{self.section.window_minutes:g} minutes."
             )
-        return True, f"Starting again from the last checkpoint ({starts + 1} of at most "\
-            f"{self.section.max_attempts} starts)."  # fmt: skip
+        return True, f"Retrying from the last checkpoint ({starts + 1} of at most {most} starts)."
 
-    def _note(self, verdict: Verdict, folder: Path) -> None:
+    def _record(self, verdict: FailureVerdict, attempt: Path) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(verdict)) + "\n")
-        write_text(folder / "verdict.json", json.dumps(asdict(verdict), indent=1) + "\n")
-        write_text(folder / "verdict.txt", verdict.text + "\n")
+        write_text(attempt / "verdict.json", json.dumps(asdict(verdict), indent=1) + "\n")
+        write_text(attempt / "verdict.txt", verdict.text + "\n")
 
 
 def out_of_memory_kills() -> int:
-    """How many processes the kernel has killed for memory since it started."""
+    """Return how many processes the kernel has killed for memory since boot; 0 if unknown."""
     try:
         for row in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             if row.startswith("oom_kill "):
@@ -162,7 +180,12 @@ def out_of_memory_kills() -> int:
 
 
 def _lack(attempt: Path, error: str, needed: int) -> Shortage | None:
-    """What keeps the run from writing, where its attempts lie or its error's paths lead."""
+    """Return what prevents writing in the attempt's folder or at the error's paths below RUN.
+
+    Args:
+        attempt: RUN/<stage>/attempt-K.
+        needed: Bytes of a checkpoint; required only if the error names a shortage.
+    """
     named = named_shortage(error)
     run = attempt.absolute().parents[1]
     places = [p for p in named[1] if p.is_relative_to(run)] if named else []
@@ -173,7 +196,7 @@ def _lack(attempt: Path, error: str, needed: int) -> Shortage | None:
     return None
 
 
-_SAYS: dict[Kind, str] = {
+_SHORTAGE_TEXTS: dict[Kind, str] = {
     "space": "was full",
     "inodes": "had no inodes left",
     "quota": "was over its quota",
@@ -182,43 +205,48 @@ _SAYS: dict[Kind, str] = {
 
 
 def _named_by(error: str, attempt: Path) -> str | None:
-    """What to say of an error that names a shortage which the run's folder does not have (now)."""
+    """Return a sentence on an error that names a shortage which RUN does not have (any more)."""
     named = named_shortage(error)
     if named is None:
         return None
     kind, paths = named
     run = attempt.absolute().parents[1]
     if "no room for a checkpoint" in error or any(path.is_relative_to(run) for path in paths):
-        return f"The run's file system {_SAYS[kind]} and can be written again."
+        return f"The run's file system {_SHORTAGE_TEXTS[kind]} and can be written again."
     where = f"{paths[0]}" if paths else "the error names no path, and the run's can be written"
-    return f"A file system that is not the run's {_SAYS[kind]}: {where}."
+    return f"A file system that is not the run's {_SHORTAGE_TEXTS[kind]}: {where}."
 
 
 def _cause(
     message: str, log: Path, error: str, lack: Shortage | None, kills: int
-) -> tuple[str, str]:
-    """lack: what keeps the run from writing; kills: for memory, during the attempt."""
+) -> tuple[FailureCause, str]:
+    """Return the cause of a failure, and a sentence that explains it.
+
+    Args:
+        kills: Processes killed for memory during the attempt.
+    """
     if "deadline" in message:
-        return "deadline", "It ran longer than it may."
+        return "deadline", "It ran longer than supervise.deadline_hours."
     if message.startswith("lost host"):
-        return "host", "The next start waits for the hosts that the recipe wants."
+        return "host", "The next start waits for as many hosts as the recipe needs."
     if "hung" in message:
-        stacks = log.parent / "stacks"
-        return "hang", f"What its processes were doing is in {stacks}."
+        return "hang", f"The stacks of its processes are in {log.parent / 'stacks'}."
     if lack is not None:
         return ("disk" if lack.passes else "read-only"), f"{lack.place}: {lack.text}"
     if kills > 0:
         return "memory", "The kernel killed a process for memory during this attempt."
-    found = _STATUS.search(message)
-    status = int(found[1]) if found else 1
+    match = _STATUS.search(message)
+    status = int(match[1]) if match else 1
     if status == INPUT_FAULT:
-        return "input", "What it was given is at fault."
+        return "input", "Its input is at fault."
     elsewhere = _named_by(error, log.parent)
     if elsewhere is not None:
         return "error", elsewhere
     if status == 0:
         return "incomplete", "A stage is done when the checkpoint of its last step is sealed."
-    number = -status if status < 0 else status - 128  # Popen's way, and a shell's
+    number = (
+        -status if status < 0 else status - 128
+    )  # negative: from Popen; above 128: from a shell
     if number > 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else "?"
         return "signal", f"Signal {number} ({name}) ended it."

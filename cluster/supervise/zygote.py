@@ -1,23 +1,24 @@
-"""A process that has imported everything once, and forks the processes of a local run.
+"""Fork the processes of a local run from one process that has imported everything.
 
-A GRPO stage of verl is ten Python processes, and on a small host nearly all of its start-up is
-their imports: torch, transformers, vLLM and verl, again and again. The zygote imports them once and
+A GRPO stage of verl is ten Python processes, and on a small host nearly all of its start-up time is
+their imports: torch, transformers, vLLM and verl, ten times. The zygote imports them once and
 forks: a process then starts in milliseconds and shares the modules' memory. Only single-host CPU
-runs use it (`cluster.supervise.processes`); a cluster's workers start as Ray starts them.
+runs use it (`cluster.supervise.processes`); workers of a cluster start as Ray starts them.
 
     python -m cluster.supervise.zygote SOCKET MODULE…     serve until the parent closes stdin
 
-Ray runs workers through it by its documented `py_executable`, multiprocessing by
-`set_executable`; see `zygote_client`. The socket lies in a folder of mode 0700. Code given with
-`-c` is never executed: only the two forms that multiprocessing itself writes are understood.
+Ray starts workers through it by its documented `py_executable`, multiprocessing by
+`set_executable`; see `zygote_client`. The socket is in a folder of mode 0700. Code given with `-c`
+is never executed here: only the two forms that multiprocessing itself writes are understood.
 
-A fork is safe while the zygote has one thread and has opened no engine, no Ray and no device:
-`serve` checks the first and the preloaded modules are imports only.
+A fork is safe as long as the zygote has one thread and has opened no engine, no Ray and no device:
+`serve` checks the threads, and the preloaded modules only import.
 """
 
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import json
 import os
@@ -28,13 +29,14 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcot_rl import stacks
+from rcot_rl.system import stacks
 
 CLIENT = Path(__file__).with_name("zygote_client.py")
 _SPAWN = re.compile(
@@ -46,7 +48,7 @@ _MAX_FDS = 253  # the kernel's SCM_MAX_FD
 
 
 def write_client(folder: Path) -> Path:
-    """The executable that stands in for `python`, bound to this folder's socket."""
+    """Write the executable that stands in for `python` and connects to this folder's socket."""
     text = CLIENT.read_text(encoding="utf-8")
     text = text.replace("@SOCKET@", str(folder / "socket")).replace("@PYTHON@", sys.executable)
     path = folder / "python"
@@ -56,15 +58,17 @@ def write_client(folder: Path) -> Path:
 
 
 @dataclass
-class _Child:
+class _ForkedChild:
+    """A forked process, and the connection to the client that asked for it."""
+
     pid: int
     connection: socket.socket
 
 
 def serve(path: str, modules: list[str]) -> None:
-    """Import `modules`, then fork on request until stdin closes; then end all children."""
-    # Ray reads these once, at import, in a worker's process: a fresh single-driver Ray numbers its
-    # one job 1, and a worker ends when the process named here does
+    """Import `modules`, fork on request until stdin closes, and end all children."""
+    # Ray reads these once, at import, in a worker's process: a new Ray with one driver gives its
+    # job the number 1, and a worker ends when the process with this pid ends
     os.environ["RAY_JOB_ID"] = "01000000"
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     with _ids_from_the_kernel() if "ray" in modules else contextlib.nullcontext():
@@ -79,9 +83,9 @@ def serve(path: str, modules: list[str]) -> None:
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     print(f"pid {os.getpid()}\nready", flush=True)
-    children: dict[int, _Child] = {}
+    children: dict[int, _ForkedChild] = {}
     try:
         while _turn(listener, wake_read, wake_write, children):
             pass
@@ -92,28 +96,33 @@ def serve(path: str, modules: list[str]) -> None:
 
 @contextlib.contextmanager
 def _ids_from_the_kernel() -> Iterator[None]:
-    """Ray draws ids from a generator of the process', which forks would share once it has begun:
-    two agent workers then call an engine with tasks of one id, and Ray ends the engine. Importing
-    actor classes is all that draws here."""
+    """Draw the ids of Ray's actor classes from the kernel.
+
+    Ray draws ids from a per-process generator. Once the generator has started, forks share its
+    state: two agent workers then call an engine with tasks of the same id, and Ray ends the engine.
+    Importing actor classes is all that draws ids in the zygote.
+    """
     import ray.actor
 
-    drawn = ray.actor.ActorClassID
+    actor_module: Any = ray.actor
+    id_class = actor_module.ActorClassID
 
-    class FromTheKernel:
+    class KernelActorClassID:
         @staticmethod
         def from_random() -> Any:
-            return drawn(os.urandom(drawn.size()))
+            return id_class(os.urandom(id_class.size()))
 
-    ray.actor.ActorClassID = FromTheKernel
+    actor_module.ActorClassID = KernelActorClassID
     try:
         yield
     finally:
-        ray.actor.ActorClassID = drawn
+        actor_module.ActorClassID = id_class
 
 
 def _turn(
-    listener: socket.socket, wake_read: int, wake_write: int, children: dict[int, _Child]
+    listener: socket.socket, wake_read: int, wake_write: int, children: dict[int, _ForkedChild]
 ) -> bool:
+    """Serve one round of events. Returns False once stdin is closed."""
     watched: list[Any] = [listener, wake_read, 0, *(c.connection for c in children.values())]
     ready, _, _ = select.select(watched, [], [])
     if 0 in ready and not os.read(0, 4096):
@@ -123,20 +132,18 @@ def _turn(
         _reap(children)
     for child in list(children.values()):
         if child.connection in ready:
-            _kill(child.pid)  # its client is gone: whoever started it wants it gone
+            _kill(child.pid)  # its client was ended, which means that the child shall end
     if listener in ready:
         connection, _ = listener.accept()
-        child = _fork(
-            connection,
-            [listener, *(c.connection for c in children.values())],
-            [wake_read, wake_write],
-        )
-        if child is not None:
-            children[child.pid] = child
+        sockets = [listener, *(c.connection for c in children.values())]
+        forked = _fork(connection, sockets, [wake_read, wake_write])
+        if forked is not None:
+            children[forked.pid] = forked
     return True
 
 
-def _reap(children: dict[int, _Child]) -> None:
+def _reap(children: dict[int, _ForkedChild]) -> None:
+    """Reap ended children and send their exit statuses to their clients."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -148,7 +155,7 @@ def _reap(children: dict[int, _Child]) -> None:
         if child is not None:
             code = os.waitstatus_to_exitcode(status)
             code = 128 - code if code < 0 else code
-            with contextlib.suppress(OSError):  # the client may not have waited
+            with contextlib.suppress(OSError):  # the client may have ended
                 child.connection.sendall(code.to_bytes(8, "big"))
             child.connection.close()
 
@@ -160,7 +167,13 @@ def _kill(pid: int) -> None:
 
 def _fork(
     connection: socket.socket, sockets: list[socket.socket], pipes: list[int]
-) -> _Child | None:
+) -> _ForkedChild | None:
+    """Read a client's request and fork a process for it; None if the request is invalid.
+
+    Args:
+        sockets: Closed in the child, with `connection`.
+        pipes: Descriptors that are closed in the child.
+    """
     connection.settimeout(10)
     fds: list[int] = []
     try:
@@ -189,7 +202,7 @@ def _fork(
         connection.sendall(pid.to_bytes(8, "big"))
     except OSError:
         _kill(pid)
-    return _Child(pid, connection)
+    return _ForkedChild(pid, connection)
 
 
 def _close(fds: list[int]) -> None:
@@ -200,7 +213,7 @@ def _close(fds: list[int]) -> None:
 def _become(
     request: dict[str, Any], fds: list[int], sockets: list[socket.socket], pipes: list[int]
 ) -> None:
-    """In the child: take on the client's descriptors, environment and command; never returns."""
+    """In the child: adopt the client's descriptors, environment and command. Never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -214,7 +227,7 @@ def _become(
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
-        _as_if_started()
+        _reset_inherited_state()
         stacks.arm()
         code = _run(request["kind"], request["what"], request["arguments"])
     except SystemExit as error:
@@ -226,7 +239,8 @@ def _become(
 
 
 def _take_descriptors(numbers: list[int], fds: list[int]) -> None:
-    # first out of the way of every wanted number, then into place
+    """Move the received descriptors `fds` to the client's `numbers`."""
+    # first above all numbers, so that none is overwritten
     high = max([*numbers, *fds]) + 1
     lifted = []
     for fd in fds:
@@ -239,8 +253,8 @@ def _take_descriptors(numbers: list[int], fds: list[int]) -> None:
         os.close(fd)
 
 
-def _as_if_started() -> None:
-    """Undo what a fork shares and a fresh interpreter would not."""
+def _reset_inherited_state() -> None:
+    """Reset state that a fork shares with the zygote and a new interpreter would not."""
     import multiprocessing
 
     random.seed()
@@ -254,16 +268,17 @@ def _as_if_started() -> None:
         multiprocessing.set_executable(client)
 
 
-def _run(kind: str, what: str, arguments: list[str]) -> int:
+def _run(kind: str, target: str, arguments: list[str]) -> int:
+    """Run a module, a script or multiprocessing's code. Returns the exit status."""
     if kind == "code":
-        return _run_multiprocessing(what, arguments)
-    sys.argv = [what, *arguments]
+        return _run_multiprocessing(target, arguments)
+    sys.argv = [target, *arguments]
     if kind == "script":
-        sys.path.insert(0, str(Path(what).resolve().parent))
-        runpy.run_path(what, run_name="__main__")
+        sys.path.insert(0, str(Path(target).resolve().parent))
+        runpy.run_path(target, run_name="__main__")
     else:
         sys.path.insert(0, os.getcwd())
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
     return 0
 
 
@@ -293,11 +308,9 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _leave(code: int) -> None:
-    import atexit
-    import threading
-
+    """Exit as the interpreter does: threads and exit functions first."""
     try:
-        threading._shutdown()  # as the interpreter does: wait for non-daemon threads
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for non-daemon threads
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

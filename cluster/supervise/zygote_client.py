@@ -1,9 +1,12 @@
-"""Stands in for `python`: asks the zygote to fork a process for this command line.
+"""Stand-in for `python` that asks the zygote to fork a process for its command line.
 
-The zygote writes an executable copy of this file with its socket's path in the first lines, and
-names it as Ray's `py_executable` and as multiprocessing's. Standard library only, started with
-`-I -S`: it must cost milliseconds. What the zygote cannot serve is executed by the real python.
+The zygote writes an executable copy of this file, with the path of its socket filled in, and
+registers it as Ray's `py_executable` and as multiprocessing's executable. The copy runs with
+`-I -S` and imports only the standard library: a start must cost milliseconds. Command lines that
+the zygote does not support are executed by the real interpreter.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -18,6 +21,7 @@ PLAIN_FLAGS = {"-u", "-B", "-I", "-E", "-s", "-S"}
 
 
 def main() -> int:
+    """Run this process' command line. Returns the exit status."""
     request = _request(sys.argv[1:])
     if request is None:
         os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
@@ -34,12 +38,12 @@ def main() -> int:
     pid = int.from_bytes(_receive(connection, 8), "big")
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
         signal.signal(getattr(signal, name), lambda number, _: _forward(pid, number))
-    status = _receive(connection, 8)  # the child's end; nothing if the zygote is gone
+    status = _receive(connection, 8)  # empty if the zygote is gone
     return int.from_bytes(status, "big") if status else 1
 
 
-def _request(arguments):
-    """What to run, or None for what only a real interpreter can."""
+def _request(arguments: list[str]) -> dict[str, object] | None:
+    """Return what the zygote shall run; None if only a real interpreter can."""
     rest = list(arguments)
     while rest and rest[0] in PLAIN_FLAGS:
         rest.pop(0)
@@ -53,18 +57,20 @@ def _request(arguments):
     return {"kind": "script", "what": rest[0], "arguments": rest[1:]}
 
 
-def _open_numbers():
+def _open_numbers() -> list[int]:
+    """Return this process' open descriptors."""
     numbers = []
     for name in os.listdir("/proc/self/fd"):
         try:
             os.fstat(int(name))
         except OSError:
-            continue  # the directory's own descriptor
+            continue  # the descriptor of /proc/self/fd itself
         numbers.append(int(name))
     return sorted(numbers)
 
 
-def _receive(connection, count):
+def _receive(connection: socket.socket, count: int) -> bytes:
+    """Read `count` bytes; empty if the connection ends before."""
     data = b""
     while len(data) < count:
         chunk = connection.recv(count - len(data))
@@ -74,7 +80,7 @@ def _receive(connection, count):
     return data
 
 
-def _forward(pid, number):
+def _forward(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 

@@ -1,10 +1,11 @@
-"""Ref-DAVIS17 in the layout of Ref-YouTube-VOS that the field converts it to.
+"""Ref-DAVIS17, converted to the layout of Ref-YouTube-VOS as is common in the field.
 
     ROOT/meta_expressions/{train,valid}/meta_expressions.json
     ROOT/{train,valid}/{JPEGImages,Annotations}/<video>/<frame>.{jpg,png}
 
-Four expressions an object (two annotators, first frame and full video). Unlike Ref-YouTube-VOS its
-evaluation split has masks and object ids. The conversion of the DAVIS archives is left out.
+Each object has four expressions (two annotators, first frame and full video). Unlike
+Ref-YouTube-VOS, the evaluation split has masks and object ids. Converting the DAVIS archives is out
+of scope.
 """
 
 from __future__ import annotations
@@ -15,5 +16,7 @@ from data_pipelines.corpora.refytvos import RefYoutubeVos
 
 
 class Davis17(RefYoutubeVos):
+    """Reader of Ref-DAVIS17."""
+
     dataset: ClassVar[str] = "davis17"
     splits: ClassVar[tuple[str, ...]] = ("train", "valid")

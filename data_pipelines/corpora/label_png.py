@@ -1,9 +1,9 @@
-"""Label images: PNGs whose pixel values are objects' ids.
+"""Read label images: PNGs whose pixel values are object ids.
 
 Pillow inflates a PNG row by row, which takes longer than decoding the frame beside it. Images as
-Pillow itself writes them (8-bit palette or grey, not interlaced, rows without a filter) are
-inflated in one go by ISA-L, several times faster. Whatever is not exactly that, or not whole, goes
-to Pillow, which reads or refuses it: the result is Pillow's in every case.
+Pillow writes them (8-bit palette or grey, not interlaced, unfiltered rows) are inflated in one go
+by ISA-L, several times faster. All others, and damaged ones, go to Pillow, which reads or refuses
+them: the result is always Pillow's.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
-from data_pipelines.corpora.base import CorpusFault
+from data_pipelines.corpora.corpus import CorpusFault
 from data_pipelines.corpora.rle import MAX_PIXELS
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = (b"PLTE", b"tRNS")
-"""Chunks that leave indices as they are. Pillow writes no others into a label image."""
+"""Chunks that do not change the indices. Pillow writes no others into a label image."""
 _PALETTE, _GREY = 3, 0
+_INFLATE_ERROR = cast(type[Exception], isal_zlib.error)  # its stub declares an instance
 
 
 @lru_cache(maxsize=8)
 def read_labels(path: str) -> np.ndarray:
-    """uint8 [H, W]: the palette indices of an annotation PNG. Raises CorpusFault.
+    """Return the palette indices of an annotation PNG: uint8 [H, W], read-only.
 
-    The last few are kept, since a frame's objects are asked for one after the other; the array
-    cannot be written into.
+    The last few images are cached, because a frame's objects are read one after the other.
+    Raises CorpusFault.
     """
     try:
         labels = plain_labels(_read(path))
@@ -46,7 +48,7 @@ def read_labels(path: str) -> np.ndarray:
 
 
 def file_bytes(paths: Iterable[str]) -> Iterator[bytes]:
-    """The length and the bytes of each file; of one that cannot be read, a length of -1."""
+    """Yield the length and the bytes of each file; a length of -1 if it cannot be read."""
     for path in paths:
         try:
             data = _read(path)
@@ -63,7 +65,7 @@ def _read(path: str) -> bytes:
 
 
 def plain_labels(data: bytes) -> np.ndarray | None:
-    """uint8 [H, W] of a PNG as Pillow writes label images; None for any other, or a broken one."""
+    """Decode a PNG as Pillow writes label images to uint8 [H, W]; None for all others."""
     shape, packed = _parts(data)
     if shape is None:
         return None
@@ -72,7 +74,7 @@ def plain_labels(data: bytes) -> np.ndarray | None:
     try:
         inflater = isal_zlib.decompressobj()
         raw = inflater.decompress(packed, rows + 1)
-    except isal_zlib.error:
+    except _INFLATE_ERROR:
         return None
     if len(raw) != rows or not inflater.eof or inflater.unused_data:
         return None
@@ -81,11 +83,13 @@ def plain_labels(data: bytes) -> np.ndarray | None:
 
 
 def _parts(data: bytes) -> tuple[tuple[int, int] | None, bytes]:
-    """((H, W), zlib stream); None for what is not plain. Checksums are those that Pillow checks."""
+    """Return ((H, W), zlib stream) of a plain label image, checksums verified, or (None, b"")."""
     other = None, b""
     if not data.startswith(_SIGNATURE):
         return other
-    at, shape, packed, ended = len(_SIGNATURE), None, [], False
+    at, ended = len(_SIGNATURE), False
+    shape: tuple[int, int] | None = None
+    packed: list[bytes] = []
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         body, at = data[at + 8 : at + 8 + length], at + 12 + length
@@ -110,7 +114,7 @@ def _parts(data: bytes) -> tuple[tuple[int, int] | None, bytes]:
 
 
 def _plain_shape(header: bytes) -> tuple[int, int] | None:
-    """(H, W) of a header whose image may be plain."""
+    """Return (H, W) from the header of an image that can be plain; None for others."""
     if len(header) != 13:
         return None
     width, height, *rest = struct.unpack(">IIBBBBB", header)

@@ -1,11 +1,11 @@
-"""MeViS as published.
+"""MeViS in its published layout.
 
     ROOT/{train,valid_u,valid}/JPEGImages/<video>/<frame>.jpg
     ROOT/{train,valid_u,valid}/meta_expressions.json
-    ROOT/{train,valid_u}/mask_dict.json              {annotation: [RLE | null a frame]}
+    ROOT/{train,valid_u}/mask_dict.json              {annotation: [RLE | null per frame]}
 
-An expression names objects (`obj_id`, within the video) and annotations (`anno_id`, within the
-corpus), two lists in step. `valid` has neither, nor masks: its server scores it.
+An expression lists objects (`obj_id`, unique in the video) and annotations (`anno_id`, unique in
+the corpus) in parallel. `valid` has neither, and no masks: it is scored by the benchmark's server.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids
-from data_pipelines.corpora.metadata import Node, read_json
+from data_pipelines.corpora.corpus import Corpus, Expression, Video, pair_ids
+from data_pipelines.corpora.json_node import Node, read_json
 from data_pipelines.corpora.rle_masks import RleMasks
 
 
 class Mevis(RleMasks):
+    """Reader of MeViS."""
+
     dataset: ClassVar[str] = "mevis"
     splits: ClassVar[tuple[str, ...]] = ("train", "valid_u", "valid")
 
@@ -43,9 +45,10 @@ class Mevis(RleMasks):
 
 
 def read_video(corpus: Corpus, name: str, node: Node, labelled: bool) -> Video:
-    """A video of MeViS or ReVOS, which share the format of expressions.
+    """Read a video of MeViS or ReVOS, which share the format of expressions.
 
-    labelled: expressions without objects' ids are refused.
+    Args:
+        labelled: Refuse expressions without object ids.
     """
     name = Node(name, node.file, node.key).path_part()
     frames = corpus.read_frames(node["frames"])

@@ -1,4 +1,4 @@
-"""ReasonVOS as published; for evaluation only, so it has one split.
+"""ReasonVOS in its published layout. It is for evaluation only and has a single split.
 
 ROOT/JPEGImages/<video>/<frame>.jpg
 ROOT/Annotations/<source>_<video>_<object>/<frame>.png     non-zero = the object
@@ -13,15 +13,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipelines.corpora.base import Corpus, Expression, Video, pair_ids
+from data_pipelines.corpora.corpus import Corpus, Expression, Video, pair_ids
+from data_pipelines.corpora.json_node import Node, check_path_part, read_json
 from data_pipelines.corpora.label_png import file_bytes, read_labels
-from data_pipelines.corpora.metadata import Node, check_path_part, read_json
 
 
 class ReasonVos(Corpus):
+    """Reader of ReasonVOS."""
+
     dataset: ClassVar[str] = "reasonvos"
     splits: ClassVar[tuple[str, ...]] = ("valid", "test")
-    """The published corpus has no named split; both names mean all of it."""
+    """The published corpus has no named split; both names are the whole corpus."""
 
     @property
     def expressions_file(self) -> Path:
@@ -40,8 +42,7 @@ class ReasonVos(Corpus):
         return read_labels(f"{self.root}/Annotations/{anno_id}/{frame}.png") > 0
 
     def label_bytes(self, video: Video) -> Iterator[bytes]:
-        annos = sorted({a for e in video.expressions for a in e.anno_ids})
-        folders = (f"{self.root}/Annotations/{anno}" for anno in annos)
+        folders = (f"{self.root}/Annotations/{anno}" for anno in video.anno_ids)
         return file_bytes(f"{f}/{frame}.png" for f in folders for frame in video.frames)
 
     def _read_videos(self) -> list[Video]:

@@ -1,13 +1,13 @@
-"""Ref-YouTube-VOS as published.
+"""Ref-YouTube-VOS in its published layout.
 
     ROOT/meta_expressions/{train,valid,test}/meta_expressions.json
     ROOT/{train,valid}/JPEGImages/<video>/<frame>.jpg
     ROOT/train/Annotations/<video>/<frame>.png      palette index = object id
 
-One object an expression (`obj_id`, a string, absent in valid). Of the valid file, the videos that
-are also in the test file are not evaluated and are left out. Masks of valid were published later;
-they are read where `valid/Annotations` is present and it is known which object a sentence means:
-from `obj_id`, or from `valid/meta.json` where an object lists its `expressions`.
+Each expression has one object (`obj_id`, a string, absent in valid). Videos of the valid file that
+are also in the test file are not evaluated and are skipped. Masks of valid were published later;
+they are read if `valid/Annotations` exists and the object of an expression is known: from `obj_id`,
+or from `valid/meta.json` if its objects list their `expressions`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipelines.corpora.base import (
+from data_pipelines.corpora.corpus import (
     Corpus,
     CorpusFault,
     Expression,
     Video,
     id_order,
 )
+from data_pipelines.corpora.json_node import Node, read_json
 from data_pipelines.corpora.label_png import file_bytes, read_labels
-from data_pipelines.corpora.metadata import Node, read_json
 
 
 class RefYoutubeVos(Corpus):
+    """Reader of Ref-YouTube-VOS."""
+
     dataset: ClassVar[str] = "ref-youtube-vos"
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
@@ -41,12 +43,13 @@ class RefYoutubeVos(Corpus):
 
     @property
     def frames_root(self) -> Path:
-        # Test videos lie among the valid ones.
+        # test videos lie among the valid ones
         folder = "valid" if self.split == "test" else self.split
         return self.root / folder / "JPEGImages"
 
     @cached_property
     def annotations_root(self) -> Path:
+        """The folder of label images."""
         return self.frames_root.parent / "Annotations"
 
     @property
@@ -56,11 +59,12 @@ class RefYoutubeVos(Corpus):
         )
 
     disjoint: ClassVar[bool] = True
-    _counted: tuple[str, dict[int, tuple[tuple[int, int], np.ndarray]]] = ("", {})
-    """The video that was last asked about, and what its label images hold."""
-    _asked_of: tuple[str, list[int]] = ("", [])
-    _anywhere: tuple[str, dict[int, bool]] = ("", {})
-    """The same video, and which indices any of its label images has."""
+    _areas_cache: tuple[str, dict[int, tuple[tuple[int, int], np.ndarray]]] = ("", {})
+    """The last video, and frame -> `_areas`."""
+    _indices_cache: tuple[str, list[int]] = ("", [])
+    """The last video, and its `_named_indices`."""
+    _anywhere_cache: tuple[str, dict[int, bool]] = ("", {})
+    """The last video, and index -> `_is_anywhere`."""
 
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
         labels = read_labels(self._labels(self.video(video_id), frame_index))
@@ -79,10 +83,10 @@ class RefYoutubeVos(Corpus):
         return int(areas[index])
 
     def _is_anywhere(self, video: Video, index: int) -> bool:
-        """Whether any label image of the video has this index, or may have, being unreadable."""
-        if self._anywhere[0] != video.id:
-            self._anywhere = (video.id, {})
-        known = self._anywhere[1]
+        """Return True if some label image of the video has this index, or is unreadable."""
+        if self._anywhere_cache[0] != video.id:
+            self._anywhere_cache = (video.id, {})
+        known = self._anywhere_cache[1]
         if index not in known:
             frames = range(len(video.frames))
             try:
@@ -92,35 +96,36 @@ class RefYoutubeVos(Corpus):
         return known[index]
 
     def _areas(self, video: Video, frame_index: int) -> tuple[tuple[int, int], np.ndarray]:
-        """((H, W), int64 [256]: pixels of each index that is named) of a frame's label image, read
-        once while the same video is asked about. Raises CorpusFault."""
-        if self._counted[0] != video.id:
-            self._counted = (video.id, {})
-        counted = self._counted[1]
+        """Return (H, W) and int64 [256] areas of a frame's named indices. Raises CorpusFault."""
+        if self._areas_cache[0] != video.id:
+            self._areas_cache = (video.id, {})
+        counted = self._areas_cache[1]
         if frame_index not in counted:
             labels = read_labels(self._labels(video, frame_index))
             areas = np.zeros(256, dtype=np.int64)
-            for index in self._named(video):
+            for index in self._named_indices(video):
                 areas[index] = np.count_nonzero(labels == index)
             counted[frame_index] = labels.shape, areas
         return counted[frame_index]
 
-    def _named(self, video: Video) -> list[int]:
-        """Palette indices of the objects that expressions of a video name: a count of each is
-        several times cheaper than a histogram of all."""
-        if self._asked_of[0] != video.id:
-            found = set()
-            for anno_id in {a for e in video.expressions for a in e.anno_ids}:
+    def _named_indices(self, video: Video) -> list[int]:
+        """Return the palette indices of the objects that a video's expressions name.
+
+        Counting each is several times cheaper than a histogram of all indices.
+        """
+        if self._indices_cache[0] != video.id:
+            indices = set()
+            for anno_id in video.anno_ids:
                 with suppress(CorpusFault):
-                    found.add(self._index(video.id, anno_id))
-            self._asked_of = (video.id, sorted(found))
-        return self._asked_of[1]
+                    indices.add(self._index(video.id, anno_id))
+            self._indices_cache = (video.id, sorted(indices))
+        return self._indices_cache[1]
 
     def _labels(self, video: Video, frame_index: int) -> str:
         return f"{self.annotations_root}/{video.id}/{video.frames[frame_index]}.png"
 
     def _index(self, video_id: str, anno_id: str) -> int:
-        # 0 is the background and a PNG has no index above 255.
+        # 0 is the background, and a PNG has no index above 255
         number = anno_id.lstrip("0") if anno_id.isascii() and anno_id.isdigit() else ""
         if not number or len(number) > 3 or int(number) > 255:
             raise CorpusFault("absent_object", f"{self.expressions_file} {video_id} {anno_id}")
@@ -134,24 +139,24 @@ class RefYoutubeVos(Corpus):
 
     def _read_videos(self) -> list[Video]:
         skipped = self._test_videos() if self.split == "valid" else frozenset()
-        meant = self._objects_meant() if self.split == "valid" else {}
+        targets = self._targets_from_meta() if self.split == "valid" else {}
         top = Node(read_json(self.expressions_file), self.expressions_file)
         entries = [(name, node) for name, node in top["videos"].items() if name not in skipped]
-        return self.keep(entries, lambda name, node: self._video(name, node, meant.get(name, {})))
+        return self.keep(entries, lambda name, node: self._video(name, node, targets.get(name, {})))
 
-    def _video(self, name: str, node: Node, meant: Mapping[str, str]) -> Video:
+    def _video(self, name: str, node: Node, targets: Mapping[str, str]) -> Video:
         name = Node(name, node.file, node.key).path_part()
         frames = self.read_frames(node["frames"])
         labelled = self.split == "train"
         expressions = self.read_expressions(
             name,
             node["expressions"].items(),
-            lambda i, e: _expression(i, e, labelled, meant.get(i)),
+            lambda i, e: _expression(i, e, labelled, targets.get(i)),
         )
         return Video(name, frames, expressions)
 
-    def _objects_meant(self) -> dict[str, dict[str, str]]:
-        """video -> expression -> object, as far as valid/meta.json says."""
+    def _targets_from_meta(self) -> dict[str, dict[str, str]]:
+        """Return video -> expression -> object, as far as valid/meta.json lists them."""
         path = self.root / "valid" / "meta.json"
         if not path.is_file():
             return {}
@@ -172,12 +177,11 @@ class RefYoutubeVos(Corpus):
         return frozenset(name for name, _ in Node(read_json(path), path)["videos"].items())
 
 
-def _expression(name: str, node: Node, labelled: bool, meant: str | None) -> Expression:
-    objects: tuple[str, ...] = () if meant is None else (meant,)
+def _expression(name: str, node: Node, labelled: bool, target: str | None) -> Expression:
+    objects: tuple[str, ...] = () if target is None else (target,)
     if labelled or "obj_id" in node:
-        # The corpus has one object an expression; a list of them, or of none, is read as well.
-        found = node["obj_id"].identifiers()
-        objects = tuple(sorted(set(found), key=id_order))
-    elif meant is None:
+        # the corpus has one object per expression; lists are accepted too
+        objects = tuple(sorted(set(node["obj_id"].identifiers()), key=id_order))
+    elif target is None:
         return Expression(name, node["exp"].of(str), (), unlabelled=True)
     return Expression(name, node["exp"].of(str), objects, objects)

@@ -1,11 +1,11 @@
-"""ReVOS as published.
+"""ReVOS in its published layout.
 
     ROOT/JPEGImages/<source>/…/<video>/<frame>.jpg
     ROOT/meta_expressions_train_.json, meta_expressions_valid_.json
-    ROOT/mask_dict.json                              {annotation: [RLE | null a frame]}
+    ROOT/mask_dict.json                              {annotation: [RLE | null per frame]}
 
-Names of videos hold slashes. `type_id` is 0 (referring), 1 (reasoning) or 2 (no target, empty
-lists). Leaves out `mask_dict_foreground.json`, which only the robustness score needs.
+Video names contain slashes. `type_id` is 0 (referring), 1 (reasoning) or 2 (no target, empty
+lists). `mask_dict_foreground.json` is not read; only the robustness score needs it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from data_pipelines.corpora.base import Video
-from data_pipelines.corpora.metadata import Node, read_json
+from data_pipelines.corpora.corpus import Video
+from data_pipelines.corpora.json_node import Node, read_json
 from data_pipelines.corpora.mevis import read_video
 from data_pipelines.corpora.rle_masks import RleMasks
 
 
 class Revos(RleMasks):
+    """Reader of ReVOS."""
+
     dataset: ClassVar[str] = "revos"
     splits: ClassVar[tuple[str, ...]] = ("train", "valid")
 

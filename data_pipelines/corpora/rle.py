@@ -1,8 +1,8 @@
-"""COCO run-length masks, by hotcoco; what it would accept wrongly, or die of, is refused before.
+"""COCO run-length masks, decoded by hotcoco after a strict check.
 
-hotcoco 1.3.0 ends the process for a size that does not fit into memory, and takes runs that end
-before the mask does for background. Corpora are full of neither, but one such mask must cost its
-annotation and not the build. Areas and boxes are taken from the runs, without a pixel.
+hotcoco 1.3.0 aborts the process for a size that does not fit into memory, and pads runs that end
+too early with background. Such masks are rare, but one of them must cost its annotation only, not
+the build. Areas and boxes are computed from the runs, without decoding pixels.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ import numpy as np
 from hotcoco import mask as coco
 
 MAX_PIXELS = 1 << 26
+"""Larger masks and label images are refused."""
 _DIGITS = bytes(range(48, 48 + 64))
 _LAST_OF_RUN = _DIGITS[:32]
-"""The others say that their run goes on."""
+"""Digits that end a run; the others continue it."""
 
 
 def decode(rle: Any) -> np.ndarray:
-    """bool [H, W] of a COCO RLE `{"size": [H, W], "counts": str | bytes | list}`.
+    """Decode a COCO RLE `{"size": [H, W], "counts": str | bytes | list}` to bool [H, W].
 
-    Raises ValueError for anything that is not one: wrong types, digits out of range, negative
-    runs, or runs that do not add up to H * W.
+    Raises:
+        ValueError: Wrong types, digits out of range, negative runs, or runs that do not add up to
+            H * W.
     """
     columns = coco.decode(_checked(rle))
-    # OpenCV turns columns into rows several times faster than numpy
+    # OpenCV transposes several times faster than numpy
     return cv2.transpose(columns.T).view(bool)
 
 
 def area(rle: Any) -> tuple[int, tuple[int, int]]:
-    """(pixels of the mask, its (H, W)). Raises as `decode`."""
+    """Return (pixels of the mask, its (H, W)); ValueError as `decode`."""
     checked = _checked(rle)
     height, width = checked["size"]
     return int(coco.area(checked)), (height, width)
 
 
 def box(rle: Any) -> tuple[tuple[int, int, int, int] | None, tuple[int, int]]:
-    """(half-open [x1, y1, x2, y2] in pixels, None of an empty mask; its (H, W)). Raises as
-    `decode`."""
+    """Return (half-open box [x1, y1, x2, y2] or None if empty, (H, W)); ValueError as `decode`."""
     checked = _checked(rle)
     height, width = checked["size"]
     x, y, w, h = (int(v) for v in coco.to_bbox(checked))
@@ -48,12 +49,12 @@ def box(rle: Any) -> tuple[tuple[int, int, int, int] | None, tuple[int, int]]:
 
 
 def union_area(rles: Sequence[Any]) -> int:
-    """Pixels of the union of masks of one size. Raises as `decode`."""
+    """Return the pixels of the union of masks of one size; ValueError as `decode`."""
     return int(coco.area(coco.merge([_checked(rle) for rle in rles])))
 
 
 def _checked(rle: Any) -> dict[str, Any]:
-    """The same RLE, which hotcoco will read without harm."""
+    """Return an equal RLE that hotcoco reads safely."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise ValueError("an RLE needs 'size' and 'counts'")
     size, counts = rle["size"], rle["counts"]
@@ -80,23 +81,23 @@ def _text(counts: Any) -> bytes:
         try:
             counts = counts.encode("ascii")
         except UnicodeEncodeError as error:
-            raise ValueError("'counts' holds a character that no RLE has") from error
+            raise ValueError("'counts' holds an invalid character") from error
     if not isinstance(counts, bytes):
         raise ValueError("'counts' must be a string or a list")
     if not counts:
         raise ValueError("'counts' is empty")
     if counts.translate(None, _DIGITS):
-        raise ValueError("'counts' holds a character that no RLE has")
+        raise ValueError("'counts' holds an invalid character")
     if counts[-1] not in _LAST_OF_RUN:
-        raise ValueError("'counts' is cut short")
+        raise ValueError("'counts' is truncated")
     return counts
 
 
 def _total_is(counts: bytes, pixels: int) -> bool:
-    """Whether the runs add up to `pixels`. Raises ValueError when they are more, or broken.
+    """Return True if the runs add up to `pixels`; ValueError if they exceed it or are malformed.
 
-    hotcoco only tells whether they are too many, so it is asked twice: that is an order of
-    magnitude faster than reading them here.
+    hotcoco only detects runs that exceed a size, so it is called with two sizes; that is an order
+    of magnitude faster than parsing the runs here.
     """
     text = counts.decode("ascii")
     coco.rle_from_string(text, pixels, 1)

@@ -1,1 +1,1 @@
-"""Which (video, expression, frame) becomes which row, decided before an image is decoded."""
+"""Choose which (video, expression, frame) becomes which row, before any image is decoded."""

@@ -1,9 +1,9 @@
-"""Questions about what is not there: expressions of other videos, for zero-target rows.
+"""Absent expressions for zero-target rows, taken from other videos.
 
-A sentence of another video of the same corpus is asked of a video in which none of its content
-words is said of anything. That is a heuristic, and the only one that metadata allows: corpora do
-not list all that a video shows. It errs rarely where videos differ in kind (an elephant, a
-skateboard), and often where they do not; so it is an option of the recipe, off by default.
+A video borrows expressions of other videos of its corpus whose content words appear in none of its
+own expressions. This is a heuristic, and the only one that metadata allows: corpora do not list all
+that a video shows. It is rarely wrong where videos differ in kind (an elephant, a skateboard), and
+often wrong where they do not, so it is off by default.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from data_pipelines.corpora import Corpus, Video
+from data_pipelines.corpora.corpus import FOREIGN
 from data_pipelines.planning.scan import ExpressionFacts, VideoFacts
-
-SEPARATOR = "#"
-"""In the id of such an expression: the donor video, then its expression."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON_WORDS = """
@@ -30,20 +28,24 @@ sitting holding wearing person people man woman boy girl object objects thing th
 video frame
 """
 _COMMON = frozenset(_COMMON_WORDS.split())
-_TRIES = 50
+_ATTEMPTS = 50
+"""Random draws for one video, at most."""
+
+_Donor = tuple[frozenset[str], list[tuple[str, frozenset[str]]]]
+"""Content words of a video's expressions, and (id, content words) of those that have a target."""
 
 
 def content_words(text: str) -> frozenset[str]:
-    """Words of a sentence that name something, without a plural's s."""
+    """Return the words of a sentence that name something, without a plural's s."""
     words = (word.lower() for word in _WORD.findall(text))
     return frozenset(w.rstrip("s") or w for w in words if w not in _COMMON)
 
 
-def with_foreign(
+def with_foreign_expressions(
     facts: Sequence[VideoFacts], corpora: Sequence[Corpus], per_video: int, seed: int
 ) -> list[VideoFacts]:
-    """The same facts, with up to `per_video` absent expressions for each usable video."""
-    words = [[_words_of(v) for v in corpus.videos()] for corpus in corpora]
+    """Add up to `per_video` absent expressions to the facts of each usable video."""
+    donors = [[_donor(v) for v in corpus.videos()] for corpus in corpora]
     places = [{v.id: i for i, v in enumerate(corpus.videos())} for corpus in corpora]
     out = []
     for number, video in enumerate(facts):
@@ -52,12 +54,12 @@ def with_foreign(
             continue
         rng = np.random.default_rng([seed, 11, number])
         corpus = corpora[video.corpus]
-        here = places[video.corpus][video.video]
-        found = _donated(corpus, words[video.corpus], here, per_video, rng)
+        index = places[video.corpus][video.video]
+        ids = _borrowed(corpus, donors[video.corpus], index, per_video, rng)
         nothing = np.zeros(video.usable_t.size, dtype=np.int64)
         absent = tuple(
             ExpressionFacts(i, 0, nothing, nothing.astype(np.int16), nothing.astype(bool))
-            for i in found
+            for i in ids
         )
         expressions = (*video.expressions, *absent)
         n_expressions = video.n_expressions + len(absent)
@@ -65,31 +67,27 @@ def with_foreign(
     return out
 
 
-def _words_of(video: Video) -> tuple[frozenset[str], list[tuple[str, frozenset[str]]]]:
-    """All content words said of a video, and those of each expression that has a target."""
-    each = [(e.id, content_words(e.text)) for e in video.expressions if e.object_ids]
-    every = [content_words(e.text) for e in video.expressions]
-    return frozenset().union(*every), each
+def _donor(video: Video) -> _Donor:
+    with_target = [(e.id, content_words(e.text)) for e in video.expressions if e.object_ids]
+    words = [content_words(e.text) for e in video.expressions]
+    return frozenset().union(*words), with_target
 
 
-def _donated(
-    corpus: Corpus,
-    words: Sequence[tuple[frozenset[str], list[tuple[str, frozenset[str]]]]],
-    here: int,
-    wanted: int,
-    rng: np.random.Generator,
+def _borrowed(
+    corpus: Corpus, donors: Sequence[_Donor], index: int, count: int, rng: np.random.Generator
 ) -> list[str]:
-    said_here = words[here][0]
-    out: list[str] = []
-    for _ in range(_TRIES):
-        if len(out) == wanted:
+    """Return the ids of up to `count` absent expressions for the video at `index`."""
+    own_words = donors[index][0]
+    ids: list[str] = []
+    for _ in range(_ATTEMPTS):
+        if len(ids) == count:
             break
-        donor = int(rng.integers(len(words)))
-        each = words[donor][1]
-        if donor == here or not each:
+        donor = int(rng.integers(len(donors)))
+        expressions = donors[donor][1]
+        if donor == index or not expressions:
             continue
-        name, said = each[int(rng.integers(len(each)))]
-        identifier = f"{corpus.videos()[donor].id}{SEPARATOR}{name}"
-        if said and not said & said_here and identifier not in out:
-            out.append(identifier)
-    return out
+        name, words = expressions[int(rng.integers(len(expressions)))]
+        identifier = f"{corpus.videos()[donor].id}{FOREIGN}{name}"
+        if words and not words & own_words and identifier not in ids:
+            ids.append(identifier)
+    return ids

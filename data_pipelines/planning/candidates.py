@@ -1,26 +1,30 @@
-"""Candidates for rows: which frames of which expressions could be shown for which purpose.
+"""Candidates for rows: which frames of which expressions can serve which pool.
 
 Pools: `single`, `multi`, `any` (KTG by number of targets), `none` (KTG without a target), `A` and
-`B` (AKS). Also the split of videos into training and validation.
+`B` (AKS). Also splits videos into training and validation.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from data_pipelines.geometry import empty_frames, keyframe
 from data_pipelines.planning.scan import ExpressionFacts, VideoFacts
-from rcot_rl.recipe.data import DataSection
+from rcot_rl.recipe.data_section import DataSection
 
-POOLS = ("single", "multi", "any", "none", "A", "B")
+Pool = Literal["single", "multi", "any", "none", "A", "B"]
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+KeyframeMode = Literal["largest", "any_visible"]
+POOLS: tuple[Pool, ...] = ("single", "multi", "any", "none", "A", "B")
 
 
 class Candidate(NamedTuple):
-    """Positions: of the video in the scan, of the expression in the video, of the frame."""
+    """Position of the video in the scan, of the expression in the video, and of the frame."""
 
     video: int
     expression: int
@@ -29,11 +33,11 @@ class Candidate(NamedTuple):
 
 def split_videos(
     videos: Sequence[VideoFacts], data: DataSection, seed: int
-) -> dict[str, list[int]]:
-    """Positions of the training and of the validation videos.
+) -> dict[Split, list[int]]:
+    """Return the positions of the training and of the validation videos.
 
-    Videos of several corpora that bear the same name (ReVOS takes clips from the sources of other
-    corpora) fall on the same side. The choice is made per corpus, so that each has its share.
+    Videos of the same name in several corpora (ReVOS reuses clips of other corpora) go to the same
+    split. The choice is made per corpus, so that each has its share.
     """
     if not any(size.val for size in data.sets.values()):
         return {"train": list(range(len(videos))), "val": []}
@@ -64,16 +68,17 @@ def _name(video: VideoFacts) -> str:
 def candidates(
     videos: Sequence[VideoFacts],
     chosen: Iterable[int],
-    pool: str,
-    mode: str,
+    pool: Pool,
+    mode: KeyframeMode,
     seed: Sequence[int],
 ) -> list[Candidate]:
-    """The candidates of a pool in random order, a frame of every expression before a second one.
+    """Return the candidates of a pool in random order; no expression repeats before all had one.
 
-    chosen: positions in `videos`; mode: `DataSection.keyframe`; seed: for this pool alone.
+    Args:
+        chosen: Positions in `videos`.
     """
     rng = np.random.default_rng(list(seed))
-    found: list[tuple[int, int, int, int]] = []
+    ranked: list[tuple[int, int, int, int]] = []
     for v in chosen:
         video = videos[v]
         for e, expression in enumerate(video.expressions):
@@ -81,16 +86,16 @@ def candidates(
             frames = frames[video.usable_t[frames]]
             if frames.size > 1:
                 frames = rng.permutation(frames)
-            found += [(rank, v, e, f) for rank, f in enumerate(frames.tolist())]
-    if not found:
+            ranked += [(rank, v, e, f) for rank, f in enumerate(frames.tolist())]
+    if not ranked:
         return []
-    table = np.asarray(found, dtype=np.int64)
+    table = np.asarray(ranked, dtype=np.int64)
     order = np.lexsort((rng.random(len(table)), table[:, 0]))
     return [Candidate(v, e, f) for _, v, e, f in table[order].tolist()]
 
 
-def _frames(expression: ExpressionFacts, pool: str, mode: str) -> np.ndarray:
-    """Indices of the frames in which `expression` can serve `pool`."""
+def _frames(expression: ExpressionFacts, pool: Pool, mode: KeyframeMode) -> np.ndarray:
+    """Return the indices of the frames in which `expression` can serve `pool`."""
     n, nothing = expression.n_objects, np.zeros(0, dtype=np.int64)
     if pool == "none":
         return np.arange(expression.union_area_t.size) if n == 0 else nothing
@@ -103,13 +108,13 @@ def _frames(expression: ExpressionFacts, pool: str, mode: str) -> np.ndarray:
     key = keyframe(expression.union_area_t)
     if key is None:
         return nothing
-    if pool != "A" and reason_against(expression, key):
+    if pool != "A" and unfit_for_ktg(expression, key):
         return nothing
     return np.array([key], dtype=np.int64)
 
 
-def reason_against(expression: ExpressionFacts, key: int) -> str:
-    """Why the keyframe `key` cannot be a KTG row; empty when it can."""
+def unfit_for_ktg(expression: ExpressionFacts, key: int) -> str:
+    """Return why the keyframe `key` cannot be a KTG row; empty if it can."""
     if expression.n_objects > 1 and expression.visible_t[key] < 2:
         return "several_targets_one_visible_in_keyframe"
     if expression.thin_t[key]:

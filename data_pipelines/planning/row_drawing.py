@@ -1,7 +1,7 @@
-"""Drawing rows from pools of candidates: sets of exact size and ratio that share nothing.
+"""Draw rows from pools of candidates: disjoint sets of exact size and ratio.
 
-The half of the plan that counts: quotas of groups, the corpora's shares, the cap per video, who
-owns which instance. When there is too little, all groups of a set give way alike.
+Handles the quotas of groups, the corpora's shares, the cap per video, and which set owns which
+instance. If there are too few candidates, all groups of a set shrink in proportion.
 """
 
 from __future__ import annotations
@@ -13,41 +13,43 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipelines.planning.candidates import Candidate
+from data_pipelines.planning.candidates import SPLITS, Candidate, Pool, Split
 from data_pipelines.planning.scan import VideoFacts
-from rcot_rl.recipe.data import DataSection, SetSize, has_traces
+from rcot_rl.recipe.data_section import DataSection, SetSize, has_traces
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
+Task = Literal["aks", "ktg"]
+Option = Literal["A", "B", ""]
+Target = Literal["single", "multi", "none"]
+_TARGETS: tuple[Target, ...] = ("none", "single", "multi")
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One row to be made."""
+    """One row to make."""
 
     set_name: str
     split: Split
     index: int
     """Position in its split."""
-    task: Literal["aks", "ktg"]
+    task: Task
     corpus: int
     dataset: str
     video: str
     expression_id: str
     frame_index: int
-    target: Literal["single", "multi", "none"]
-    option: Literal["A", "B", ""]
-    """AKS: the right answer."""
+    target: Target
+    option: Option
+    """AKS: the correct answer."""
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What the sets may not share."""
+        """The identity that sets must not share."""
         return (self.dataset, self.video, self.expression_id, self.frame_index)
 
 
 @dataclass(frozen=True)
 class PlanLine:
-    """One demand of a set: what was asked, what the corpora offered, what was given."""
+    """One demand of a set: rows asked for, available and given."""
 
     set_name: str
     split: str
@@ -58,7 +60,7 @@ class PlanLine:
 
 
 def divide(n: int, ratio: float | None) -> tuple[int, int]:
-    """`n` in two parts as `ratio` to 1, the first rounded half up; ratio None is not for this."""
+    """Split `n` as `ratio` to 1; the first part is rounded half up. `ratio` must not be None."""
     if ratio is None:
         raise ValueError("no ratio to divide by")
     first = int(np.floor(n * ratio / (ratio + 1.0) + 0.5))
@@ -67,13 +69,13 @@ def divide(n: int, ratio: float | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Quota:
-    """How many rows a set wants of each group, and how to make it smaller."""
+    """Rows that a set wants, and how they divide into groups."""
 
     n: int
-    parts: Callable[[int], dict[str, int]]
+    parts: Callable[[int], dict[Pool, int]]
 
-    def largest(self, available: Mapping[str, int]) -> int:
-        """The largest n, at most the one asked, whose parts are all available."""
+    def largest(self, available: Mapping[Pool, int]) -> int:
+        """Return the largest n, at most `self.n`, whose parts are all available."""
         low, high = 0, self.n
         while low < high:
             middle = (low + high + 1) // 2
@@ -85,7 +87,7 @@ class _Quota:
 
 
 def _ktg_quota(n: int, data: DataSection) -> _Quota:
-    def parts(count: int) -> dict[str, int]:
+    def parts(count: int) -> dict[Pool, int]:
         none = int(np.floor(count * data.zero_target_share + 0.5))
         if data.single_multi is None:
             return {"any": count - none, "none": none}
@@ -96,7 +98,7 @@ def _ktg_quota(n: int, data: DataSection) -> _Quota:
 
 
 def _aks_quota(n: int, data: DataSection) -> _Quota:
-    def parts(count: int) -> dict[str, int]:
+    def parts(count: int) -> dict[Pool, int]:
         a, b = divide(count, data.a_to_b)
         return {"A": a, "B": b}
 
@@ -104,29 +106,29 @@ def _aks_quota(n: int, data: DataSection) -> _Quota:
 
 
 class Drawing:
-    """One split's drawing: who owns which instance, and how many rows a video has in a set."""
+    """The rows of one split: which set owns which instance, and rows per video and set."""
 
     def __init__(
         self,
         videos: Sequence[VideoFacts],
         data: DataSection,
         split: Split,
-        pools: Mapping[str, list[Candidate]],
-        refused: Mapping[str, Collection[Candidate]],
+        pools: Mapping[Pool, list[Candidate]],
+        refused: Mapping[Task, Collection[Candidate]],
     ) -> None:
         self.videos, self.data, self.split, self.pools = videos, data, split, pools
         self.refused = refused
         self.owner: dict[Candidate, str] = {}
-        self.of_video: Counter[tuple[str, int]] = Counter()
+        self.rows_of_video: Counter[tuple[str, int]] = Counter()
         self.lines: list[PlanLine] = []
 
     def fill(
         self, demands: Mapping[str, SetSize], seed: int
     ) -> dict[tuple[str, Split], tuple[Instance, ...]]:
-        """KTG of every set first: option A may show a KTG instance of its own set again."""
+        """Return every set's rows; KTG first: option A may show a KTG instance of its own set."""
         drawn: dict[str, list[Instance]] = defaultdict(list)
         ktg = {name: size.ktg for name, size in demands.items() if size.ktg}
-        # Option A of sets without KTG rows needs keyframes that KTG must leave, when few.
+        # keyframes are scarce: KTG leaves some for option A of the sets without KTG rows
         later = {
             f"aks of {name}": divide(size.aks, self.data.a_to_b)[0]
             for name, size in demands.items()
@@ -138,12 +140,13 @@ class Drawing:
             drawn[name] += [
                 self._instance(name, "ktg", c, "") for group in chosen.values() for c in group
             ]
-        # Sets without KTG rows can only take what is left, so they choose before the others.
+        # sets without KTG rows can only use keyframes that are left, so they choose first
         order = sorted((n for n, s in demands.items() if s.aks), key=lambda n: n in ktg)
         waiting = {name: demands[name].aks for name in order}
         for name in order:
             chosen = self._draw_set(name, "aks", _aks_quota(waiting[name], self.data), waiting)
-            drawn[name] += [self._instance(name, "aks", c, o) for o in "AB" for c in chosen[o]]
+            drawn[name] += [self._instance(name, "aks", c, "A") for c in chosen["A"]]
+            drawn[name] += [self._instance(name, "aks", c, "B") for c in chosen["B"]]
             del waiting[name]
         out = {}
         for number, name in enumerate(demands):
@@ -153,9 +156,9 @@ class Drawing:
         return out
 
     def _draw_set(
-        self, name: str, task: str, quota: _Quota, competing: Mapping[str, int]
-    ) -> dict[str, list[Candidate]]:
-        """Candidates by group. When short, what the ratios allow: all groups give way alike."""
+        self, name: str, task: Task, quota: _Quota, competing: Mapping[str, int]
+    ) -> dict[Pool, list[Candidate]]:
+        """Return candidates by group; fewer, at the same ratios, if there are not enough."""
         pools = {g: self._open(name, task, g) for g in quota.parts(quota.n)}
         available = {g: len(pool) for g, pool in pools.items()}
         asked = quota.parts(quota.n)
@@ -179,8 +182,8 @@ class Drawing:
                 )
         return chosen
 
-    def _open(self, name: str, task: str, group: str) -> list[Candidate]:
-        """Candidates of a group that no other set owns, nor this one for the same task."""
+    def _open(self, name: str, task: Task, group: Pool) -> list[Candidate]:
+        """Return a group's candidates that are not taken by another set, or by this task."""
         pool = self.pools[group]
         if self.refused.get(task) and has_traces(name):
             pool = [c for c in pool if c not in self.refused[task]]
@@ -189,21 +192,23 @@ class Drawing:
         return [c for c in pool if c not in self.owner]
 
     def _fair(
-        self, name: str, task: str, group: str, available: int, competing: Mapping[str, int]
+        self, name: str, task: Task, group: Pool, available: int, competing: Mapping[str, int]
     ) -> int:
-        """What a set may take when there is too little for all: its share of what was asked.
+        """Return how many candidates a set may take when sets compete: its share of the demand.
 
-        Sets drawn before this one have had theirs, so only the waiting ones count.
+        Sets drawn before this one are done, so only the waiting ones count.
         """
         names = list(competing)
         waiting = names[names.index(name) :]
         total = sum(competing[w] for w in waiting)
-        own = sum(1 for c in self.pools[group] if self.owner.get(c) == name) if task == "aks" else 0
-        shared = available - own
-        return own + shared * competing[name] // total
+        reserved = 0
+        if task == "aks":
+            reserved = sum(1 for c in self.pools[group] if self.owner.get(c) == name)
+        shared = available - reserved
+        return reserved + shared * competing[name] // total
 
     def _draw(self, name: str, pool: Sequence[Candidate], n: int) -> list[Candidate]:
-        """`n` of the pool, or fewer, divided among the corpora by weight or availability."""
+        """Take up to `n` of the pool, divided among the corpora by weight or availability."""
         by_corpus: dict[int, list[Candidate]] = defaultdict(list)
         for c in pool:
             by_corpus[self.videos[c.video].corpus].append(c)
@@ -213,8 +218,8 @@ class Drawing:
                 k: self.data.corpora[k].weight or float(len(left)) for k, left in by_corpus.items()
             }
             for k, quota in _largest_remainder(n - len(taken), shares).items():
-                got, rest = self._take(name, by_corpus[k], quota)
-                taken += got
+                drawn, rest = self._take(name, by_corpus[k], quota)
+                taken += drawn
                 if rest:
                     by_corpus[k] = rest
                 else:
@@ -224,33 +229,31 @@ class Drawing:
     def _take(
         self, name: str, queue: list[Candidate], n: int
     ) -> tuple[list[Candidate], list[Candidate]]:
-        """The first `n` that decode, under the cap for videos, and what is left of the queue."""
+        """Return the first `n` that decode and respect the cap per video, and the rest."""
         cap = self.data.max_per_video
-        got: list[Candidate] = []
+        drawn: list[Candidate] = []
         at = 0
-        while at < len(queue) and len(got) < n:
+        while at < len(queue) and len(drawn) < n:
             candidate = queue[at]
             at += 1
-            # only here, so that other rows stay as they were drawn before this was known
-            if candidate.frame in self.videos[candidate.video].spoiled:
+            # skipped here, not in the pools, so that all other rows stay as they were drawn
+            if candidate.frame in self.videos[candidate.video].undecodable:
                 continue
             place = (name, candidate.video)
-            if cap is not None and self.of_video[place] >= cap:
+            if cap is not None and self.rows_of_video[place] >= cap:
                 continue
-            self.of_video[place] += 1
-            got.append(candidate)
-        return got, queue[at:]
+            self.rows_of_video[place] += 1
+            drawn.append(candidate)
+        return drawn, queue[at:]
 
     def _release(self, name: str, group: Iterable[Candidate]) -> None:
         for c in group:
-            self.of_video[name, c.video] -= 1
+            self.rows_of_video[name, c.video] -= 1
 
-    def _instance(
-        self, name: str, task: Literal["aks", "ktg"], c: Candidate, option: Literal["A", "B", ""]
-    ) -> Instance:
+    def _instance(self, name: str, task: Task, c: Candidate, option: Option) -> Instance:
         video = self.videos[c.video]
         expression = video.expressions[c.expression]
-        target = ("none", "single", "multi")[min(expression.n_objects, 2)]
+        target = _TARGETS[min(expression.n_objects, 2)]
         return Instance(
             name,
             self.split,
@@ -267,7 +270,7 @@ class Drawing:
 
 
 def _largest_remainder(n: int, shares: Mapping[int, float]) -> dict[int, int]:
-    """`n` divided as `shares`, whole numbers, largest remainders first; ties by key."""
+    """Divide `n` in proportion to `shares`: largest remainders first, ties by key."""
     total = sum(shares.values())
     exact = {k: n * share / total for k, share in shares.items()}
     out = {k: int(x) for k, x in exact.items()}

@@ -1,9 +1,9 @@
-"""What the plan needs to know of a corpus: areas of masks, frames that are there, defects.
+"""Scan a corpus for the plan: mask areas, available frames, defects.
 
-Every mask is decoded once, no JPEG is: its header gives its size. A defect costs what it touches
-and no more: a frame without a JPEG only itself, an annotation the expressions that name it, an
-unreadable label image its video's expressions. Masks that belong to another frame are looked for by
-`alignment.py`, if the recipe says so.
+Every mask is decoded once. JPEGs are not decoded: their header gives the size. A defect affects as
+little as possible: a missing JPEG its frame, a bad annotation the expressions that name it, an
+unreadable label image the expressions of its video. `mask_alignment.py` finds masks that belong to
+another frame, if the recipe asks for it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from data_pipelines.corpora import Corpus, CorpusFault, Video
 from data_pipelines.geometry import box_on_canvas
 from data_pipelines.planning.mask_alignment import (
-    LEAST_MASKS,
-    NotChecked,
+    MIN_MASKS,
+    AlignmentNotChecked,
     Propagator,
     sam2_suspects,
     suspects,
 )
-from rcot_rl.recipe.alignment import AlignmentSection
+from rcot_rl.recipe.data_section import AlignmentSection
 
 
 @dataclass(frozen=True)
-class Defect:
-    """A fault of the corpus, as the manifest reports it."""
+class CorpusDefect:
+    """A defect of the corpus, as the manifest lists it."""
 
     dataset: str
     video: str
     expression_id: str
-    """Empty: the fault is the frame's or the video's."""
+    """Empty if the defect is the frame's or the video's."""
     reason: str
     place: str
     detail: str
@@ -39,16 +39,16 @@ class Defect:
 
 @dataclass(frozen=True)
 class ExpressionFacts:
-    """What a usable expression offers. Arrays have one entry a frame."""
+    """Facts of a usable expression. Arrays have one entry per frame."""
 
     id: str
     n_objects: int
     union_area_t: np.ndarray
-    """int64 [T]: source pixels."""
+    """int64 [T]: area of the union of its objects, in source pixels."""
     visible_t: np.ndarray
-    """int16 [T]: how many of its objects have any pixel."""
+    """int16 [T]: number of its objects with at least one pixel."""
     thin_t: np.ndarray
-    """bool [T]: the box of a visible object would have no area on the canvas."""
+    """bool [T]: some visible object's box would have no area on the canvas."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,15 @@ class VideoFacts:
     dataset: str
     video: str
     usable_t: np.ndarray
-    """bool [T]: the frame's JPEG is there."""
+    """bool [T]: the frame's JPEG exists and is complete."""
     expressions: tuple[ExpressionFacts, ...]
     n_expressions: int
-    """With the quarantined ones."""
-    defects: tuple[Defect, ...]
+    """Including the quarantined ones."""
+    defects: tuple[CorpusDefect, ...]
     digest: str = ""
-    """Of its sentences, masks and frames' sizes: changes when the corpus does."""
-    spoiled: frozenset[int] = frozenset()
-    """Frames that do not decode, as far as that is known. Rows skip them; the order in which
-    others are drawn does not change."""
+    """Changes when the video's expressions, masks or frame sizes change."""
+    undecodable: frozenset[int] = frozenset()
+    """Frames known not to decode. Rows skip them; the order of the other candidates is the same."""
 
 
 def scan_video(
@@ -79,14 +78,16 @@ def scan_video(
     alignment: AlignmentSection | None = None,
     propagator: Propagator | None = None,
 ) -> VideoFacts:
-    """Facts of one video; never raises CorpusFault, but lists it.
+    """Return the facts of one video; defects are listed, not raised.
 
-    canvas: its side in pixels; decides which objects are too thin to have a box. alignment: how
-    to look for masks of other frames; None: not at all. propagator: for its level `sam2`.
+    Args:
+        canvas: Side in pixels; decides which objects are too thin to have a box.
+        alignment: How to look for masks of other frames; None: the default.
+        propagator: The segmenter for level `sam2`.
     """
     scan = _Scan(corpus, video, canvas, alignment or AlignmentSection(), propagator)
-    unread = [b for b in corpus.faults if b.video == video.id and b.expression_id]
-    for bad in unread:
+    bad_entries = [b for b in corpus.faults if b.video == video.id and b.expression_id]
+    for bad in bad_entries:
         scan.note(bad.fault, bad.expression_id)
     return VideoFacts(
         corpus=corpus_index,
@@ -94,14 +95,14 @@ def scan_video(
         video=video.id,
         usable_t=np.array([s is not None for s in scan.sizes], dtype=bool),
         expressions=scan.expressions(),
-        n_expressions=len(video.expressions) + len(unread),
+        n_expressions=len(video.expressions) + len(bad_entries),
         defects=tuple(scan.defects),
         digest=corpus.digest(video),
     )
 
 
-def unread_videos(corpus: Corpus, corpus_index: int) -> list[VideoFacts]:
-    """Facts of the videos whose entry in the metadata cannot be read: a defect each."""
+def unreadable_videos(corpus: Corpus, corpus_index: int) -> list[VideoFacts]:
+    """Return facts, with one defect each, of the videos whose metadata entry is unreadable."""
     return [
         VideoFacts(
             corpus=corpus_index,
@@ -117,8 +118,10 @@ def unread_videos(corpus: Corpus, corpus_index: int) -> list[VideoFacts]:
     ]
 
 
-def _defect(corpus: Corpus, video: str, fault: CorpusFault, expression_id: str) -> Defect:
-    return Defect(corpus.dataset, video, expression_id, fault.reason, fault.place, fault.detail)
+def _defect(corpus: Corpus, video: str, fault: CorpusFault, expression_id: str) -> CorpusDefect:
+    return CorpusDefect(
+        corpus.dataset, video, expression_id, fault.reason, fault.place, fault.detail
+    )
 
 
 class _Scan:
@@ -132,55 +135,57 @@ class _Scan:
     ) -> None:
         self.corpus, self.video, self.canvas = corpus, video, canvas
         self.alignment, self.propagator = alignment, propagator
-        self.defects: list[Defect] = []
+        self.defects: list[CorpusDefect] = []
         self.sizes = [self._size(f) for f in video.frames]
         self.broken: dict[str, CorpusFault] = {}
 
     def expressions(self) -> tuple[ExpressionFacts, ...]:
-        """Facts of the expressions that no defect touches."""
+        """Return the facts of the expressions that no defect affects."""
         objects = sorted({e.anno_ids for e in self.video.expressions if e.anno_ids})
-        annos = sorted({a for group in objects for a in group})
+        annos = self.video.anno_ids
         n_frames = len(self.video.frames)
         union = {group: np.zeros(n_frames, dtype=np.int64) for group in objects}
         visible = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
         thin = {anno: np.zeros(n_frames, dtype=bool) for anno in annos}
-        sizes = {anno: np.zeros(n_frames, dtype=np.int64) for anno in annos}
+        areas_of = {anno: np.zeros(n_frames, dtype=np.int64) for anno in annos}
         for index in range(n_frames):
             areas = self._areas(annos, index)
             for anno, area in areas.items():
-                sizes[anno][index] = area
+                areas_of[anno][index] = area
                 visible[anno][index] = area > 0
                 thin[anno][index] = self._is_thin(area, anno, index)
             for group in objects:
-                there = [a for a in group if areas.get(a)]
-                union[group][index] = self._union(there, areas, index)
-        self._look_for_strangers(sizes)
+                present = [a for a in group if areas.get(a)]
+                union[group][index] = self._union(present, areas, index)
+        self._check_alignment(areas_of)
         return self._collect(union, visible, thin)
 
-    def _look_for_strangers(self, sizes: dict[str, np.ndarray]) -> None:
-        """Objects whose masks belong elsewhere count as broken: no expression may name them."""
-        sound = {anno: areas for anno, areas in sizes.items() if anno not in self.broken}
-        if self.alignment.level == "off" or len(self.sizes) < LEAST_MASKS:
+    def _check_alignment(self, areas_of: dict[str, np.ndarray]) -> None:
+        """Mark objects whose masks belong elsewhere as broken."""
+        sound = {anno: areas for anno, areas in areas_of.items() if anno not in self.broken}
+        if self.alignment.level == "off" or len(self.sizes) < MIN_MASKS:
             return
-        there = np.array([t for t, size in enumerate(self.sizes) if size is not None], dtype=int)
+        available = np.array(
+            [t for t, size in enumerate(self.sizes) if size is not None], dtype=int
+        )
         try:
-            found = suspects(self.corpus, self.video, sound, self.alignment, there)
+            misaligned = suspects(self.corpus, self.video, sound, self.alignment, available)
             if self.alignment.level == "sam2" and self.propagator is not None:
-                known = {s.anno_id for s in found}
+                known = {s.anno_id for s in misaligned}
                 rest = {a: areas for a, areas in sound.items() if a not in known}
-                found += sam2_suspects(
-                    self.corpus, self.video, rest, self.alignment, self.propagator, there
+                misaligned += sam2_suspects(
+                    self.corpus, self.video, rest, self.alignment, self.propagator, available
                 )
-        except NotChecked as error:
+        except AlignmentNotChecked as error:
             place = f"{self.corpus.root} {self.video.id}"
             self.note(CorpusFault("alignment_not_checked", place, str(error)), "")
             return
-        for suspect in found:
+        for suspect in misaligned:
             place = f"{self.corpus.root} {self.video.id} object {suspect.anno_id}"
             self.broken[suspect.anno_id] = CorpusFault(suspect.code, place, suspect.detail)
 
     def _union(self, annos: list[str], areas: dict[str, int], index: int) -> int:
-        """Pixels of the union of those objects, looked for only where they may overlap."""
+        """Return the area of the union of objects; computed only if they can overlap."""
         if len(annos) < 2 or self.corpus.disjoint:
             return sum(areas[a] for a in annos)
         try:
@@ -190,12 +195,12 @@ class _Scan:
             return 0
 
     def _is_thin(self, area: int, anno: str, index: int) -> bool:
-        """Whether the object's box has no area on the canvas; only few pixels can mean so."""
+        """Return True if the object's box has no area on the canvas."""
         size = self.sizes[index]
-        if size is None or not 0 < area <= _most_of_thin(size, self.canvas):
+        if size is None or not 0 < area <= _max_thin_area(size, self.canvas):
             return False
         box = self.corpus.object_box(self.video, anno, index, size)
-        assert box is not None  # it has pixels
+        assert box is not None  # its area is not 0
         x1, y1, x2, y2 = box_on_canvas(box, size, self.canvas)
         return x1 == x2 or y1 == y2
 
@@ -223,17 +228,17 @@ class _Scan:
         return tuple(out)
 
     def _areas(self, annos: list[str], index: int) -> dict[str, int]:
-        """Pixels of every object without a fault."""
-        found = {}
+        """Return the pixels of every object without a fault."""
+        areas = {}
         size = self.sizes[index]
         for anno in annos:
             if anno in self.broken:
                 continue
             try:
-                found[anno] = self.corpus.object_area(self.video, anno, index, size)
+                areas[anno] = self.corpus.object_area(self.video, anno, index, size)
             except CorpusFault as fault:
                 self.broken[anno] = fault
-        return found
+        return areas
 
     def _size(self, frame: str) -> tuple[int, int] | None:
         try:
@@ -243,12 +248,14 @@ class _Scan:
             return None
 
     def note(self, fault: CorpusFault, expression_id: str) -> None:
-        """List a fault as a defect."""
+        """List a fault among the defects."""
         self.defects.append(_defect(self.corpus, self.video.id, fault, expression_id))
 
 
-def _most_of_thin(size: tuple[int, int], canvas: int) -> int:
-    """The most pixels of an object whose box has no area on the canvas, in a frame of (H, W): such
-    a box is less than one canvas pixel wide, or high. 0 where every pixel has an area."""
+def _max_thin_area(size: tuple[int, int], canvas: int) -> int:
+    """Return the maximum area of an object of an [H, W] frame whose box has no area on the canvas.
+
+    Such a box is less than one canvas pixel wide or high. 0 if the canvas is not smaller.
+    """
     height, width = size
     return max((-(-width // canvas) - 1) * height, (-(-height // canvas) - 1) * width)

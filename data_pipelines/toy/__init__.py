@@ -1,1 +1,1 @@
-"""Procedurally generated corpora, written in the five public layouts."""
+"""Procedurally generated corpora in the five public layouts."""

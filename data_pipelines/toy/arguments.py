@@ -1,4 +1,4 @@
-"""What may be asked of `write_corpus`: layouts, their splits, and ranges."""
+"""Valid arguments of `write_corpus`: layouts, their splits, and ranges."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ LAYOUT_SPLITS: Mapping[str, tuple[str, ...]] = {
     "reasonvos": ("test",),
     "davis17": ("train", "valid"),
 }
-"""Layout -> its splits with masks: training first where it has one, evaluation last."""
+"""Layout -> its splits with masks: training first if it has one, evaluation last."""
 
 _OTHER_SPLITS: Mapping[str, tuple[str, ...]] = {"mevis": ("valid",)}
 
 _ALIASES = {("reasonvos", "valid"): "test"}
+
+
+def check_layout(layout: str) -> None:
+    """Raise InputError for an unknown layout."""
+    if layout not in LAYOUT_SPLITS:
+        hint = did_you_mean(layout, LAYOUT_SPLITS)
+        raise InputError(f"unknown layout{hint} (known: {', '.join(LAYOUT_SPLITS)})", key=layout)
 
 
 def checked_split(
@@ -33,11 +40,9 @@ def checked_split(
     absent_share: float,
     multi_share: float | None,
 ) -> str:
-    """The split's own name. Raises InputError for arguments out of range."""
+    """Check the arguments and return the split's canonical name; InputError if one is invalid."""
     split = _ALIASES.get((layout, split), split)
-    if layout not in LAYOUT_SPLITS:
-        hint = did_you_mean(layout, LAYOUT_SPLITS)
-        raise InputError(f"unknown layout{hint} (known: {', '.join(LAYOUT_SPLITS)})", key=layout)
+    check_layout(layout)
     splits = LAYOUT_SPLITS[layout] + _OTHER_SPLITS.get(layout, ())
     if split not in splits:
         hint = did_you_mean(split, splits)
@@ -61,5 +66,5 @@ def checked_split(
         if not 0.0 <= share <= 1.0:
             raise InputError(f"must be between 0 and 1, not {share}", key=name)
         if share and layout in SINGLE_TARGET:
-            raise InputError(f"{layout} has no sentences {such}", key=name)
+            raise InputError(f"{layout} has no expressions {such}", key=name)
     return split

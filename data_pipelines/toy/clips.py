@@ -1,9 +1,9 @@
-"""One clip of a toy corpus: its scene, its sentences and their ids, as a value.
+"""One clip of a toy corpus: its scene, its expressions and their ids.
 
-A clip follows from (seed, layout, split, index) alone, so clips can be made in any order by any
-number of processes. What a layout allows decides the sentences: one target each where a corpus
-names one object an expression; several where it can list them; none only where the published
-corpus has such sentences. Leaves out files, which `writers.py` writes.
+A clip depends on (seed, layout, split, index) alone, so clips can be made in any order by any
+number of processes. The layout decides the expressions: one target each if the corpus names one
+object per expression, several where it can list them, none only where the published corpus has such
+expressions. Files are written by `writers.py`.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.toy.queries import DEFAULT_MIX, Query, make_queries
+from data_pipelines.toy.queries import DEFAULT_MIX, ToyQuery, make_queries
 from data_pipelines.toy.scenes import PRESETS, Scene, make_scene
 
 SINGLE_TARGET = ("ref-youtube-vos", "reasonvos", "davis17")
 """Layouts whose expressions name exactly one object."""
 
 SOURCES = ("BURST", "VIPSeg", "MOSE", "MeViS")
-"""Where ReasonVOS takes its clips from."""
+"""Source corpora of ReasonVOS."""
 
 _SEVERAL = 5 / 7
-"""Share of draws that speak of several targets. A scene has few groups to speak of, so that about
-two of five sentences come out so; with a corpus of single targets beside two such corpora there are
-enough for the paper's three to one."""
+"""Share of draws with several targets. A scene has few groups to describe, so about two of five
+expressions have several targets; together with a corpus of single targets, two such corpora are
+enough for the paper's ratio of 3:1."""
 
 _ALONE = 1 / 12
-"""Share of the clips of multi-target layouts whose scene is the first one drawn."""
+"""Share of clips of multi-target layouts that use the first scene drawn."""
 
 _TRIES = 24
-"""Scenes drawn for each of the others, to find one with two groups of like objects."""
+"""Scenes drawn for each of the other clips, to find one with two groups of like objects."""
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What a clip follows from, its index aside."""
+    """What a clip depends on, besides its index."""
 
     layout: str
     split: str
@@ -46,41 +46,41 @@ class ClipSpec:
     queries: int
     absent_share: float
     multi_share: float | None = None
-    """Share of draws that speak of several targets; None: as `_SEVERAL` weighs them."""
+    """Share of draws with several targets; None: `_SEVERAL`."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A video: `frames` are file stems, object `i` of the scene has the id `i + 1`."""
+class ToyClip:
+    """A clip: `frames` are file stems; object `i` of the scene has the id `i + 1`."""
 
     index: int
     name: str
     source: str
-    """ReasonVOS: which corpus it is said to come from; else empty."""
+    """ReasonVOS: the source corpus in its folder names; empty for other layouts."""
     scene: Scene
     frames: tuple[str, ...]
-    expressions: tuple[tuple[str, Query], ...]
+    expressions: tuple[tuple[str, ToyQuery], ...]
     """(expression id, query)."""
 
 
 def layout_key(layout: str, split: str) -> int:
-    """A number for the generators' seeds, different for every (layout, split)."""
+    """Return a seed that differs for every (layout, split)."""
     digest = hashlib.sha256(f"{layout}/{split}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
-def draw_clip(spec: ClipSpec, index: int) -> Clip:
-    """Clip `index` of a split."""
+def draw_clip(spec: ClipSpec, index: int) -> ToyClip:
+    """Draw clip `index` of a split."""
     rng = np.random.default_rng([spec.seed, layout_key(spec.layout, spec.split), index])
     scene = _draw_scene(rng, spec)
     if spec.layout == "davis17":
-        queries = _four_an_object(rng, scene)
+        queries = _four_per_object(rng, scene)
     else:
         queries = _queries(rng, scene, spec)
     step = 5 if spec.layout == "ref-youtube-vos" else 1
     digest = hashlib.sha256(f"{spec.layout}/{spec.split}/{spec.seed}/{index}".encode()).hexdigest()
     source = SOURCES[index % len(SOURCES)] if spec.layout == "reasonvos" else ""
-    return Clip(
+    return ToyClip(
         index,
         _name(spec.layout, digest, index),
         source,
@@ -91,7 +91,7 @@ def draw_clip(spec: ClipSpec, index: int) -> Clip:
 
 
 def _name(layout: str, digest: str, index: int) -> str:
-    """As the published corpora call their videos; the number keeps names apart."""
+    """Return a name in the style of the published corpora; the index keeps names unique."""
     if layout == "ref-youtube-vos":
         return f"{digest[:6]}{index:04x}"
     if layout == "mevis":
@@ -116,13 +116,13 @@ def _draw_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
 
 
 def _groups(scene: Scene) -> int:
-    """How many colours and shapes several objects share."""
+    """Return the number of colours and shapes that several objects share."""
     colours = Counter(o.colour for o in scene.objects)
     shapes = Counter(o.shape for o in scene.objects)
     return sum(n > 1 for n in (*colours.values(), *shapes.values()))
 
 
-def _queries(rng: np.random.Generator, scene: Scene, spec: ClipSpec) -> list[Query]:
+def _queries(rng: np.random.Generator, scene: Scene, spec: ClipSpec) -> list[ToyQuery]:
     single = {k: w for k, w in DEFAULT_MIX[spec.preset].items() if k != "several"}
     if spec.layout in SINGLE_TARGET:
         return make_queries(rng, scene, spec.queries, single)
@@ -132,17 +132,17 @@ def _queries(rng: np.random.Generator, scene: Scene, spec: ClipSpec) -> list[Que
     return make_queries(rng, scene, spec.queries, mix, spec.absent_share)
 
 
-def _four_an_object(rng: np.random.Generator, scene: Scene) -> list[Query]:
-    """Four sentences for every object in turn: two annotators, first frame and full video.
+def _four_per_object(rng: np.random.Generator, scene: Scene) -> list[ToyQuery]:
+    """Return four expressions per object: two annotators, first frame and full video.
 
-    The first two speak of what one frame shows; the others, where the scene has it, of the clip.
-    Annotators may say the same.
+    The first-frame ones describe what one frame shows; the others describe the whole clip, where
+    the scene allows it. Annotators may agree.
     """
     kinds = DEFAULT_MIX[scene.preset.name].keys() - {"attribute", "several"}
     wide = make_queries(rng, scene, 12, dict.fromkeys(sorted(kinds), 1.0))
     out = []
     for index, item in enumerate(scene.objects):
-        plain = Query(f"the {item.name}", (index,), "attribute")
+        plain = ToyQuery(f"the {item.name}", (index,), "attribute")
         other = [q for q in wide if q.targets == (index,) and q.kind != "attribute"]
         picks = [other[int(rng.integers(len(other)))] if other else plain for _ in range(2)]
         out += [plain, picks[0], plain, picks[1]]

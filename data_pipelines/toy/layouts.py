@@ -1,15 +1,10 @@
-"""Toy corpora on disk, in the five public layouts: `rcot data toy`.
+"""Write toy corpora in the five public layouts (`rcot data toy`).
 
-    write_corpus   one split of one layout
-    write_layout   the training and evaluation splits of one layout
-    write_all      every layout, each in a folder of its own
-    summarise      what a corpus holds
-
-A split is made in a hidden temporary folder and then moved to its place. `toy.json` at the corpus'
-root holds what every split was made from, so that the same one is not made again, and what
-the templates of `traces/trace_files.py` need to know. Bytes follow from (seed, layout, split,
-preset, number of sentences) and the clip's index alone. Leaves out archives and the folders of the
-original DAVIS release.
+A split is made in a hidden temporary folder and then moved into place. `toy.json` at the corpus'
+root records the arguments of every split, so that an equal one is not made again, and what the
+templates of `traces/toy_templates.py` need. The bytes depend on (seed, layout, split, preset,
+number of expressions) and the clip's index alone. Archives and the original DAVIS folders are out
+of scope.
 """
 
 from __future__ import annotations
@@ -23,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.parallel import ordered_map
-from data_pipelines.toy.arguments import LAYOUT_SPLITS, checked_split
+from data_pipelines.toy.arguments import LAYOUT_SPLITS, check_layout, checked_split
 from data_pipelines.toy.clips import SINGLE_TARGET, ClipSpec, draw_clip
-from data_pipelines.toy.metadata import WRITERS, Split, paths_of
-from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar, summarise
-from data_pipelines.toy.writers import Paths, Record, save_json, write_clip
+from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar
+from data_pipelines.toy.split_files import WRITERS, SplitTarget, paths_of
+from data_pipelines.toy.writers import ClipRecord, SplitPaths, save_json, write_clip
 from rcot_rl.errors import InputError
-from rcot_rl.files import writing
-from rcot_rl.suggestions import did_you_mean
+from rcot_rl.system.files import writing
 
-__all__ = ["LAYOUT_SPLITS", "summarise", "write_all", "write_corpus", "write_layout"]
+__all__ = ["LAYOUT_SPLITS", "write_all", "write_corpus", "write_layout"]
 
 
 def write_corpus(
@@ -47,18 +41,22 @@ def write_corpus(
     workers: int = 1,
     multi_share: float | None = None,
 ) -> dict[str, int]:
-    """Writes one split below `root` and returns {"videos", "frames", "expressions", "objects"}.
+    """Write one split below `root`; an existing split of the same arguments is kept.
 
-    A split already there, made from the same arguments, stays as it is. Ref-YouTube-VOS `valid`
-    also has, as published, videos of the `test` file, which are not evaluated (one to every two)
-    and are not counted. ReasonVOS has one nameless split; `valid` and `test` are both it. MeViS
-    also has `valid`, without masks.
+    Ref-YouTube-VOS `valid` also has, as published, videos of the `test` file (one for every two),
+    which are not evaluated and not counted. ReasonVOS has one unnamed split: `valid` and `test`
+    both name it. MeViS also has `valid`, without masks. Raises InputError.
 
-    preset: of `scenes.PRESETS`. queries_per_video: fewer where a scene has no more; Ref-DAVIS17
-    always has four an object. absent_share: share of sentences without a target; MeViS and ReVOS
-    only. multi_share: share of sentences drawn to speak of several targets (None: about two of
-    five come out so), there only too. workers: processes; bytes do not depend on it.
-    Raises InputError for arguments out of range and for a place taken by something else.
+    Args:
+        preset: One of `scenes.PRESETS`.
+        queries_per_video: Maximum number of expressions; Ref-DAVIS17 always has four per object.
+        absent_share: Share of expressions without a target; MeViS and ReVOS only.
+        workers: Processes; the bytes do not depend on it.
+        multi_share: Share of expressions drawn to have several targets; MeViS and ReVOS only.
+            None: about two of five.
+
+    Returns:
+        The numbers of "videos", "frames", "expressions" and "objects".
     """
     split = checked_split(
         layout, split, n_videos, seed, preset, queries_per_video, absent_share, multi_share
@@ -78,7 +76,7 @@ def write_corpus(
     _stop_if_taken(root, layout, split, sidecar is not None)
     spec = ClipSpec(layout, split, seed, preset, queries_per_video, absent_share, multi_share)
     with writing(root):
-        # Beside the corpus, or in it where it is there: it may be on a file system of its own.
+        # in or beside the corpus, so that moving stays on one file system
         above = root if root.is_dir() else root.parent
         above.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.{split}.", dir=above))
@@ -97,30 +95,24 @@ def write_layout(
     preset: str,
     n_videos: int,
     n_eval: int | None = None,
-    queries_per_video: int = 4,
-    absent_share: float = 0.0,
-    workers: int = 1,
+    **options: Any,
 ) -> dict[str, dict[str, int]]:
-    """Writes the splits of one layout into `root`: `n_videos` clips to train on, `n_eval` to
-    evaluate on (None: a fifth of them, at least one). Returns split -> `write_corpus`'s summary.
+    """Write the training and evaluation splits of one layout into `root`.
+
+    Args:
+        n_videos: Clips of the training split.
+        n_eval: Clips of the evaluation split; None: a fifth of `n_videos`, at least one.
+        options: Further arguments of `write_corpus`.
+
+    Returns:
+        split -> the summary of `write_corpus`.
     """
-    if layout not in LAYOUT_SPLITS:
-        hint = did_you_mean(layout, LAYOUT_SPLITS)
-        raise InputError(f"unknown layout{hint} (known: {', '.join(LAYOUT_SPLITS)})", key=layout)
+    check_layout(layout)
     n_eval = max(1, n_videos // 5) if n_eval is None else n_eval
+    counts = {s: n_videos if s == "train" else n_eval for s in LAYOUT_SPLITS[layout]}
     return {
-        split: write_corpus(
-            root,
-            layout,
-            split,
-            n_videos if split == "train" else n_eval,
-            seed,
-            preset,
-            queries_per_video,
-            absent_share,
-            workers,
-        )
-        for split in LAYOUT_SPLITS[layout]
+        split: write_corpus(root, layout, split, count, seed, preset, **options)
+        for split, count in counts.items()
     }
 
 
@@ -129,52 +121,45 @@ def write_all(
     seed: int,
     preset: str,
     n_videos: int,
-    n_eval: int | None = None,
-    queries_per_video: int = 4,
     absent_share: float = 0.0,
-    workers: int = 1,
+    **options: Any,
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Writes `root`/<layout> for all layouts, as `write_layout`. absent_share: MeViS and ReVOS.
+    """Write `root`/<layout> for all layouts; layout -> the result of `write_layout`.
 
-    Returns layout -> split -> summary.
+    Args:
+        absent_share: Applies to MeViS and ReVOS.
+        options: Further arguments of `write_layout`.
     """
+    shares = {layout: 0.0 if layout in SINGLE_TARGET else absent_share for layout in LAYOUT_SPLITS}
     return {
         layout: write_layout(
-            Path(root) / layout,
-            layout,
-            seed,
-            preset,
-            n_videos,
-            n_eval,
-            queries_per_video,
-            0.0 if layout in SINGLE_TARGET else absent_share,
-            workers,
+            Path(root) / layout, layout, seed, preset, n_videos, absent_share=share, **options
         )
-        for layout in LAYOUT_SPLITS
+        for layout, share in shares.items()
     }
 
 
 def _reuse(
     root: Path, sidecar: Mapping[str, Any], split: str, made_from: Mapping[str, Any]
 ) -> dict[str, int]:
-    found = sidecar["splits"][split]
-    other = [k for k, v in made_from.items() if found.get(k) != v]
+    existing = sidecar["splits"][split]
+    other = [k for k, v in made_from.items() if existing.get(k) != v]
     if other:
-        differences = ", ".join(f"{k} {found.get(k)} there, {made_from[k]} asked" for k in other)
+        differences = ", ".join(f"{k} is {existing.get(k)}, not {made_from[k]}" for k in other)
         raise InputError(
             f"holds another {split} split ({differences}); choose another folder or remove it",
             file=root,
         )
-    return dict(found["summary"])
+    return dict(existing["summary"])
 
 
 def _stop_if_taken(root: Path, layout: str, split: str, known: bool) -> None:
-    """Refuses to write among files that no toy.json accounts for."""
+    """Refuse to write among files that do not belong to this toy corpus."""
     if root.exists() and not root.is_dir():
         raise InputError("is not a folder", file=root)
     if not known and root.is_dir() and any(p.name[0] != "." for p in root.iterdir()):
-        raise InputError(f"is not empty, and holds no {SIDECAR} of a toy corpus", file=root)
-    for name in paths_of(layout, split).own:
+        raise InputError(f"is not empty and has no {SIDECAR} of a toy corpus", file=root)
+    for name in paths_of(layout, split).parts:
         if (root / name).exists():
             raise InputError(f"is in the way of the {split} split", file=root / name)
 
@@ -188,13 +173,13 @@ def _write(
     sidecar: Mapping[str, Any] | None,
     made_from: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Writes clips, metadata and toy.json below `temporary`; returns the summary."""
+    """Write clips, metadata and toy.json below `temporary`; return the summary."""
     records = _clips(temporary, spec, n_videos, workers)
-    hidden: list[Record] = []
+    hidden: list[ClipRecord] = []
     if (spec.layout, spec.split) == ("ref-youtube-vos", "valid"):
         test = ClipSpec(spec.layout, "test", spec.seed, spec.preset, spec.queries, 0.0)
         hidden = _clips(temporary, test, (n_videos + 1) // 2, workers)
-    WRITERS[spec.layout](Split(temporary, root, spec.layout, spec.split), records, hidden)
+    WRITERS[spec.layout](SplitTarget(temporary, root, spec.layout, spec.split), records, hidden)
     summary = {
         "videos": len(records),
         "frames": sum(len(r.clip.frames) for r in records),
@@ -206,18 +191,18 @@ def _write(
     return summary
 
 
-def _clips(root: Path, spec: ClipSpec, n: int, workers: int) -> list[Record]:
+def _clips(root: Path, spec: ClipSpec, n: int, workers: int) -> list[ClipRecord]:
     paths = paths_of(spec.layout, spec.split)
     one = partial(_clip, root, spec, paths)
     return list(ordered_map(one, range(n), workers))
 
 
-def _clip(root: Path, spec: ClipSpec, paths: Paths, index: int) -> Record:
+def _clip(root: Path, spec: ClipSpec, paths: SplitPaths, index: int) -> ClipRecord:
     return write_clip(root, spec.layout, paths, draw_clip(spec, index))
 
 
 def _publish(temporary: Path, root: Path) -> None:
-    """Moves what is in `temporary` into `root`; toy.json last, since it says what is there."""
+    """Move the contents of `temporary` into `root`; toy.json last, because it lists the splits."""
     temporary.chmod(0o777 & ~_umask())
     if not root.exists():
         os.replace(temporary, root)
@@ -227,7 +212,7 @@ def _publish(temporary: Path, root: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Renames, or, where a folder is already there, moves its members into it."""
+    """Rename; if both are folders, move the members instead."""
     if source.is_dir() and target.is_dir():
         for path in sorted(source.iterdir()):
             _move(path, target / path.name)

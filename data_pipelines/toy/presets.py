@@ -1,4 +1,4 @@
-"""What procedural scenes are made of, and the two difficulties."""
+"""Colours and shapes of procedural scenes, and the two difficulties."""
 
 from __future__ import annotations
 
@@ -23,29 +23,22 @@ class Preset:
 
     name: str
     sizes: tuple[tuple[int, int], ...]
-    """The frame's [H, W], one of these."""
-
+    """The possible frame sizes, [H, W]."""
     frames: tuple[int, int]
-    """Fewest and most frames, both included."""
-
+    """Minimum and maximum number of frames, inclusive."""
     objects: tuple[int, int]
     colours: int
     shapes: int
     diameters: tuple[int, int]
-    """Smallest and largest; on a lattice, the only two."""
-
+    """Minimum and maximum; on a lattice, the only two."""
     lattice: int
-    """Positions and sizes are multiples of it; 0: free."""
-
+    """Positions and sizes are multiples of this; 0: free."""
     speed: float
-    """Largest displacement a frame, as a share of the frame's side."""
-
+    """Maximum displacement per frame, as a share of the frame's side."""
     partial: float
-    """Share of objects that are not there all the time."""
-
+    """Share of objects that are visible for part of the clip only."""
     bends: float
-    """Share of objects that move one way and then another, if they are there for long enough."""
-
+    """Share of objects, among those visible long enough, that change direction once."""
     noise: float
 
 

@@ -1,14 +1,14 @@
-"""Sentences about a scene and the objects they mean. Each has one right answer by its definition.
+"""Referring expressions of a scene; each has exactly one correct set of targets.
 
-| kind | example | means |
+| kind | example | targets |
 | --- | --- | --- |
-| attribute | the red circle | the one object so named |
-| several | all red shapes, both circles | every object of that colour, or shape |
-| time | the shape that appears last | the one whose first frame is latest (earliest: first) |
-| motion | the shape moving left | the one whose net displacement over the clip is most that way |
-| motion | the one moving left and then up | the one whose way has these two legs (`has_legs`) |
+| attribute | the red circle | the only object of that name |
+| several | all red shapes, both circles | every object of that colour or shape |
+| time | the shape that appears last | the object with the latest first frame (`first`: earliest) |
+| motion | the shape moving left | the object with the largest net displacement that way |
+| motion | the one moving left and then up | the only object with these two legs (`has_legs`) |
 | relation | the shape left of the red circle | the only object left of it in every shared frame |
-| absent | the red circle, when there is none | nothing |
+| absent | the red circle, if there is none | none |
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from data_pipelines.toy.scenes import COLOURS, SHAPES, Scene
 
 
 @dataclass(frozen=True)
-class Query:
+class ToyQuery:
+    """An expression and its targets."""
+
     text: str
     targets: tuple[int, ...]
-    """Object indices, ascending; empty when the target is not in the scene."""
-
+    """Object indices, ascending; empty if the target is not in the scene."""
     kind: str
 
 
@@ -38,7 +39,7 @@ DEFAULT_MIX: dict[str, dict[str, float]] = {
 
 
 _WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-"""Word -> (x, y), y pointing down."""
+"""Word -> (x, y); y points down."""
 
 
 def make_queries(
@@ -47,64 +48,65 @@ def make_queries(
     n: int,
     mix: dict[str, float] | None = None,
     absent_share: float = 0.0,
-) -> list[Query]:
-    """`n` different queries, or as many as the scene has.
+) -> list[ToyQuery]:
+    """Return `n` different queries, or as many as the scene supports.
 
-    mix: kind -> weight (default: the preset's). A kind that the scene does not support, such as
-    `time` when two objects appear together, gives way to `attribute`.
-    absent_share: probability that a query names what is not there.
+    Args:
+        mix: kind -> weight; None: the preset's. A kind that the scene does not support (`time` if
+            two objects appear together) is replaced by `attribute`.
+        absent_share: Probability that a query names something that is not in the scene.
     """
     weights = mix or DEFAULT_MIX[scene.preset.name]
     kinds, shares = list(weights), np.array(list(weights.values()))
-    found: dict[str, Query] = {}
+    queries: dict[str, ToyQuery] = {}
     for _ in range(8 * n):
-        if len(found) == n:
+        if len(queries) == n:
             break
         kind = str(rng.choice(kinds, p=shares / shares.sum()))
         if rng.random() < absent_share:
             kind = "absent"
         options = _MAKERS[kind](scene) or _attribute(scene)
         query = options[int(rng.integers(len(options)))]
-        found.setdefault(query.text, query)
-    return list(found.values())
+        queries.setdefault(query.text, query)
+    return list(queries.values())
 
 
-def _attribute(scene: Scene) -> list[Query]:
-    return [Query(f"the {o.name}", (i,), "attribute") for i, o in enumerate(scene.objects)]
+def _attribute(scene: Scene) -> list[ToyQuery]:
+    return [ToyQuery(f"the {o.name}", (i,), "attribute") for i, o in enumerate(scene.objects)]
 
 
-def _several(scene: Scene) -> list[Query]:
+def _several(scene: Scene) -> list[ToyQuery]:
     out = []
     for field, plural in (("colour", "all {} shapes"), ("shape", "all {}s")):
         for value in sorted({getattr(o, field) for o in scene.objects}):
             targets = tuple(i for i, o in enumerate(scene.objects) if getattr(o, field) == value)
             text = plural.format(value).replace("crosss", "crosses")
-            out.append(Query(text, targets, "several"))
-            # The lattice keeps to the few words of the tiny policy.
+            out.append(ToyQuery(text, targets, "several"))
+            # the lattice uses only the few words of the tiny policy
             if len(targets) == 2 and not scene.preset.lattice:
-                out.append(Query(text.replace("all ", "both "), targets, "several"))
+                out.append(ToyQuery(text.replace("all ", "both "), targets, "several"))
     many = [q for q in out if len(q.targets) > 1]
     return many or out
 
 
-def _time(scene: Scene) -> list[Query]:
+def _time(scene: Scene) -> list[ToyQuery]:
     firsts = [o.first for o in scene.objects]
     out = []
     for word, pick in (("last", max), ("first", min)):
         if len(firsts) > 1 and firsts.count(pick(firsts)) == 1:
             target = firsts.index(pick(firsts))
-            out.append(Query(f"the shape that appears {word}", (target,), "time"))
+            out.append(ToyQuery(f"the shape that appears {word}", (target,), "time"))
     return out
 
 
 def displacement(scene: Scene, index: int) -> tuple[int, int]:
-    """Net (x, y) motion of an object's corner from its first visible frame to its last."""
+    """Return the (x, y) motion of an object's corner from its first visible frame to its last."""
     frames = [t for t in range(scene.n_frames) if scene.objects[index].present(t)]
     (x0, y0), (x1, y1) = scene.corner(index, frames[0]), scene.corner(index, frames[-1])
     return x1 - x0, y1 - y0
 
 
-def _motion(scene: Scene) -> list[Query]:
+def _motion(scene: Scene) -> list[ToyQuery]:
     moved = [displacement(scene, i) for i in range(len(scene.objects))]
     margin = 0.08 * scene.size[1]
     out = []
@@ -113,15 +115,15 @@ def _motion(scene: Scene) -> list[Query]:
         best, target = values[-1]
         second = values[-2][0] if len(values) > 1 else 0.0
         if best > margin and best > 2 * max(second, 0.0):
-            out.append(Query(f"the shape moving {word}", (target,), "motion"))
+            out.append(ToyQuery(f"the shape moving {word}", (target,), "motion"))
     return out + _bends(scene)
 
 
 def has_legs(path_xy: np.ndarray, first: str, then: str, least: float, ratio: float) -> bool:
-    """Whether a way [N, 2] in pixels goes `first` and `then` ("left", "right", "up", "down").
+    """Return True if a path [N, 2] (pixels) goes `first` and then `then` (left, right, up, down).
 
-    It does when some frame parts it in two whose net displacements are at least `least` pixels that
-    way, and more than `ratio` times what they are across it.
+    Some frame must split the path into two parts whose net displacements are at least `least`
+    pixels in that direction, and more than `ratio` times their displacement across it.
     """
 
     def goes(moved: np.ndarray, way: str) -> np.ndarray:
@@ -132,8 +134,8 @@ def has_legs(path_xy: np.ndarray, first: str, then: str, least: float, ratio: fl
     return bool((goes(path_xy - path_xy[0], first) & goes(path_xy[-1] - path_xy, then)).any())
 
 
-def _bends(scene: Scene) -> list[Query]:
-    """One object goes the two ways clearly, and no other does so even vaguely."""
+def _bends(scene: Scene) -> list[ToyQuery]:
+    """Return queries where one object clearly turns this way and no other does even roughly."""
     margin = 0.12 * min(scene.size)
     paths = [
         np.array([scene.corner(i, t) for t in range(scene.n_frames) if o.present(t)])
@@ -145,18 +147,20 @@ def _bends(scene: Scene) -> list[Query]:
             clear = [i for i, p in enumerate(paths) if has_legs(p, first, then, margin, 2.0)]
             vague = [i for i, p in enumerate(paths) if has_legs(p, first, then, margin / 2, 1.0)]
             if len(clear) == len(vague) == 1:
-                out.append(Query(f"the one moving {first} and then {then}", (clear[0],), "motion"))
+                out.append(
+                    ToyQuery(f"the one moving {first} and then {then}", (clear[0],), "motion")
+                )
     return out
 
 
-def _relation(scene: Scene) -> list[Query]:
+def _relation(scene: Scene) -> list[ToyQuery]:
     out = []
     for anchor, item in enumerate(scene.objects):
         for word, sign in (("left", -1), ("right", 1)):
             holding = [i for i in range(len(scene.objects)) if _beside(scene, i, anchor, sign)]
             if len(holding) == 1:
                 text = f"the shape {word} of the {item.name}"
-                out.append(Query(text, (holding[0],), "relation"))
+                out.append(ToyQuery(text, (holding[0],), "relation"))
     return out
 
 
@@ -175,14 +179,14 @@ def _beside(scene: Scene, index: int, anchor: int, sign: int) -> bool:
     return bool(shared) and all(sign * (centre(index, t) - centre(anchor, t)) > 0 for t in shared)
 
 
-def _absent(scene: Scene) -> list[Query]:
+def _absent(scene: Scene) -> list[ToyQuery]:
     colours: Sequence[str] = list(COLOURS)[: scene.preset.colours]
     names = {o.name for o in scene.objects}
     every = [f"{c} {s}" for c in colours for s in SHAPES[: scene.preset.shapes]]
-    return [Query(f"the {name}", (), "absent") for name in every if name not in names]
+    return [ToyQuery(f"the {name}", (), "absent") for name in every if name not in names]
 
 
-_MAKERS: dict[str, Callable[[Scene], list[Query]]] = {
+_MAKERS: dict[str, Callable[[Scene], list[ToyQuery]]] = {
     "attribute": _attribute,
     "several": _several,
     "time": _time,

@@ -1,13 +1,13 @@
-"""Procedural clips: what is in a scene, where it is at every frame, and its exact masks.
+"""Procedural scenes: their objects, the objects' place in every frame, and exact masks.
 
-Two difficulties. `lattice` can be learnt by a policy of a million parameters: positions on a
-lattice, so that an object's box is one of few, before a background from which absolute position can
-be read. `rich` has what real video has and a lattice hides: frames of several sizes, textures,
-moving backgrounds, free motion that may turn a corner, rotation, occlusion, small objects, objects
-that enter late, leave and return.
+There are two difficulties. `lattice` is learnable by a policy of a million parameters: positions
+lie on a lattice, so an object's box is one of few, and the background encodes the position.
+`rich` has the properties of real video that the lattice lacks: frames of several sizes, textures,
+moving backgrounds, free motion with turns, rotation, occlusion, small objects, and objects that
+enter late, leave and return.
 
-A scene is a value: everything follows from the generator it was made with. Frames and masks are
-rendered on demand. Later objects are drawn over earlier ones; a mask is what remains visible.
+A scene is a value that depends only on its random generator. Frames and masks are rendered on
+demand. Later objects occlude earlier ones; a mask is the visible part.
 """
 
 from __future__ import annotations
@@ -18,63 +18,61 @@ import numpy as np
 
 from data_pipelines.toy.presets import COLOURS, PRESETS, SHAPES, Preset
 from data_pipelines.toy.shapes import Texture, background, shape_mask
+from reward_fns.components.hungarian_match import box_iou
 
 __all__ = ["COLOURS", "PRESETS", "SHAPES", "Preset", "Scene", "SceneObject", "make_scene"]
 
 _LEG = 3
-"""Fewest frames on either side of a bend."""
+"""Minimum number of frames on either side of a change of direction."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One moving thing: `colour` `shape`, `diameter` px, visible in `spans` (half-open frames)."""
+    """A moving object: `colour` `shape`, `diameter` px, visible in `spans` (half-open frames)."""
 
     colour: str
     shape: str
     diameter: int
     start: tuple[float, float]
     """Top-left corner (x, y) at frame `bend`."""
-
     bend: int
     velocity: tuple[float, float]
-    """Pixels a frame until `bend`, before reflection at the borders."""
-
+    """Pixels per frame until `bend`, before reflection at the borders."""
     velocity_after: tuple[float, float]
-    """The same from `bend` on; a straight motion has the one velocity twice."""
-
+    """Pixels per frame from `bend` on; equal to `velocity` for straight motion."""
     turn: float | None
-    """Degrees a frame; None: it does not turn."""
-
+    """Degrees per frame; None: no rotation."""
     spans: tuple[tuple[int, int], ...]
     texture: Texture | None
 
     @property
     def name(self) -> str:
+        """Return the name used in expressions."""
         return f"{self.colour} {self.shape}"
 
     def present(self, t: int) -> bool:
+        """Return True if the object is in frame `t`, occluded or not."""
         return any(a <= t < b for a, b in self.spans)
 
     @property
     def first(self) -> int:
-        """The frame in which it first appears."""
+        """The first frame in which it is present."""
         return self.spans[0][0]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip: objects in drawing order, whose index is also their id minus one."""
+    """A clip: its objects in drawing order; their index is also their id minus one."""
 
     preset: Preset
     size: tuple[int, int]
     """[H, W]."""
-
     n_frames: int
     objects: tuple[SceneObject, ...]
     seed: int
 
     def corner(self, index: int, t: int) -> tuple[int, int]:
-        """Top-left corner (x, y) of object `index`, its motion reflected at the borders."""
+        """Return the top-left corner (x, y) of object `index`, reflected at the borders."""
         item, (height, width) = self.objects[index], self.size
         velocity = item.velocity if t < item.bend else item.velocity_after
         out = []
@@ -90,7 +88,7 @@ class Scene:
         return out[0], out[1]
 
     def whole_masks(self, t: int) -> list[np.ndarray]:
-        """Per object, bool [H, W] before occlusion; all False when it is not there."""
+        """Return bool [H, W] per object, before occlusion; all False if it is not present."""
         out = []
         for index, item in enumerate(self.objects):
             mask = np.zeros(self.size, dtype=bool)
@@ -103,7 +101,7 @@ class Scene:
         return out
 
     def masks(self, t: int) -> list[np.ndarray]:
-        """Per object, bool [H, W] of what is visible in frame `t`."""
+        """Return bool [H, W] per object: its visible pixels in frame `t`."""
         masks = self.whole_masks(t)
         covered = np.zeros(self.size, dtype=bool)
         for index in range(len(masks) - 1, -1, -1):
@@ -112,11 +110,11 @@ class Scene:
         return masks
 
     def visible(self, t: int) -> list[bool]:
-        """Per object, whether any of it can be seen in frame `t`."""
+        """Return, per object, whether any of it is visible in frame `t`."""
         return [bool(mask.any()) for mask in self.masks(t)]
 
     def render(self, t: int) -> np.ndarray:
-        """Frame `t`, uint8 [H, W, 3] RGB."""
+        """Render frame `t` as uint8 [H, W, 3] RGB."""
         rng = np.random.default_rng([self.seed, t])
         image = background(self.preset.name, self.size, self.seed, t)
         for item, mask in zip(self.objects, self.masks(t), strict=True):
@@ -130,7 +128,7 @@ class Scene:
 
     @property
     def order(self) -> list[int]:
-        """Object indices by first appearance, then left to right, then top to bottom, there."""
+        """Object indices by first frame; ties go from left to right, then from top to bottom."""
 
         def key(index: int) -> tuple[int, int, int, int]:
             first = self.objects[index].first
@@ -139,16 +137,17 @@ class Scene:
         return sorted(range(len(self.objects)), key=key)
 
     def describe(self) -> str:
-        """The video's description: "first red circle, then blue square"."""
+        """Return the video's description: "first red circle, then blue square"."""
         return "first " + ", then ".join(self.objects[i].name for i in self.order)
 
 
 def make_scene(rng: np.random.Generator, preset: Preset) -> Scene:
-    """A scene drawn from `rng`; every (colour, shape) occurs once.
+    """Draw a scene in which every (colour, shape) occurs at most once.
 
-    What is in it is drawn first, and then motions until they fit, so that the number of objects
-    stays uniform. On the lattice no two boxes overlap much, since occlusion would only blur the
-    task; elsewhere an object is not hidden when it first appears, since sentences speak of that.
+    The objects are drawn first, and then motions until they fit, so that the number of objects
+    stays uniform. On the lattice no two boxes overlap much: occlusion would only make the task
+    ambiguous. Otherwise no object is hidden when it first appears, because expressions refer to
+    that.
     """
     n_frames = int(rng.integers(preset.frames[0], preset.frames[1] + 1))
     colours, shapes = list(COLOURS)[: preset.colours], SHAPES[: preset.shapes]
@@ -156,7 +155,7 @@ def make_scene(rng: np.random.Generator, preset: Preset) -> Scene:
     kinds = [int(k) for k in rng.choice(len(colours) * len(shapes), count, replace=False)]
     names = [(colours[k % len(colours)], shapes[k // len(colours)]) for k in kinds]
     seed = int(rng.integers(1 << 31))
-    # One size takes nothing from the generator: the lattice's scenes do not depend on this line.
+    # drawn from the seed, not from `rng`: scenes of a preset with one size do not depend on it
     size = preset.sizes[seed % len(preset.sizes)]
     unfit = _crowded if preset.lattice else _hidden_at_first
     for _ in range(400):
@@ -197,7 +196,7 @@ def _draw_object(
 
 
 def _legs(spans: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """Frames from the first to the middle of an object's life, and from there to the last."""
+    """Return the frames from an object's first to its middle frame, and from there to its last."""
     first, last = spans[0][0], spans[-1][1] - 1
     middle = (first + last) // 2
     return middle - first, last - middle
@@ -206,9 +205,12 @@ def _legs(spans: tuple[tuple[int, int], ...]) -> tuple[int, int]:
 def _bent(
     rng: np.random.Generator, item: SceneObject, size: tuple[int, int], speed: np.ndarray
 ) -> SceneObject:
-    """`item` moving along one axis, and from the middle of its life along the other.
+    """Return `item` moving along one axis until its middle frame, then along the other.
 
-    speed: largest (x, y) in pixels a frame. Neither leg meets a border.
+    Neither leg meets a border.
+
+    Args:
+        speed: Maximum (x, y) in pixels per frame.
     """
     axes = (0, 1) if rng.random() < 0.5 else (1, 0)
     room = (size[1] - item.diameter, size[0] - item.diameter)
@@ -217,7 +219,7 @@ def _bent(
         length = min(float(speed[axis]) * frames, room[axis]) * float(rng.uniform(0.6, 1.0))
         forward = bool(rng.random() < 0.5)
         velocities[leg][axis] = (length if forward else -length) / frames
-        # At the bend the first leg ends and the second begins.
+        # at the bend the first leg ends and the second begins
         ahead = forward if leg == 1 else not forward
         low, high = (0.0, room[axis] - length) if ahead else (length, float(room[axis]))
         start[axis] = float(rng.uniform(low, high))
@@ -237,7 +239,7 @@ def _draw_spans(
         return ((0, n_frames),)
     length = int(rng.integers(max(2, n_frames // 4), n_frames))
     start = int(rng.integers(0, n_frames - length + 1))
-    if length >= 5 and rng.random() < 0.25:  # leaves and comes back
+    if length >= 5 and rng.random() < 0.25:  # leaves and returns
         gap = start + int(rng.integers(2, length - 2))
         return ((start, gap), (gap + 1, start + length))
     return ((start, start + length),)
@@ -245,27 +247,19 @@ def _draw_spans(
 
 def _crowded(scene: Scene) -> bool:
     for t in range(scene.n_frames):
-        here = [i for i, item in enumerate(scene.objects) if item.present(t)]
-        boxes = [(*scene.corner(i, t), scene.objects[i].diameter) for i in here]
+        present = [i for i, item in enumerate(scene.objects) if item.present(t)]
+        corners = [(*scene.corner(i, t), scene.objects[i].diameter) for i in present]
+        boxes = [(x, y, x + side, y + side) for x, y, side in corners]
         for k, a in enumerate(boxes):
-            if any(_box_iou(a, b) > 0.05 for b in boxes[k + 1 :]):
+            if any(box_iou(a, b) > 0.05 for b in boxes[k + 1 :]):
                 return True
     return False
 
 
 def _hidden_at_first(scene: Scene) -> bool:
-    """Whether some object is covered by more than half in the frame in which it first appears."""
+    """Return True if more than half of some object is covered in its first frame."""
     for index, item in enumerate(scene.objects):
-        whole, seen = scene.whole_masks(item.first)[index], scene.masks(item.first)[index]
-        if 2 * seen.sum() < whole.sum():
+        full, seen = scene.whole_masks(item.first)[index], scene.masks(item.first)[index]
+        if 2 * seen.sum() < full.sum():
             return True
     return False
-
-
-def _box_iou(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
-    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    down = min(a[1] + a[2], b[1] + b[2]) - max(a[1], b[1])
-    if across <= 0 or down <= 0:
-        return 0.0
-    both = across * down
-    return both / (a[2] ** 2 + b[2] ** 2 - both)

@@ -1,4 +1,4 @@
-"""Stamps, textures and backgrounds of procedural scenes. Pure functions of their arguments."""
+"""Shapes, textures and backgrounds of procedural scenes; pure functions of their arguments."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 
 @functools.lru_cache(maxsize=4096)
 def shape_mask(shape: str, diameter: int, degrees: int | None = None) -> np.ndarray:
-    """The shape in a `diameter` x `diameter` box; bool [d, d], not to be written to.
+    """Return the shape in a `diameter` x `diameter` box: bool [d, d], read-only.
 
-    degrees: how far it is turned; it is then drawn small enough to fit the box at every angle.
-    None: not turned and as large as the box.
+    Args:
+        degrees: Rotation; the shape then fits the box at every angle. None: not rotated, and as
+            large as the box.
     """
     y, x = (np.mgrid[0:diameter, 0:diameter].astype(np.float32) + 0.5) / diameter - 0.5
     if degrees is not None:
@@ -44,7 +45,7 @@ def shape_mask(shape: str, diameter: int, degrees: int | None = None) -> np.ndar
 
 
 def _star(radius: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Five tips at radius 0.5, the first upwards, and notches at 0.21 half-way between them."""
+    """Return a star: five tips at radius 0.5, the first upwards, notches at 0.21 between them."""
     fifth = 2 * np.pi / 5
     from_tip = abs(np.mod(direction + np.pi / 2 + fifth / 2, fifth) - fifth / 2)
     x, y = radius * np.cos(from_tip), radius * np.sin(from_tip)
@@ -63,6 +64,7 @@ class Texture:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Texture:
+        """Draw a random texture."""
         return cls(
             float(rng.uniform(0, 30)),
             float(rng.uniform(5, 14)),
@@ -71,7 +73,7 @@ class Texture:
         )
 
     def paint(self, colour: np.ndarray, mask: np.ndarray, t: int) -> np.ndarray:
-        """float32 [N, 3]: `colour` (RGB) with frame `t`'s stripes at the pixels of bool [H, W]."""
+        """Return float32 [N, 3] RGB: `colour` with frame `t`'s stripes at the mask's N pixels."""
         y, x = (places.astype(np.float32) for places in np.nonzero(mask))
         along = x * np.cos(self.angle) + y * np.sin(self.angle) + self.drift * t
         wave = self.amplitude * np.sin(2 * np.pi * along / self.period)
@@ -79,7 +81,7 @@ class Texture:
 
 
 def background(preset: str, size: tuple[int, int], seed: int, t: int) -> np.ndarray:
-    """float32 [H, W, 3] before objects and noise; a fresh array."""
+    """Return a new float32 [H, W, 3] background, before objects and noise."""
     if preset == "lattice":
         return _two_axis_gradient(size).copy()
     return _moving_clouds(size, seed, t)
@@ -93,7 +95,7 @@ def _two_axis_gradient(size: tuple[int, int]) -> np.ndarray:
 
 
 def _moving_clouds(size: tuple[int, int], seed: int, t: int) -> np.ndarray:
-    """Clouds over a plain colour and a finer grain, drifting sideways past a fixed window."""
+    """Return coarse and fine clouds over a plain colour, drifting sideways."""
     plain, strips = _cloud_strips(size, seed)
     image = np.empty((*size, 3), np.float32)
     image[:] = plain
@@ -107,9 +109,9 @@ def _moving_clouds(size: tuple[int, int], seed: int, t: int) -> np.ndarray:
 def _cloud_strips(
     size: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, float]]]:
-    """A colour, and strips three windows wide with their drift in pixels a frame.
+    """Return a colour, and strips three windows wide with their drift in pixels per frame.
 
-    A window starts at its strip's middle third, so that nothing has to wrap around in a clip.
+    A window starts at its strip's middle third, so it does not wrap around within a clip.
     """
     rng = np.random.default_rng([seed, 1 << 20])
     plain = (0.45 * rng.uniform(50, 170, 3)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Files of a toy corpus, one layout a class: a clip's frames and masks, then a split's metadata.
+"""Write the files of a toy clip, and make its entries of the split's metadata.
 
-Layouts are those of `data_pipelines/corpora`, with the ids' types of the published files: strings
-in Ref-YouTube-VOS and Ref-DAVIS17, integers elsewhere. Masks are palette PNGs or COCO run lengths.
-`write_clip` may run in any process and gives back what the metadata needs.
+Ids have the types of the published files: strings in Ref-YouTube-VOS and Ref-DAVIS17, integers
+elsewhere. Masks are palette PNGs or COCO run lengths. `write_clip` can run in any process and
+returns what the metadata needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 from hotcoco import mask as coco
 from PIL import Image
 
-from data_pipelines.toy.clips import Clip
+from data_pipelines.toy.clips import ToyClip
 
-# Full colour resolution too: otherwise small objects differ from what the scene rendered.
+# full colour resolution too: otherwise small objects differ from the rendered scene
 _JPEG = (
     cv2.IMWRITE_JPEG_QUALITY,
     98,
@@ -29,7 +29,7 @@ _JPEG = (
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 )
 
-# The colours of DAVIS and YouTube-VOS: bits of the index spread over the channels' high bits.
+# the colours of DAVIS and YouTube-VOS: bits of the index spread over the channels' high bits
 _PALETTE = np.zeros((256, 3), np.uint8)
 for _i in range(256):
     for _bit in range(8):
@@ -40,37 +40,37 @@ Rle = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a written clip leaves for the metadata."""
+class ClipRecord:
+    """What a clip's metadata needs after its files are written."""
 
-    clip: Clip
+    clip: ToyClip
     seen: tuple[tuple[str, ...], ...]
     """Per object, the frames in which it is visible."""
     rles: tuple[tuple[Rle | None, ...], ...] = ()
-    """Per object and frame; only where the layout has run lengths."""
+    """Per object and frame; only for layouts with run lengths."""
     foreground: tuple[tuple[Rle, float], ...] = ()
     """Per frame, the union of all objects and its share of the frame; ReVOS only."""
 
 
 @dataclass(frozen=True)
-class Paths:
-    """Where a split's parts lie, relative to the corpus' root."""
+class SplitPaths:
+    """Paths of a split's parts, relative to the corpus' root."""
 
     images: str
     labels: str = ""
-    own: tuple[str, ...] = field(default=())
-    """Files and folders that are this split's alone."""
+    parts: tuple[str, ...] = ()
+    """Files and folders that belong to this split alone."""
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Compact JSON with a line break at its end."""
+    """Write compact JSON with a line break at its end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def label_image(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 [H, W]: object id (index + 1) at its visible pixels, which are disjoint."""
+    """Return uint8 [H, W]: object id (index + 1) at the pixels of its mask; masks are disjoint."""
     label = np.zeros(masks[0].shape, np.uint8)
     for index, mask in enumerate(masks):
         label[mask] = index + 1
@@ -78,7 +78,7 @@ def label_image(masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_labels(path: Path, label: np.ndarray) -> None:
-    """A palette PNG of uint8 [H, W]."""
+    """Write uint8 [H, W] as a palette PNG."""
     image = Image.fromarray(label)
     image.putpalette(_PALETTE_BYTES)
     buffer = io.BytesIO()
@@ -87,7 +87,7 @@ def save_labels(path: Path, label: np.ndarray) -> None:
 
 
 def save_frame(path: Path, rgb: np.ndarray) -> None:
-    """A JPEG of uint8 [H, W, 3] RGB."""
+    """Write uint8 [H, W, 3] RGB as a JPEG."""
     done, data = cv2.imencode(".jpg", rgb[..., ::-1], _JPEG)
     if not done:
         raise OSError(f"{path}: the JPEG encoder failed")
@@ -95,15 +95,15 @@ def save_frame(path: Path, rgb: np.ndarray) -> None:
 
 
 def encode_rle(mask: np.ndarray) -> Rle:
-    """COCO compressed run lengths of bool [H, W]."""
+    """Encode bool [H, W] as COCO compressed run lengths."""
     done = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     counts = done["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": [int(s) for s in mask.shape], "counts": text}
 
 
-def write_clip(root: Path, layout: str, paths: Paths, clip: Clip) -> Record:
-    """Writes frames, and masks where they are files, below `root`."""
+def write_clip(root: Path, layout: str, paths: SplitPaths, clip: ToyClip) -> ClipRecord:
+    """Write a clip's frames, and its masks if they are files, below `root`."""
     images = root / paths.images / clip.name
     images.mkdir(parents=True)
     labels = root / paths.labels
@@ -132,11 +132,11 @@ def write_clip(root: Path, layout: str, paths: Paths, clip: Clip) -> Record:
         elif layout == "revos":
             union = np.logical_or.reduce(masks)
             foreground.append((encode_rle(union), round(float(union.mean()), 6)))
-    return Record(clip, tuple(map(tuple, seen)), tuple(map(tuple, rles)), tuple(foreground))
+    return ClipRecord(clip, tuple(map(tuple, seen)), tuple(map(tuple, rles)), tuple(foreground))
 
 
-def label_expressions(record: Record, with_ids: bool) -> dict[str, Any]:
-    """A video of Ref-YouTube-VOS or Ref-DAVIS17. with_ids: name the objects."""
+def label_expressions(record: ClipRecord, with_ids: bool) -> dict[str, Any]:
+    """Return a video entry of Ref-YouTube-VOS or Ref-DAVIS17; `with_ids`: with object ids."""
     expressions = {}
     for name, query in record.clip.expressions:
         expressions[name] = {"exp": query.text}
@@ -145,10 +145,11 @@ def label_expressions(record: Record, with_ids: bool) -> dict[str, Any]:
     return {"expressions": expressions, "frames": list(record.clip.frames)}
 
 
-def label_objects(record: Record, with_expressions: bool) -> dict[str, Any]:
-    """A video of meta.json: every object's category and the frames that show it.
+def label_objects(record: ClipRecord, with_expressions: bool) -> dict[str, Any]:
+    """Return a video entry of meta.json: each object's category and the frames that show it.
 
-    with_expressions: also which sentences mean it, where those do not say so themselves.
+    Args:
+        with_expressions: Also list the expressions of each object, if those have no object ids.
     """
     out: dict[str, Any] = {}
     for i, item in enumerate(record.clip.scene.objects):
@@ -159,8 +160,8 @@ def label_objects(record: Record, with_expressions: bool) -> dict[str, Any]:
     return {"objects": out}
 
 
-def rle_video(record: Record, first_anno: int, layout: str) -> dict[str, Any]:
-    """A video of MeViS or ReVOS; object `i` has the annotation `first_anno + i`."""
+def rle_video(record: ClipRecord, first_anno: int, layout: str) -> dict[str, Any]:
+    """Return a video entry of MeViS or ReVOS; object `i` has the annotation `first_anno + i`."""
     clip = record.clip
     expressions = {}
     for name, query in clip.expressions:
@@ -180,12 +181,12 @@ def rle_video(record: Record, first_anno: int, layout: str) -> dict[str, Any]:
 
 
 def type_id(kind: str) -> int:
-    """ReVOS: 0 refers by looks, 1 needs reasoning over time or place, 2 means nothing there."""
+    """Return ReVOS' type: 0 referring, 1 reasoning over time or place, 2 no target."""
     return {"attribute": 0, "several": 0, "absent": 2}.get(kind, 1)
 
 
-def reasonvos_video(record: Record) -> dict[str, Any]:
-    """A video of ReasonVOS."""
+def reasonvos_video(record: ClipRecord) -> dict[str, Any]:
+    """Return a video entry of ReasonVOS."""
     clip = record.clip
     return {
         "source": clip.source,

@@ -1,1 +1,1 @@
-"""Descriptions and reasoning: texts, the trace filter, the response cache."""
+"""Descriptions and traces: texts from files or templates, trace filter, response cache."""

@@ -1,9 +1,9 @@
-"""Every response of a model, on disk as soon as it is there: what was answered is not asked again.
+"""Cache of a model's responses on disk: no prompt is sent twice.
 
-A ledger is a JSONL file that grows in the order in which answers come. Its first line says what was
-asked of whom; another model, prompt or seed does not go on with it. A kill can leave half a line at
-the end, which is cut off when the ledger is opened again. The final file is written from it in an
-order of the caller's, so that it does not depend on scheduling or on interruptions.
+The cache is a JSONL file that grows in the order in which responses arrive. Its first line is the
+identity of the requests; a cache of another model, prompt or seed is refused. A kill can leave half
+a line at the end, which is removed when the cache is opened again. The final file is written from
+the cache in the caller's order, so it does not depend on scheduling or interruptions.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rcot_rl.errors import InputError
 
+_IDENTITY = "ledger"
+"""Key of the first line; the name that the format has had from its start."""
 
-class Ledger:
-    """Records by key. A context manager: one process at a time writes it."""
+
+class ResponseCache:
+    """Records by key. A context manager; one process at a time can open a file."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Open or begin the ledger. identity: JSON values that decide the answers.
+        """Open or create the cache. Raises InputError.
 
-        Raises InputError for a ledger of another identity, for a broken line that is not the last
-        one, and while another process holds it.
+        Args:
+            identity: JSON values that determine the responses.
         """
         self.path = path
         self.records: dict[str, dict[str, Any]] = {}
@@ -36,24 +38,24 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise InputError("another command is asking into this file", file=path) from error
+            raise InputError("another command is writing this file", file=path) from error
         self._file.seek(0)
         text = self._file.read()
-        whole = text.rfind(b"\n") + 1
+        complete = text.rfind(b"\n") + 1
         try:
-            self._read(text[:whole].decode("utf-8", "replace"), dict(identity))
+            self._read(text[:complete].decode("utf-8", "replace"), dict(identity))
         except InputError:
             self._file.close()
             raise
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        if whole == 0:
-            self._write({"ledger": dict(identity)})
+        self._file.truncate(complete)
+        self._file.seek(complete)
+        if complete == 0:
+            self._write({_IDENTITY: dict(identity)})
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Note an answer; it is on its way to the disk when this returns."""
+        """Store a response; it is handed to the operating system before this returns."""
         if key in self.records:
-            raise ValueError(f"{key} is in the ledger already")
+            raise ValueError(f"{key} is already in the cache")
         self._write({"key": key, **record})
         self.records[key] = dict(record)
 
@@ -63,12 +65,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -81,21 +78,21 @@ class Ledger:
         for number, line in enumerate(text.split("\n")[:-1], start=1):
             record = _record(line, self.path, number)
             if number == 1:
-                self._check(record.get("ledger"), identity)
+                self._check(record.get(_IDENTITY), identity)
                 continue
             key = record.pop("key", None)
             if not isinstance(key, str):
                 raise InputError("missing, or not a string", file=self.path, line=number, key="key")
             self.records[key] = record
 
-    def _check(self, found: Any, identity: dict[str, Any]) -> None:
-        if not isinstance(found, dict):
-            raise InputError("is not a ledger of answers", file=self.path, line=1)
-        for name in identity.keys() | found.keys():
-            if found.get(name) != identity.get(name):
+    def _check(self, stored: Any, identity: dict[str, Any]) -> None:
+        if not isinstance(stored, dict):
+            raise InputError("is not a response cache", file=self.path, line=1)
+        for name in identity.keys() | stored.keys():
+            if stored.get(name) != identity.get(name):
                 raise InputError(
-                    f"was begun with {name} = {found.get(name)!r}, not {identity.get(name)!r}: "
-                    "give another folder, or remove this file",
+                    f"was created with {name} = {stored.get(name)!r}, not {identity.get(name)!r}; "
+                    "choose another folder, or remove this file",
                     file=self.path,
                     line=1,
                 )
@@ -112,7 +109,7 @@ def _record(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """A JSONL file, whole or not at all."""
+    """Write a JSONL file atomically."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8", errors="replace") as file:
         for record in records:

@@ -1,8 +1,8 @@
-"""Descriptions and traces that go into rows: templated from a toy corpus, or from JSONL files.
+"""Descriptions and traces for rows, from templates of a toy corpus or from JSONL files.
 
-A video's description (x_vid of the paper) is in every prompt; a trace (the reasoning before the
-answer) in SFT rows. Traces are turned into responses here: `<think>…</think>`, a line break,
-`<answer>…</answer>`. Leaves out making either with a model.
+Every prompt contains the video's description (x_vid of the paper); SFT rows also contain a trace,
+the reasoning before the answer. A response is `<think>…</think>`, a line break and
+`<answer>…</answer>`. `rcot_rl.annotation` makes the files with a model.
 """
 
 from __future__ import annotations
@@ -16,93 +16,98 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.corpora import Corpus
-from data_pipelines.corpora.metadata import HALF_A_CHARACTER, is_text
+from data_pipelines.corpora.json_node import HALF_A_CHARACTER, is_text
 from data_pipelines.planning.row_drawing import Instance
-from data_pipelines.traces.trace_files import Sidecar
+from data_pipelines.traces.toy_templates import Sidecar
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.control_tokens import neutralize
 
 TraceKey = tuple[str, str, str, str, str]
+"""(task, dataset, video, expression id, frame)."""
 _NO_TRACE = (
-    "no trace of this instance: corpora or recipe have changed since, so that others are drawn; "
-    "`rcot data trace` asks for what is missing"
+    "no trace of this instance, because the corpora or the recipe have changed; "
+    "run `rcot data trace` to add what is missing"
 )
 
 
-def response(think: str, answer: str, own: tuple[str, ...] = ()) -> str:
-    """Return a well-formed response, control tokens and tags in its reasoning neutralized.
+def response(think: str, answer: str, extra_control: tuple[str, ...] = ()) -> str:
+    """Return a well-formed response; control tokens and tags in its reasoning are neutralized.
 
-    own: further control tokens of the policy's tokenizer.
+    Args:
+        extra_control: Control tokens of the policy's tokenizer beyond the known ones.
     """
-    return f"<think>{neutralize(think, own)}</think>\n<answer>{answer}</answer>"
+    return f"<think>{neutralize(think, extra_control)}</think>\n<answer>{answer}</answer>"
 
 
 class Describer(Protocol):
+    """A source of video descriptions."""
+
     def description(self, corpus: int, dataset: str, video: str) -> str:
-        """The video's description. Raises InputError when there is none."""
+        """Return the video's description; InputError if there is none."""
 
     def fingerprint(self) -> str:
-        """Changes when any description may have changed."""
+        """Return a digest that changes whenever a description may have changed."""
 
 
 @dataclass(frozen=True)
 class FileDescriptions:
-    """From a JSONL file of {"dataset", "video", "description"}."""
+    """Descriptions from a JSONL file of {"dataset", "video", "description"}."""
 
     path: Path
     texts: Mapping[tuple[str, str], str]
     digest: str
 
     def description(self, corpus: int, dataset: str, video: str) -> str:
+        """Return the video's description; InputError if the file has none."""
         if (dataset, video) not in self.texts:
             raise InputError("no description of this video", file=self.path, key=video)
         return self.texts[dataset, video]
 
     def fingerprint(self) -> str:
+        """Return the digest of the file."""
         return self.digest
 
 
 @dataclass(frozen=True)
 class SidecarDescriptions:
-    """From the toy corpora themselves."""
+    """Descriptions from the templates of toy corpora."""
 
     sidecars: Sequence[Sidecar]
 
     def description(self, corpus: int, dataset: str, video: str) -> str:
+        """Return the description in the corpus' toy.json."""
         return self.sidecars[corpus].description(video)
 
     def fingerprint(self) -> str:
+        """Return the digests of every toy.json."""
         return "".join(s.digest for s in self.sidecars)
 
 
 def open_descriptions(describe: str, corpora: Sequence[Corpus]) -> Describer:
-    """What `data.describe` names. Raises InputError."""
+    """Open what `data.describe` names: `template` or a JSONL file. Raises InputError."""
     if describe == "template":
         return SidecarDescriptions(open_sidecars(corpora, "describe"))
     path = Path(describe)
     lines, digest = _read(path, ("dataset", "video", "description"))
-    # an empty one is the describer's fault, and as good as none
+    # an empty description is a failure of the describer and counts as missing
     texts = {(r["dataset"], r["video"]): r["description"] for r in lines if r["description"]}
     return FileDescriptions(path, texts, digest)
 
 
 @dataclass(frozen=True)
 class FileTraces:
-    """From a JSONL file of {"task", "dataset", "video", "expression_id", "frame", "response"}.
-
-    Lines that say `"accepted": false`, with their `causes`, are responses that were not kept.
-    """
+    """Traces from a JSONL file: `TraceKey` and "response"; refused ones have accepted: false."""
 
     path: Path
     responses: Mapping[TraceKey, str]
     refused: Mapping[TraceKey, tuple[str, ...]]
-    """Instances of which every response was refused -> the causes of the last refusal."""
-    figures: Mapping[str, Any]
-    """Responses asked for and kept, and refusals by cause."""
+    """Instances whose responses were all refused -> the causes of the last refusal."""
+    statistics: Mapping[str, Any]
+    """task -> number of responses, accepted ones, and refusals by cause."""
     digest: str
 
     def response_for(self, instance: Instance, frame: str) -> str:
-        """The response of this instance. Raises InputError when there is none."""
+        """Return the accepted response of an instance; InputError if there is none."""
         key = (
             instance.task,
             instance.dataset,
@@ -116,7 +121,7 @@ class FileTraces:
 
 
 def open_traces(trace: str, corpora: Sequence[Corpus]) -> FileTraces | list[Sidecar]:
-    """What `data.trace` names. Raises InputError."""
+    """Open what `data.trace` names: `template` or a JSONL file. Raises InputError."""
     if trace == "template":
         return open_sidecars(corpora, "trace")
     path = Path(trace)
@@ -141,27 +146,31 @@ def open_traces(trace: str, corpora: Sequence[Corpus]) -> FileTraces | list[Side
     refused = {key: causes for key, causes in refused.items() if key not in responses}
     for task, count in counts.items():
         count["given_up"] = sum(key[0] == task for key in refused)
-    figures = {task: dict(sorted(count.items())) for task, count in sorted(counts.items())}
-    return FileTraces(path, responses, refused, figures, digest)
+    statistics = {task: dict(sorted(count.items())) for task, count in sorted(counts.items())}
+    return FileTraces(path, responses, refused, statistics, digest)
 
 
 def open_sidecars(corpora: Sequence[Corpus], key: str) -> list[Sidecar]:
-    """The toy.json of every corpus. Raises InputError for a corpus that has none."""
-    found = []
+    """Read the toy.json of every corpus; InputError if a corpus has none.
+
+    Args:
+        key: `describe` or `trace`, for the error message.
+    """
+    sidecars = []
     for corpus in corpora:
         path = corpus.root / "toy.json"
         if not path.is_file():
             raise InputError(
-                f"only a toy corpus (with a toy.json) has templates, not {corpus.root}; "
-                f"give data.{key} the path of a JSONL file (see `rcot data {key}`)",
+                f"{corpus.root} has no templates because it is not a toy corpus (no toy.json); "
+                f"set data.{key} to the path of a JSONL file (see `rcot data {key}`)",
                 key=f"data.{key}",
             )
-        found.append(Sidecar.read(path))
-    return found
+        sidecars.append(Sidecar.read(path))
+    return sidecars
 
 
 def _read(path: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """The lines of a JSONL file, each with these string keys, and the file's sha256."""
+    """Return the lines of a JSONL file, each with these string keys, and the file's sha256."""
     try:
         raw = path.read_bytes()
         text = raw.decode("utf-8")
@@ -170,14 +179,14 @@ def _read(path: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}", file=path) from error
     out = []
-    # Not splitlines(): JSON strings may hold the other characters that it breaks lines at.
+    # not splitlines(): JSON strings may contain its other line separators
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             item = json.loads(line)
         except (ValueError, RecursionError) as error:
-            # ValueError: an integer of very many digits, too
+            # ValueError: also an integer of very many digits
             raise InputError("not valid JSON", file=path, line=number) from error
         for name in names:
             if not isinstance(item, dict) or not isinstance(item.get(name), str):

@@ -1,1 +1,1 @@
-"""Checks and pictures of finished shards."""
+"""Check finished shards, and show their rows."""

@@ -1,4 +1,4 @@
-"""What must hold of one row of a shard: its prompt, image, ground truth, details and response."""
+"""Checks of one shard row: its prompt, image, ground truth, `extra_info` and response."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from rcot_rl.protocol.parser import parse_response
 from rcot_rl.protocol.prompts import user_turn
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
-"""What damaged parquet files end in; the last, where a column of text is damaged."""
+"""Errors from damaged parquet files; the last one from a damaged column of text."""
 RowKey = tuple[str, str, str, int]
-_Found = tuple[str, str]
+"""(dataset, video, expression, frame index)."""
+RowFault = tuple[str, str]
 """(key, message)."""
 
 
 def is_file(path: Path) -> bool:
-    """Return True for a file; a path that the system refuses (too long, null byte) is none."""
+    """Return True for a file; False if the system refuses the path (too long, null byte)."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -34,7 +35,7 @@ def is_file(path: Path) -> bool:
 
 
 def row_key(info: Mapping[str, Any]) -> RowKey:
-    """The instance: (dataset, video, expression, frame)."""
+    """Return the identity of a row's instance."""
     return (
         str(info.get("dataset")),
         str(info.get("video")),
@@ -43,8 +44,8 @@ def row_key(info: Mapping[str, Any]) -> RowKey:
     )
 
 
-def summary(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """(task, option, target, dataset), what counts are made of."""
+def row_kind(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return (task, option, target, dataset), by which rows are counted."""
     info = row["extra_info"] or {}
     truth = _json((row["reward_model"] or {}).get("ground_truth"))
     option = truth if isinstance(truth, str) else ""
@@ -61,12 +62,12 @@ def check_row(
     folder: Path,
     split: str,
     manifest: Mapping[str, Any],
-    own: tuple[str, ...] = (),
-) -> Iterator[_Found]:
-    """(key, message) of every fault of a row of the right schema.
+    extra_control: tuple[str, ...] = (),
+) -> Iterator[RowFault]:
+    """Yield every fault of a row that has the right schema.
 
-    folder: the set's; split: the one its file is named for; manifest: the set's; own: further
-    control tokens of the policy's tokenizer.
+    Args:
+        extra_control: Control tokens of the policy's tokenizer beyond the known ones.
     """
     info = row["extra_info"]
     counted = manifest.get("tokens") is not None
@@ -84,7 +85,7 @@ def check_row(
     yield from _check_details(row, info, split, manifest)
     yield from _check_prompt(row["prompt"], row["images"], "prompt")
     for name in ("prompt", "messages"):
-        yield from _check_control(row.get(name), info, name, own)
+        yield from _check_control(row.get(name), info, name, extra_control)
     yield from _check_image(row["images"], info, folder, manifest)
     truth = _json((row["reward_model"] or {}).get("ground_truth"))
     yield from check_truth(truth, info)
@@ -103,50 +104,50 @@ def _json(text: Any) -> Any:
 
 def _check_details(
     row: Mapping[str, Any], info: Mapping[str, Any], split: str, manifest: Mapping[str, Any]
-) -> Iterator[_Found]:
+) -> Iterator[RowFault]:
     if DATA_SOURCES.get(info["task"]) is None:
         yield ("extra_info.task", f"'{info['task']}' is neither aks nor ktg")
     elif row["data_source"] != DATA_SOURCES[info["task"]]:
-        yield ("data_source", f"'{row['data_source']}' does not go with task {info['task']}")
+        yield ("data_source", f"'{row['data_source']}' does not belong to task {info['task']}")
     if info["split"] != split:
         yield ("extra_info.split", f"'{info['split']}' in a file of {split}")
     kind = ("none", "single", "multi")[min(len(info["object_ids"]), 2)]
     if info["target"] != kind:
-        yield ("extra_info.target", f"'{info['target']}', the expression's is '{kind}'")
+        yield ("extra_info.target", f"'{info['target']}', but the expression's is '{kind}'")
     side = manifest["recipe"].get("canvas")
     if info["canvas"] != [side, side]:
-        yield ("extra_info.canvas", f"{info['canvas']}, the manifest's is {side}")
+        yield ("extra_info.canvas", f"{info['canvas']}, but the manifest's is {side}")
     if min(info["source_size"]) < 1:
         yield ("extra_info.source_size", f"{info['source_size']} is not [H, W]")
     if (row["reward_model"] or {}).get("style") != "rule":
         yield ("reward_model.style", "must be 'rule'")
 
 
-def _check_prompt(turns: Any, images: Any, key: str) -> Iterator[_Found]:
+def _check_prompt(turns: Any, images: Any, key: str) -> Iterator[RowFault]:
     if not turns or any(not t or not t["role"] or not t["content"] for t in turns):
-        yield (key, "must be turns with role and content")
+        yield (key, "must be a list of turns with role and content")
         return
     if turns[0]["role"] != "user":
         yield (f"{key}[0].role", "must be user")
     for name, expected in (("image", len(images or [])), ("video", 0), ("audio", 0)):
-        found = sum(t["content"].count(f"<{name}>") for t in turns)
-        if found != expected:
-            yield (key, f"{found} <{name}> for {expected}")
+        count = sum(t["content"].count(f"<{name}>") for t in turns)
+        if count != expected:
+            yield (key, f"{count} <{name}>, expected {expected}")
 
 
 def _check_control(
-    turns: Any, info: Mapping[str, Any], key: str, own: tuple[str, ...]
-) -> Iterator[_Found]:
-    """Control tokens of the model, media placeholders of verl, and tags that a text brought in."""
+    turns: Any, info: Mapping[str, Any], key: str, extra_control: tuple[str, ...]
+) -> Iterator[RowFault]:
+    """Yield control tokens of the model, media placeholders of verl, and tags inside texts."""
     for number, turn in enumerate(turns or []):
         content = (turn or {}).get("content") or ""
-        said = content.removeprefix(user_turn("", "image")) if number == 0 else content
-        tokens = control_tokens(said, own, keep_tags=True)
+        text = content.removeprefix(user_turn("", "image")) if number == 0 else content
+        tokens = control_tokens(text, extra_control, keep_tags=True)
         if number == 0:
-            # tags belong to a prompt's template, but not to an expression that is quoted in it
-            for text in (info[name].strip() for name in ("expression", "description")):
-                if text in said and neutralize(text, own) not in said:
-                    tokens += control_tokens(text, own)
+            # the prompt's template has tags; the texts quoted in it must not
+            for quoted in (info[name].strip() for name in ("expression", "description")):
+                if quoted in text and neutralize(quoted, extra_control) not in text:
+                    tokens += control_tokens(quoted, extra_control)
         if tokens:
             named = ", ".join(dict.fromkeys(tokens))
             message = f"holds control tokens: {named}; rebuild the set with `rcot data build`"
@@ -155,20 +156,20 @@ def _check_control(
 
 def _check_image(
     images: Any, info: Mapping[str, Any], folder: Path, manifest: Mapping[str, Any]
-) -> Iterator[_Found]:
+) -> Iterator[RowFault]:
     if not images or len(images) != 1 or not images[0]:
-        yield ("images", "must be one image")
+        yield ("images", "must be exactly one image")
         return
     media = info["media"]
     if media.startswith("/") or ".." in PurePosixPath(media).parts or "\0" in media:
-        yield ("extra_info.media", "leads out of the set")
+        yield ("extra_info.media", "points outside the set")
         return
     if media not in manifest["files"]:
         yield ("extra_info.media", f"{media} is not in the manifest")
     if "bytes" in images[0]:
         data = images[0]["bytes"] or b""
         if hashlib.sha256(data).hexdigest() != manifest["files"].get(media):
-            yield ("images[0].bytes", f"are not those of {media}")
+            yield ("images[0].bytes", f"differ from {media}")
         yield from _check_picture(data, info)
         return
     path = Path(images[0]["image"] or "")
@@ -180,20 +181,20 @@ def _check_image(
         yield from _check_picture(path.read_bytes(), info)
 
 
-def _check_picture(data: bytes, info: Mapping[str, Any]) -> Iterator[_Found]:
+def _check_picture(data: bytes, info: Mapping[str, Any]) -> Iterator[RowFault]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
             size = [image.height, image.width]
             image.verify()
-    except Exception as error:  # Pillow's plug-ins raise many kinds for broken files
+    except Exception as error:  # Pillow's plug-ins raise many types for broken files
         yield ("images[0]", f"not a picture: {error}")
         return
     if size != info["canvas"]:
-        yield ("images[0]", f"{size}, the canvas is {info['canvas']}")
+        yield ("images[0]", f"{size}, but the canvas is {info['canvas']}")
 
 
-def _check_lengths(info: Mapping[str, Any], tokens: Mapping[str, Any]) -> Iterator[_Found]:
-    """Stored lengths against what the policy's processor makes of the canvas, and the limits."""
+def _check_lengths(info: Mapping[str, Any], tokens: Mapping[str, Any]) -> Iterator[RowFault]:
+    """Check stored lengths against the processor's vision tokens and the training limits."""
     limits = PixelLimits(**tokens["pixels"])
     try:
         vision = limits.vision_tokens(*info["canvas"])
@@ -201,20 +202,20 @@ def _check_lengths(info: Mapping[str, Any], tokens: Mapping[str, Any]) -> Iterat
         yield ("extra_info.canvas", str(error))
         return
     if info["vision_tokens"] != vision:
-        yield ("extra_info.vision_tokens", f"{info['vision_tokens']}, the canvas makes {vision}")
+        yield ("extra_info.vision_tokens", f"{info['vision_tokens']}, but the canvas has {vision}")
     if not vision < info["prompt_tokens"] <= info["total_tokens"]:
         yield ("extra_info.prompt_tokens", "is not between the vision and the total tokens")
     for name, most in tokens["limits"].items():
         if info[name] > most:
-            yield (f"extra_info.{name}", f"{info[name]}, more than the {most} that training takes")
+            yield (f"extra_info.{name}", f"{info[name]}, but training accepts at most {most}")
 
 
-def check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[_Found]:
-    """(key, message) of every fault of a row's ground truth."""
+def check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[RowFault]:
+    """Yield every fault of a row's ground truth."""
     key = "reward_model.ground_truth"
     if info["task"] == "aks":
         if truth not in ("A", "B"):
-            yield (key, "must be the JSON of A or B")
+            yield (key, 'must be "A" or "B" in JSON')
         return
     if not isinstance(truth, list):
         yield (key, "must be a JSON list")
@@ -227,34 +228,35 @@ def check_truth(truth: Any, info: Mapping[str, Any]) -> Iterator[_Found]:
         yield from _check_item(item, info["canvas"], f"{key}[{number}]")
 
 
-def _check_item(item: Any, canvas: list[int], key: str) -> Iterator[_Found]:
-    box = item.get("bbox_2d") if isinstance(item, dict) else None
-    point = item.get("point_2d") if isinstance(item, dict) else None
+def _check_item(item: Any, canvas: list[int], key: str) -> Iterator[RowFault]:
+    item = item if isinstance(item, dict) else {}
+    box: Any = item.get("bbox_2d")
+    point: Any = item.get("point_2d")
     if not _integers(box, 4) or not _integers(point, 2):
         yield (key, "needs bbox_2d of four and point_2d of two integers")
         return
     x1, y1, x2, y2 = box
     height, width = canvas
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-        yield (f"{key}.bbox_2d", f"{box} is not a box of the canvas")
+        yield (f"{key}.bbox_2d", f"{box} is not a box on the canvas")
     elif not (x1 <= point[0] <= x2 and y1 <= point[1] <= y2):
-        yield (f"{key}.point_2d", f"{point} is outside of {box}")
+        yield (f"{key}.point_2d", f"{point} is outside {box}")
 
 
 def _integers(value: Any, n: int) -> bool:
     return isinstance(value, list) and len(value) == n and all(type(v) is int for v in value)
 
 
-def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[_Found]:
+def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[RowFault]:
     turns = row["messages"]
     yield from _check_prompt(turns, row["images"], "messages")
     if not turns or [t["role"] if t else None for t in turns] != ["user", "assistant"]:
-        yield ("messages", "must be a user's and an assistant's turn")
+        yield ("messages", "must be a user turn and an assistant turn")
         return
     if turns[:1] != row["prompt"]:
-        yield ("messages[0]", "is not the prompt")
+        yield ("messages[0]", "differs from the prompt")
     parsed = parse_response(turns[1]["content"] or "")
     if not parsed.well_formed:
         yield ("messages[1].content", f"not well formed: {', '.join(parsed.faults)}")
     elif truth is not None and parsed.answer != truth and _json(parsed.answer) != truth:
-        yield ("messages[1].content", "its answer is not the ground truth")
+        yield ("messages[1].content", "its answer differs from the ground truth")

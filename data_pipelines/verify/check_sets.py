@@ -1,8 +1,8 @@
-"""`rcot data check`: are these shards what their manifest says, and fit to train on?
+"""Check that shard sets match their manifests and are fit to train on (`rcot data check`).
 
-Verifies checksums, strays, the schema, every row (`check_rows.py`), counts and ratios, and that
-sets which lie side by side share no instance and no validation video. Every fault is listed. Leaves
-out recomputing rows from the corpora.
+Verifies checksums, unlisted files, the schema, every row (`check_rows.py`), counts and ratios, and
+that sets side by side share no instance and no validation video. Lists every fault. Does not
+recompute rows from the corpora.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from data_pipelines.manifest import (
     VERSION,
     manifest_fault,
     ratios_of,
-    sha256_of,
     tally,
 )
 from data_pipelines.planning.row_drawing import divide
@@ -31,22 +30,22 @@ from data_pipelines.verify.check_rows import (
     check_row,
     is_file,
     row_key,
-    summary,
+    row_kind,
 )
 from rcot_rl.errors import InputError
-from rcot_rl.files import visible
-from rcot_rl.recipe.data import has_traces
+from rcot_rl.recipe.data_section import has_traces
+from rcot_rl.system.files import sha256_of, visible
 
 _SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One thing wrong, and where."""
+class ShardFault:
+    """One fault and its place."""
 
     file: str
     row: int | None
-    """Row in the file, from 0."""
+    """Row in the file, from 0; None if the fault is the file's."""
     key: str
     message: str
 
@@ -56,19 +55,20 @@ class Fault:
 
 
 @dataclass
-class Report:
-    """What `check` found. `counts`: set -> split -> kind of row -> number."""
+class ShardReport:
+    """Result of `check`: counts and ratios by set and split, and all faults."""
 
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     ratios: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[ShardFault] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
+        """True if there are no faults."""
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the report as JSON values, for `--json`."""
         return {
             "ok": self.ok,
             "counts": self.counts,
@@ -79,22 +79,24 @@ class Report:
 
 @dataclass
 class _Contents:
-    """What the comparison of sets needs to know of one."""
+    """What the comparison with other sets needs to know of one set."""
 
     folder: Path
     instances: dict[RowKey, str] = field(default_factory=dict)
-    """(dataset, video, expression, frame) -> place."""
+    """Instance -> its file and row."""
     videos: dict[str, set[tuple[str, str]]] = field(
         default_factory=lambda: {split: set() for split in _SPLITS}
     )
 
 
-def check(folder: Path | str, model: Path | None = None) -> Report:
-    """Checks one shard set, or every set in a folder of sets.
+def check(folder: Path | str, model: Path | None = None) -> ShardReport:
+    """Check one shard set, or every set in a folder of sets.
 
-    model: a policy's folder: its own processor takes rows of every kind (`processor.py`), and rows
-    must not hold control tokens of its tokenizer. A single set is also compared with the sets
-    beside it. Raises InputError when there is no set, and for a model without processor.
+    A single set is also compared with the sets beside it. Raises InputError.
+
+    Args:
+        model: A policy's folder. Its processor then reads some rows of every kind
+            (`processor.py`), and rows must not contain control tokens of its tokenizer.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
@@ -103,11 +105,13 @@ def check(folder: Path | str, model: Path | None = None) -> Report:
     beside = _sets_in(folder.parent) if single else _sets_in(folder)
     chosen = [folder] if single else beside
     if not chosen:
-        raise InputError(f"holds no shard set (no {MANIFEST})", file=folder)
-    report = Report()
+        raise InputError(f"contains no shard set (no {MANIFEST})", file=folder)
+    report = ShardReport()
     if not single:
         report.faults += [
-            Fault(str(p / MANIFEST), None, "", "missing: the shards beside it cannot be checked")
+            ShardFault(
+                str(p / MANIFEST), None, "", "missing: the shards beside it cannot be checked"
+            )
             for p in _without_manifest(folder)
         ]
     processor = None
@@ -115,17 +119,17 @@ def check(folder: Path | str, model: Path | None = None) -> Report:
         from data_pipelines.verify.processor import PolicyProcessor
 
         processor = PolicyProcessor(model)
-    own = () if processor is None else processor.own
-    contents = [_SetCheck(path, report, own).run() for path in chosen]
+    extra_control = () if processor is None else processor.extra_control
+    contents = [_SetCheck(path, report, extra_control).run() for path in chosen]
     if single:
-        silent = Report()
+        silent = ShardReport()
         contents += [_SetCheck(p, silent).read_keys() for p in beside if p != folder]
     _compare(contents, report)
     if processor is not None:
         for path in chosen:
             for shard in visible(path.glob("*.parquet")):
                 for row, key, message in processor.faults(shard):
-                    report.faults.append(Fault(str(shard), row, key, message))
+                    report.faults.append(ShardFault(str(shard), row, key, message))
     return report
 
 
@@ -136,7 +140,7 @@ def _sets_in(folder: Path) -> list[Path]:
 
 
 def _without_manifest(folder: Path) -> list[Path]:
-    """Folders of shards that have lost what says what they should hold."""
+    """Return the folders of shards that have no manifest."""
     return sorted(
         p
         for p in folder.iterdir()
@@ -146,12 +150,12 @@ def _without_manifest(folder: Path) -> list[Path]:
     )
 
 
-def _compare(contents: list[_Contents], report: Report) -> None:
+def _compare(contents: list[_Contents], report: ShardReport) -> None:
     for i, first in enumerate(contents):
         for second in contents[i + 1 :]:
             for key in sorted(first.instances.keys() & second.instances.keys()):
                 report.faults.append(
-                    Fault(
+                    ShardFault(
                         first.instances[key],
                         None,
                         "/".join(map(str, key)),
@@ -161,12 +165,16 @@ def _compare(contents: list[_Contents], report: Report) -> None:
         for other in contents:
             for dataset, video in sorted(first.videos["val"] & other.videos["train"]):
                 message = f"a validation video of {first.folder.name}, it also trains"
-                report.faults.append(Fault(str(other.folder), None, f"{dataset}/{video}", message))
+                report.faults.append(
+                    ShardFault(str(other.folder), None, f"{dataset}/{video}", message)
+                )
 
 
 class _SetCheck:
-    def __init__(self, folder: Path, report: Report, own: tuple[str, ...] = ()) -> None:
-        self.folder, self.report, self.own = folder, report, own
+    def __init__(
+        self, folder: Path, report: ShardReport, extra_control: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.report, self.extra_control = folder, report, extra_control
         self.contents = _Contents(folder)
         self.kinds: dict[str, list[tuple[str, str, str, str]]] = {s: [] for s in _SPLITS}
         self.named_media: set[str] = set()
@@ -178,14 +186,14 @@ class _SetCheck:
         self._files(manifest["files"])
         for name, split in self._parquet_names():
             self._parquet(name, split, manifest)
-        self._figures(manifest)
+        self._statistics(manifest)
         for name in manifest["files"]:
             if name.startswith("media/") and name not in self.named_media:
-                self._fault(name, "no row names this image")
+                self._fault(name, "no row uses this image")
         return self.contents
 
     def read_keys(self) -> _Contents:
-        """Only what the comparison with other sets needs; unreadable files count as empty."""
+        """Read only what the comparison with other sets needs; skip unreadable files."""
         for name, split in self._parquet_names():
             try:
                 for number, row in _rows(self.folder / name, ["extra_info"]):
@@ -195,7 +203,7 @@ class _SetCheck:
         return self.contents
 
     def _fault(self, name: str, message: str, row: int | None = None, key: str = "") -> None:
-        self.report.faults.append(Fault(str(self.folder / name), row, key, message))
+        self.report.faults.append(ShardFault(str(self.folder / name), row, key, message))
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
@@ -203,9 +211,9 @@ class _SetCheck:
         except (OSError, ValueError, RecursionError) as error:
             self._fault(MANIFEST, f"not valid JSON: {error}")
             return None
-        wrong = manifest_fault(manifest)
-        if wrong is not None:
-            self._fault(MANIFEST, wrong[1], key=wrong[0])
+        fault = manifest_fault(manifest)
+        if fault is not None:
+            self._fault(MANIFEST, fault[1], key=fault[0])
             return None
         if manifest["version"] != VERSION:
             self._fault(MANIFEST, f"version {manifest['version']}, not {VERSION}", key="version")
@@ -216,7 +224,7 @@ class _SetCheck:
         for name, digest in files.items():
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts:
-                self._fault(MANIFEST, "a name that leads out of the set", key=f"files.{name}")
+                self._fault(MANIFEST, "a name that points outside the set", key=f"files.{name}")
             elif not is_file(self.folder / name):
                 self._fault(name, "missing")
             else:
@@ -247,10 +255,12 @@ class _SetCheck:
         try:
             schema = pq.read_schema(path)
             if not schema.equals(expected):
-                self._fault(name, "columns differ from a row's", key="schema")
+                self._fault(name, "columns differ from the row schema", key="schema")
                 return
             for number, row in _rows(path):
-                for key, message in check_row(row, self.folder, split, manifest, self.own):
+                for key, message in check_row(
+                    row, self.folder, split, manifest, self.extra_control
+                ):
                     self._fault(name, message, number, key)
                 self._remember(row, name, number, split)
         except UNREADABLE as error:
@@ -262,13 +272,13 @@ class _SetCheck:
         self.contents.instances.setdefault(row_key(info), place)
         self.contents.videos[split].add((str(info.get("dataset")), str(info.get("video"))))
         if "reward_model" in row:
-            self.kinds[split].append(summary(row))
+            self.kinds[split].append(row_kind(row))
             self.named_media.add(str(info.get("media")))
             at = len(self.kinds[split]) - 1
             if info.get("index") != at:
                 self._fault(name, f"is {info.get('index')}, not {at}", number, "extra_info.index")
 
-    def _figures(self, manifest: Mapping[str, Any]) -> None:
+    def _statistics(self, manifest: Mapping[str, Any]) -> None:
         name = manifest["name"]
         counts = {split: tally(self.kinds[split]) for split in _SPLITS}
         ratios = {split: ratios_of(counts[split]) for split in _SPLITS}
@@ -277,21 +287,21 @@ class _SetCheck:
             rows = len(self.kinds[split])
             if manifest["rows"].get(split) != rows:
                 listed = manifest["rows"].get(split)
-                self._fault(MANIFEST, f"says {listed}, there are {rows}", key=f"rows.{split}")
+                self._fault(MANIFEST, f"is {listed}, but there are {rows}", key=f"rows.{split}")
             if manifest["counts"].get(split) != counts[split]:
-                self._fault(MANIFEST, "differ from the rows'", key=f"counts.{split}")
+                self._fault(MANIFEST, "differs from the rows", key=f"counts.{split}")
             if manifest["ratios"].get(split) != ratios[split]:
-                self._fault(MANIFEST, "differ from the rows'", key=f"ratios.{split}")
-            self._asked(split, counts[split], manifest["recipe"].get("data", {}))
+                self._fault(MANIFEST, "differs from the rows", key=f"ratios.{split}")
+            self._recipe(split, counts[split], manifest["recipe"].get("data", {}))
             self._repeated(split)
 
-    def _asked(self, split: str, counts: Mapping[str, int], data: Mapping[str, Any]) -> None:
-        """Sizes and ratios of the recipe."""
-        asked = data.get("sets", {}).get(self.folder.name)
-        if not isinstance(asked, Mapping):
+    def _recipe(self, split: str, counts: Mapping[str, int], data: Mapping[str, Any]) -> None:
+        """Check the sizes and ratios that the recipe asks for."""
+        sizes = data.get("sets", {}).get(self.folder.name)
+        if not isinstance(sizes, Mapping):
             return
         for task in ("aks", "ktg"):
-            want = asked[task] if split == "train" else (asked["val"] if asked[task] else 0)
+            want = sizes[task] if split == "train" else (sizes["val"] if sizes[task] else 0)
             have = counts.get(task, 0)
             if have != want and not (data.get("allow_smaller") and have < want):
                 self._fault(MANIFEST, f"{have} {task} rows, asked for {want}", key=f"rows.{split}")
@@ -301,9 +311,9 @@ class _SetCheck:
         for task, first, second, ratio, total in pairs:
             if ratio is None:
                 continue
-            have = (counts.get(f"{task}/{first}", 0), counts.get(f"{task}/{second}", 0))
-            if have != divide(total, ratio):
-                message = f"{first}:{second} is {have[0]}:{have[1]}, asked for {ratio}:1"
+            parts = (counts.get(f"{task}/{first}", 0), counts.get(f"{task}/{second}", 0))
+            if parts != divide(total, ratio):
+                message = f"{first}:{second} is {parts[0]}:{parts[1]}, asked for {ratio}:1"
                 self._fault(MANIFEST, message, key=f"ratios.{split}")
 
     def _repeated(self, split: str) -> None:
@@ -323,7 +333,7 @@ class _SetCheck:
 
 
 def _rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, row) of a parquet file, a few at a time."""
+    """Yield (number, row) of a parquet file, a few rows in memory at a time."""
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=16, columns=columns):

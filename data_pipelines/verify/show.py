@@ -1,4 +1,4 @@
-"""Pictures of rows: boxes, points, option and prompt, as a contact sheet (`rcot data show`)."""
+"""Pictures of rows: boxes, points, option and prompt (`rcot data show`)."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from rcot_rl.errors import InputError
 _COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#64d2ff")
 _INK, _PAPER = "#1c1c1e", "#ffffff"
 _CAPTION = 64
-"""Height of the text under a picture, in pixels."""
+"""Height of the caption under a picture, in pixels."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A row as it is drawn."""
+    """A row, decoded for display."""
 
     number: int
     """Row in its file."""
     image: Image.Image
     truth: str | list[dict[str, list[int]]]
-    """The option, or boxes and points on the image."""
+    """The option, or boxes and points in pixels of the image."""
     info: Mapping[str, Any]
     prompt: str
     response: str | None
 
     @property
     def title(self) -> str:
-        """Task, answer and where the row is from."""
+        """Return the task, the answer and the row's source."""
         answer = self.truth if isinstance(self.truth, str) else f"{len(self.truth)} targets"
         place = f"{self.info['dataset']} {self.info['video']} {self.info['frame']}"
         return f"{self.number}: {self.info['task']} {answer} · {place}"
@@ -49,10 +49,11 @@ class Shown:
 def read_shown(
     shard: Path, rows: Sequence[int] | None = None, limit: int = 12, varied: bool = False
 ) -> list[Shown]:
-    """Rows of a parquet shard: those of `rows`, or the first `limit`.
+    """Read rows of a parquet shard: those of `rows`, or `limit` of them. Raises InputError.
 
-    varied: rows of all kinds (task, option, number of targets) by turns, instead of the first.
-    Raises InputError for what is not a shard of this project, or has no such row.
+    Args:
+        varied: Take rows of all kinds (task, option, number of targets) in turn, instead of the
+            first ones.
     """
     try:
         file = pq.ParquetFile(shard)
@@ -64,27 +65,28 @@ def read_shown(
         total = file.metadata.num_rows
         outside = next((r for r in rows or () if not 0 <= r < total), None)
         if outside is not None:
-            raise InputError(f"no row {outside}; it has {total}", file=shard, key="--row")
+            raise InputError(f"no row {outside}; it has {total} rows", file=shard, key="--row")
         try:
             if rows is None:
                 rows = _varied(file, limit) if varied else range(min(limit, total))
-            found = _read(file, sorted(rows))
+            numbered = _read(file, sorted(rows))
         except UNREADABLE as error:
             raise InputError(f"cannot be read: {error}", file=shard) from error
-    return [_shown(shard, number, row) for number, row in found]
+    return [_shown(shard, number, row) for number, row in numbered]
 
 
 def _read(file: pq.ParquetFile, wanted: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
-    found, start, left = [], 0, list(wanted)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    start, left = 0, list(wanted)
     for group in range(file.num_row_groups):
         end = start + file.metadata.row_group(group).num_rows
-        here = [r for r in left if r < end]
-        if here:
-            table = file.read_row_group(group).take([r - start for r in here])
-            found += list(zip(here, table.to_pylist(), strict=True))
-            left = left[len(here) :]
+        in_group = [r for r in left if r < end]
+        if in_group:
+            table = file.read_row_group(group).take([r - start for r in in_group])
+            rows += list(zip(in_group, table.to_pylist(), strict=True))
+            left = left[len(in_group) :]
         start = end
-    return found
+    return rows
 
 
 def _varied(file: pq.ParquetFile, limit: int) -> list[int]:
@@ -96,7 +98,7 @@ def _varied(file: pq.ParquetFile, limit: int) -> list[int]:
             option = row["reward_model"]["ground_truth"] if info["task"] == "aks" else ""
             kind = (str(info["task"]), str(option), str(info["target"]))
             kinds.setdefault(kind, []).append(number)
-    except (KeyError, TypeError, pa.ArrowException):  # not rows of this project: told later
+    except (KeyError, TypeError, pa.ArrowException):  # not a row of this project; reported later
         return list(range(min(limit, file.metadata.num_rows)))
     queues = [kinds[key] for key in sorted(kinds)]
     out: list[int] = []
@@ -108,7 +110,7 @@ def _varied(file: pq.ParquetFile, limit: int) -> list[int]:
 def _shown(shard: Path, number: int, row: Mapping[str, Any]) -> Shown:
     try:
         image, info = row["images"][0], row["extra_info"]
-        beside = shard.parent / str(info["media"])  # its path holds where the set was built
+        beside = shard.parent / str(info["media"])  # the stored path is that of the build
         data = (
             image.get("bytes")
             or (beside if beside.is_file() else Path(image["image"])).read_bytes()
@@ -116,15 +118,15 @@ def _shown(shard: Path, number: int, row: Mapping[str, Any]) -> Shown:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as opened:
             picture = opened.convert("RGB")
         truth = json.loads(row["reward_model"]["ground_truth"])
-        wrong = next(check_truth(truth, info), None)
-        if wrong is not None:
-            raise ValueError(": ".join(wrong))
+        fault = next(check_truth(truth, info), None)
+        if fault is not None:
+            raise ValueError(": ".join(fault))
         turns = row.get("messages") or []
-        said = turns[1]["content"] if len(turns) > 1 else None
+        response = turns[1]["content"] if len(turns) > 1 else None
         prompt = row["prompt"][0]["content"]
         if not isinstance(prompt, str) or not isinstance(info["expression"], str):
-            raise ValueError("a row without prompt or expression")
-        return Shown(number, picture, truth, info, prompt, said)
+            raise ValueError("no prompt or no expression")
+        return Shown(number, picture, truth, info, prompt, response)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         raise InputError(
             f"not a row of this project: {error!r}", file=shard, line=number
@@ -132,7 +134,7 @@ def _shown(shard: Path, number: int, row: Mapping[str, Any]) -> Shown:
 
 
 def drawn(shown: Shown, side: int) -> Image.Image:
-    """The row's image at `side` pixels, with boxes and points."""
+    """Draw the row's image at `side` pixels with its boxes and points."""
     picture = shown.image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     draw = ImageDraw.Draw(picture)
     scale = side / shown.image.width
@@ -150,7 +152,7 @@ def drawn(shown: Shown, side: int) -> Image.Image:
 
 
 def contact_sheet(rows: Sequence[Shown], columns: int = 4, side: int = 320) -> bytes:
-    """A PNG with all rows, captions beneath."""
+    """Return a PNG of all rows with captions."""
     columns = max(1, min(columns, len(rows)))
     lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * (side + 8) + 8, lines * (side + _CAPTION) + 8), _PAPER)
@@ -163,13 +165,13 @@ def contact_sheet(rows: Sequence[Shown], columns: int = 4, side: int = 320) -> b
         for at, text in enumerate(caption):
             draw.text((x, y + side + 3 + 15 * at), _fitting(draw, text, side), fill=_INK)
     out = io.BytesIO()
-    # the zlib level that takes a fifth of the default's time, for a tenth more bytes
+    # this zlib level takes a fifth of the default's time, for a tenth more bytes
     sheet.save(out, "PNG", compress_level=2)
     return out.getvalue()
 
 
 def page(rows: Sequence[Shown], title: str, side: int = 420) -> str:
-    """One self-contained HTML page, with whole prompts and responses."""
+    """Return a self-contained HTML page with full prompts and responses."""
     cells = []
     for row in rows:
         out = io.BytesIO()

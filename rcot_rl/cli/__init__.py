@@ -1,1 +1,1 @@
-"""The console script, one file per command group."""
+"""The console script `rcot`, with one module per command group."""

@@ -1,4 +1,4 @@
-"""`rcot checkpoints …`: what a run has saved, whether it is whole, and a way out of it."""
+"""`rcot checkpoints …`: list, verify, prune and export the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,33 @@ from typing import Annotated
 
 import typer
 
-checkpoints_app = typer.Typer(no_args_is_help=True, help="A run's checkpoints.")
-STAGES = ("sft", "grpo-aks", "grpo-ktg")
+checkpoints_app = typer.Typer(
+    no_args_is_help=True, help="List, verify, prune and export a run's checkpoints."
+)
 
 
 def _stores(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, of a stage, or the folder itself."""
+    """Return the checkpoint folders of a run or a stage, or the folder itself.
+
+    Raises:
+        InputError: The folder has no checkpoints.
+    """
     from rcot_rl.errors import InputError
+    from rcot_rl.recipe.recorded import stages_with
 
-    places = [run / stage / "checkpoints" for stage in STAGES]
-    found = [p for p in [*places, run / "checkpoints"] if p.is_dir()]
-    if not found and any(run.glob("global_step_*")):
-        found = [run]
-    if not found:
-        raise InputError("holds no checkpoints (a run, a stage or its checkpoints)", file=run)
-    return found
+    stores = [run / stage / "checkpoints" for stage in stages_with(run, "checkpoints")]
+    if (run / "checkpoints").is_dir():
+        stores.append(run / "checkpoints")
+    if not stores and any(run.glob("global_step_*")):
+        stores = [run]
+    if not stores:
+        raise InputError(
+            "has no checkpoints; name a run, a stage or a folder of checkpoints", file=run
+        )
+    return stores
 
 
-def _is_one(path: Path) -> bool:
+def _is_checkpoint(path: Path) -> bool:
     return path.name == "latest" or path.name.startswith("global_step_")
 
 
@@ -36,7 +45,7 @@ def list_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a stage's.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Every checkpoint: step, when, size, ranks, whole or what is missing."""
+    """List checkpoints with step, time, size, ranks and completeness."""
     from rcot_rl.errors import InputError
     from rcot_rl.training.checkpoint_store import LATEST, all_of, find_checkpoint
 
@@ -44,11 +53,17 @@ def list_checkpoints(
     if as_json:
         listed = [
             {
-                "path": str(c.path), "step": c.step, "bytes": c.size, "world_size": c.world_size,
-                "time": c.time, "sealed": c.sealed, "whole": c.whole, "faults": list(c.faults),
+                "path": str(c.path),
+                "step": c.step,
+                "bytes": c.size,
+                "world_size": c.world_size,
+                "time": c.time,
+                "sealed": c.sealed,
+                "whole": c.whole,
+                "faults": list(c.faults),
             }
             for _, c in rows
-        ]  # fmt: skip
+        ]
         typer.echo(json.dumps(listed))
         return
     newest = set()
@@ -69,30 +84,32 @@ def list_checkpoints(
 def verify(
     path: Annotated[Path, typer.Argument(help="A run, a stage, or one checkpoint.")],
 ) -> None:
-    """Check every file's size and checksum; status 2 when one is not as it was saved."""
+    """Check the size and checksum of every file. Status 2 if a file is missing or changed."""
     from rcot_rl.training.checkpoint_store import all_of, find_checkpoint, inspect
 
-    path = find_checkpoint(path) if _is_one(path) else path
+    path = find_checkpoint(path) if _is_checkpoint(path) else path
     if path.name.startswith("global_step_"):
-        found = [inspect(path, deep=True)]
+        checkpoints = [inspect(path, deep=True)]
     else:
-        found = [c for store in _stores(path) for c in all_of(store, deep=True)]
-    for c in found:
+        checkpoints = [c for store in _stores(path) for c in all_of(store, deep=True)]
+    for c in checkpoints:
         for fault in c.faults:
             typer.echo(f"{c.path}: {fault}", err=True)
         if c.whole:
-            typer.echo(f"{c.path}: {'as it was saved' if c.sealed else 'whole, never sealed'}")
-    if any(not c.whole for c in found):
+            typer.echo(f"{c.path}: {'intact' if c.sealed else 'complete, never sealed'}")
+    if any(not c.whole for c in checkpoints):
         raise typer.Exit(2)
 
 
 @checkpoints_app.command("prune")
 def prune_checkpoints(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a stage's.")],
-    keep: Annotated[int, typer.Option(min=1, help="Whole checkpoints to keep of each stage.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Complete checkpoints to keep per stage.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")
+    ] = False,
 ) -> None:
-    """Delete old checkpoints, and broken ones older than the newest whole one."""
+    """Delete old checkpoints, and incomplete ones older than the newest complete one."""
     from rcot_rl.training.checkpoint_store import prune
 
     for store in _stores(run):
@@ -103,9 +120,9 @@ def prune_checkpoints(
 @checkpoints_app.command("export")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A GRPO stage's global_step_N (or `latest`).")],
-    out: Annotated[Path, typer.Argument(help="A folder to make.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; it must not exist.")],
 ) -> None:
-    """A Hugging Face folder that transformers and vLLM load."""
+    """Copy a checkpoint's model into a folder that transformers and vLLM load."""
     import shutil
 
     from rcot_rl.errors import InputError
@@ -113,17 +130,17 @@ def export(
     from rcot_rl.training.checkpoint_store import find_checkpoint, inspect
 
     checkpoint = find_checkpoint(checkpoint)
-    found = inspect(checkpoint, deep=True)
-    if not found.whole:
-        raise InputError(found.faults[0], file=checkpoint)
+    state = inspect(checkpoint, deep=True)
+    if not state.whole:
+        raise InputError(state.faults[0], file=checkpoint)
     model = checkpoint / "actor" / "huggingface"
     if not any(model.glob("*.safetensors")):
         raise InputError(
-            "has no model of its own: an adapter's is merged into RUN/<stage>/model",
+            "contains only an adapter; the merged model is RUN/<stage>/model",
             file=checkpoint,
         )
     if out.exists():
-        raise InputError("is there already", file=out)
+        raise InputError("exists already; choose another folder", file=out)
     check_model(model)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

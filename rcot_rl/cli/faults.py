@@ -1,4 +1,4 @@
-"""How a command that found faults ends: one line each on standard error, status 2."""
+"""Exit of a command that found faults: one line each on standard error, status 2."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import typer
 
 
 def exit_with(faults: Sequence[str]) -> NoReturn:
-    """Print every fault on standard error. Raises typer.Exit.
+    """Print each fault on standard error and exit with status 2.
 
-    faults: at least one, each naming its file, row or key.
+    Args:
+        faults: One line for each fault, which names its file, row or key; not empty.
+
+    Raises:
+        typer.Exit: Always.
     """
     for fault in faults:
         typer.echo(f"rcot: {fault}", err=True)

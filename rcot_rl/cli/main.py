@@ -1,23 +1,25 @@
-"""The console script: parses, calls one function, prints. `rcot --help`.
+"""The console script `rcot`: parse the arguments, call one function, print the result.
 
-Exit status: 0 done; 2 the input or the configuration is at fault (one line on standard error);
-1 anything else; 130 after Ctrl-C. Heavy modules are imported inside commands.
+Exit status: 0 for success; 2 if the input or configuration is invalid (one line per fault on
+standard error); 130 after Ctrl-C; 1 for any other failure. Commands import heavy modules inside
+their functions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
-from rcot_rl import __version__, variables
+from rcot_rl import __version__
 from rcot_rl.cli.checkpoint_commands import checkpoints_app
 from rcot_rl.cli.data_commands import data_app
 from rcot_rl.cli.faults import exit_with
@@ -25,12 +27,17 @@ from rcot_rl.cli.launch_commands import launch_app
 from rcot_rl.cli.recipe_commands import recipe_app
 from rcot_rl.cli.score_commands import score_app
 from rcot_rl.errors import InputError
+from rcot_rl.system import variables
+from rcot_rl.system.logs import configure_logging
+
+if TYPE_CHECKING:
+    from rcot_rl.recipe.schema import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="RCoT-Seg: train a model to reason about video and to segment what a sentence means.",
+    help="RCoT-Seg: train a model to reason about video and segment what a query describes.",
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoints_app, name="checkpoints")
@@ -39,12 +46,12 @@ app.add_typer(launch_app, name="launch")
 app.add_typer(recipe_app, name="recipe")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")
+    str, typer.Argument(help="A recipe's YAML file, or the name of a shipped recipe.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, in YAML.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides; values in YAML.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (runs/<name>).")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/<name>).")]
 
 
 def _version(show: bool) -> None:
@@ -58,14 +65,28 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Log each component and its values to stderr."),
+    ] = False,
 ) -> None:
-    pass
+    if verbose:
+        configure_logging(logging.INFO)
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
-    """Run the whole chain of a recipe; finished stages are skipped, unfinished ones resume."""
-    _run_stages(recipe, overrides, out, None)
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    checked: Annotated[
+        bool, typer.Option("--checked", hidden=True, help="The launcher has run the preflight.")
+    ] = False,
+) -> None:
+    """Run all stages of a recipe. Finished stages are skipped; an interrupted stage resumes."""
+    from rcot_rl.recipe.loader import load_recipe
+
+    _run_stages(load_recipe(recipe, overrides or []), out, None, checked=checked)
 
 
 @app.command()
@@ -74,39 +95,23 @@ def train(
     overrides: Overrides = None,
     out: Out = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="A training stage; may be repeated (default: all).")
+        list[str] | None, typer.Option(help="A training stage; repeatable (default: all).")
     ] = None,
 ) -> None:
-    """The training stages only (the data stage must be done)."""
-    from rcot_rl.chain import TRAINING
+    """Run only training stages. The shards must exist."""
+    from rcot_rl.recipe.loader import load_recipe
+    from rcot_rl.suggestions import did_you_mean
 
+    loaded = load_recipe(recipe, overrides or [], stages=())
     for name in stage or ():
-        if name not in TRAINING:
-            raise InputError(f"'{name}' is not one of {', '.join(TRAINING)}", key="--stage")
-    chosen = tuple(s for s in TRAINING if s in (stage or TRAINING))
-    _run_stages(recipe, overrides, out, chosen, some=stage is None)
-
-
-@app.command()
-def sft(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
-    """CoT-SFT only (the data stage must be done)."""
-    _run_stages(recipe, overrides, out, ("sft",))
-
-
-@app.command()
-def grpo(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    out: Out = None,
-    task: Annotated[
-        str, typer.Option(help="aks, ktg, or both: those among the recipe's stages.")
-    ] = "both",
-) -> None:
-    """The GRPO stages only."""
-    tasks = {"aks": ("grpo-aks",), "ktg": ("grpo-ktg",), "both": ("grpo-aks", "grpo-ktg")}
-    if task not in tasks:
-        raise InputError(f"'{task}' is not aks, ktg or both", key="--task")
-    _run_stages(recipe, overrides, out, tasks[task], some=task == "both")
+        if name not in loaded.train:
+            known = ", ".join(loaded.train)
+            hint = did_you_mean(name, loaded.train)
+            raise InputError(f"'{name}' is not one of {known}{hint}", key="--stage")
+    stages = loaded.in_order(stage or set(loaded.stages) & set(loaded.train) or loaded.train)
+    if not stages:
+        raise InputError("the recipe has no training stage", key="train")
+    _run_stages(loaded, out, stages)
 
 
 @app.command("preflight")
@@ -116,45 +121,39 @@ def preflight_command(
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     gpu_gib: Annotated[
-        float | None, typer.Option(help="Memory of one GPU (default: asked here, or 48).", min=1)
+        float | None, typer.Option(help="GiB of one GPU (default: this host's, or 48).", min=1)
     ] = None,
 ) -> None:
-    """Everything that can be checked before a GPU is held; prints the plan and its costs."""
+    """Check a run before any GPU is allocated, and print its plan and costs."""
     from cluster.preflight.plan import examine_file
 
-    found = examine_file(recipe, overrides or [], out, gpu_gib=gpu_gib, strict=not as_json)
-    typer.echo(json.dumps(found.as_dict()) if as_json else found.text())
-    if not found.ok:
-        exit_with(found.errors)
+    result = examine_file(recipe, overrides or [], out, gpu_gib=gpu_gib, strict=not as_json)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.text())
+    if not result.ok:
+        exit_with(result.errors)
 
 
 @app.command()
 def predict(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
-    """Predictions and held-out rewards of a run's checkpoints."""
-    _run_stages(recipe, overrides, out, ("predict",))
+    """Predict with a run's checkpoints and compute their held-out rewards."""
+    from rcot_rl.recipe.loader import load_recipe
+
+    _run_stages(load_recipe(recipe, overrides or [], stages=()), out, ("predict",))
 
 
 def _run_stages(
-    recipe: str,
-    overrides: list[str] | None,
-    out: Path | None,
-    stages: tuple[str, ...] | None,
-    some: bool = False,
+    recipe: Recipe, out: Path | None, stages: tuple[str, ...] | None, *, checked: bool = False
 ) -> None:
-    """stages: None: the recipe's. some: of `stages`, those that the recipe has, if it has any."""
+    """Run `stages`. None: run the recipe's stages and print a summary."""
     from rcot_rl.chain import run as run_chain
-    from rcot_rl.recipe.loader import load_recipe
 
-    # a command of one stage reads no other's section: `run_chain` looks at those that it needs
-    loaded = load_recipe(recipe, overrides or [], needs=None if stages is None else ())
-    if stages is not None and some:
-        stages = tuple(s for s in stages if s in loaded.stages) or stages
     try:
-        folder = run_chain(loaded, out or Path("runs") / loaded.name, stages)
-    except KeyboardInterrupt:  # here, because typer would turn it into a bare "Aborted"
-        _fail("stopped; the same command goes on from here", 130)
+        root = out or Path("runs") / recipe.name
+        folder = run_chain(recipe, root, stages, checked=checked)
+    except KeyboardInterrupt:  # typer would print only "Aborted"
+        _fail("interrupted; rerun the same command to resume", 130)
     if stages is None:
-        from rcot_rl.monitoring.summary import summary_table
+        from rcot_rl.monitoring.run_summary import summary_table
 
         typer.echo(summary_table(folder.root))
 
@@ -162,14 +161,14 @@ def _run_stages(
 @app.command("eval")
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="<video>/<expression_id>/<frame>.png")],
-    dataset: Annotated[str, typer.Option(help="The benchmark.")],
-    corpus: Annotated[Path, typer.Option(help="Its folder.")],
-    split: Annotated[str, typer.Option()] = "valid",
+    dataset: Annotated[str, typer.Option(help="Dataset of the benchmark.")],
+    corpus: Annotated[Path, typer.Option(help="Folder of the dataset.")],
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "valid",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """J, F and J&F of predictions on a benchmark."""
+    """Score predicted masks on a benchmark: J, F and J&F."""
     from rcot_rl.evaluation.benchmarks import evaluate as evaluate_predictions
-    from rcot_rl.monitoring.summary import fault_lines, score_text
+    from rcot_rl.monitoring.run_summary import fault_lines, score_text
 
     result = evaluate_predictions(dataset, corpus, split, predictions)
     if as_json:
@@ -184,7 +183,7 @@ def evaluate(
 
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """One self-contained HTML page of a run."""
+    """Write a run's report, one self-contained HTML page."""
     from rcot_rl.monitoring.report import write_report
 
     typer.echo(str(write_report(run_dir)))
@@ -193,11 +192,14 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder.")]) -> 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one recipe.")],
-    page: Annotated[Path | None, typer.Option(help="Also an HTML page with the curves.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write an HTML page with curves.")] = None,
 ) -> None:
-    """What GRPO changed over several runs (seeds): paired, with 95 % intervals, in Markdown."""
-    from rcot_rl.files import write_text
+    """Compare metrics before and after GRPO over several runs (seeds), as a Markdown table.
+
+    Differences are paired and have 95 % confidence intervals.
+    """
     from rcot_rl.monitoring.compare import comparison_page, comparison_table
+    from rcot_rl.system.files import write_text
 
     typer.echo(comparison_table(runs))
     if page is not None:
@@ -207,20 +209,22 @@ def compare(
 @app.command()
 def segment(
     video: Annotated[Path, typer.Argument(help="An mp4, or a folder of frames.")],
-    query: Annotated[str, typer.Argument(help="What to segment.")],
-    out: Annotated[Path, typer.Option(help="Where masks, overlay and trace go.")] = Path(
+    query: Annotated[str, typer.Argument(help="Description of the object to segment.")],
+    out: Annotated[Path, typer.Option(help="Output folder for masks, overlay and trace.")] = Path(
         "segmented"
     ),
     model: Annotated[str, typer.Option(help="A Qwen2.5-VL folder or hub id, or `tiny`.")] = "tiny",
     sam2: Annotated[str, typer.Option(help="A SAM2 folder or hub id, `tiny` or `flow`.")] = "tiny",
-    prompts: Annotated[str | None, typer.Option(help="A prompt set; default: the model's.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A prompt set (default: the model's).")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    every: Annotated[int, typer.Option(help="Take every k-th frame.", min=1)] = 1,
+    every: Annotated[int, typer.Option(help="Use every k-th frame.", min=1)] = 1,
     skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out frames that cannot be decoded.")
+        bool, typer.Option("--skip-corrupt", help="Skip frames that cannot be decoded.")
     ] = False,
 ) -> None:
-    """Segment what a sentence means in a video of one's own."""
+    """Segment the object a sentence describes in your own video."""
     from rcot_rl.inference.segment import segment as segment_video
 
     if device not in ("cpu", "cuda"):
@@ -232,7 +236,7 @@ def segment(
         model=model,
         sam2=sam2,
         prompts=prompts,
-        device=device,
+        device=cast(Literal["cpu", "cuda"], device),
         every=every,
         skip_corrupt=skip_corrupt,
         announce=typer.echo,
@@ -242,24 +246,25 @@ def segment(
 
 @app.command()
 def doctor() -> None:
-    """Compare what is installed with the pinned versions."""
-    from rcot_rl.doctor import examine
+    """Compare the installed packages with the pinned versions."""
+    from rcot_rl.system.doctor import examine
 
     faults = examine()
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
         raise typer.Exit(2)
-    typer.echo("everything installed is as pinned")
+    typer.echo("all packages have their pinned versions")
 
 
 def main() -> None:
-    """The console script's entry point: errors become exit statuses here, and only here."""
+    """Run the console script. Only this function turns errors into exit statuses."""
     signal.signal(signal.SIGTERM, _terminated)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored below nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _terminated)
-    # a shell starts background jobs with SIGINT ignored: then nothing would answer to it
+    # a shell starts background jobs with SIGINT ignored, so that Ctrl-C would have no effect
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    configure_logging(logging.WARNING)
     variables.settle()
     try:
         app(_with_paths(sys.argv[1:]), prog_name="rcot")
@@ -267,7 +272,7 @@ def main() -> None:
         _fail("\nrcot: ".join(error.faults), 2)
     except Exception as error:
         from cluster.supervise.processes import StageFailed
-        from rcot_rl.disk import KINDS, explained
+        from rcot_rl.system.disk import KINDS, explained
 
         if isinstance(error, OSError) and error.errno in KINDS:
             where = error.filename
@@ -275,16 +280,16 @@ def main() -> None:
             _fail(str(InputError(text if where else f"a file {text}", file=where)), 2)
         if not isinstance(error, StageFailed):
             raise
-        _fail(f"{error}\nthe whole log: {error.log}", 1)
+        _fail(f"{error}\nfull log: {error.log}", 1)
 
 
-_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
+_OPTION = re.compile(r"-v|--[a-z][a-z0-9-]*(=.*)?", re.DOTALL)
 
 
 def _with_paths(arguments: list[str]) -> list[str]:
-    """The arguments with `./` before names of files that start with `-` and are no options.
+    """Return the arguments with `./` before names of files that start with `-`.
 
-    All options have two dashes and a word.
+    Options stay as they are: two dashes and a word, or `-v`.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [

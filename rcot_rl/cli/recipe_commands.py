@@ -1,4 +1,4 @@
-"""`rcot recipe …`: what a recipe resolves to, and what every key means."""
+"""`rcot recipe …`: show a resolved recipe, and list all keys."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from typing import Annotated
 
 import typer
 
-recipe_app = typer.Typer(no_args_is_help=True, help="A recipe's values, and every key's meaning.")
+recipe_app = typer.Typer(
+    no_args_is_help=True, help="Show a resolved recipe, and list all recipe keys."
+)
 
 
 @recipe_app.command("show")
 def show_recipe(
-    recipe: Annotated[str, typer.Argument(help="A recipe's YAML file, or a shipped one's name.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's YAML file, or the name of a shipped recipe.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, in YAML.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides; values in YAML."),
     ] = None,
 ) -> None:
-    """The resolved recipe as YAML, each value with its origin: file and line, override, default."""
+    """Print the resolved recipe as YAML, with the file and line of each value."""
     from rcot_rl.recipe.loader import resolve_recipe
     from rcot_rl.recipe.reference import show
 
@@ -30,10 +35,10 @@ def show_recipe(
 
 @recipe_app.command("keys")
 def list_keys(
-    prefix: Annotated[str, typer.Argument(help="Only keys at or below this one.")] = "",
+    prefix: Annotated[str, typer.Argument(help="List only keys at or below this one.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Every key of the recipe with type, default and meaning, from the schema."""
+    """List all recipe keys with type, default and meaning."""
     from rcot_rl.recipe.reference import recipe_keys
 
     keys = recipe_keys(prefix)
@@ -51,8 +56,8 @@ def list_keys(
 
 @recipe_app.command("page", hidden=True)
 def write_page(out: Annotated[Path, typer.Argument(help="A Markdown file.")]) -> None:
-    """Write the key reference of the documentation."""
-    from rcot_rl.files import write_text
+    """Write the documentation's key reference."""
     from rcot_rl.recipe.reference import keys_page
+    from rcot_rl.system.files import write_text
 
     write_text(out, keys_page())

@@ -1,9 +1,10 @@
-"""`rcot score`: scoring, and the reward lab beside it.
+"""`rcot score`: score responses offline, and inspect rewards.
 
     rcot score REWARD [k=v …] [--in F] [--out F]     score responses (`rcot score --check REWARD`)
     rcot score explain | probe | replay …            see their --help
 
-Anything that is none of the three names is a reward; one that is called like them is given by path.
+A first argument other than these three commands is a reward. Give a reward with such a name by its
+path.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from typer.core import TyperGroup
 
 from rcot_rl.cli.faults import exit_with
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.source import NOT_YAML
 
 SCORE = "responses"
 """The command behind `rcot score REWARD`."""
 
 RewardArgument = Annotated[
-    str, typer.Argument(help="A reward's name, YAML file, FILE.py:FUNCTION or pkg://module.")
+    str, typer.Argument(help="A reward: name, YAML file, FILE.py:FUNCTION or pkg://module.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of a recipe, in YAML.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of a reward recipe; values in YAML."),
 ]
-Source = Annotated[Path | None, typer.Option("--in", help="JSON lines (standard input).")]
+Source = Annotated[Path | None, typer.Option("--in", help="JSON lines (default: standard input).")]
 
 
 class _RewardOrCommand(TyperGroup):
-    """A group whose first argument may be a reward."""
+    """A command group whose first argument can also be a reward."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
@@ -44,7 +45,7 @@ class _RewardOrCommand(TyperGroup):
 score_app = typer.Typer(
     cls=_RewardOrCommand,
     no_args_is_help=True,
-    help="Score responses offline (REWARD [--in F] [--out F]), and look into rewards.",
+    help="Score responses offline (REWARD [--in F] [--out F]), and inspect rewards.",
     subcommand_metavar="REWARD | COMMAND [ARGS]...",
 )
 
@@ -55,19 +56,20 @@ def responses(
     overrides: Overrides = None,
     source: Source = None,
     target: Annotated[
-        Path | None, typer.Option("--out", help="JSON lines (standard output).")
+        Path | None, typer.Option("--out", help="JSON lines (default: standard output).")
     ] = None,
     segmenter: Annotated[
         str | None, typer.Option(help="For mask_iou: `tiny`, `flow`, or a SAM2 folder or hub id.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Do not score: hold the reward to its contract.")
+        bool,
+        typer.Option("--check", help="Check that the reward meets its contract; score nothing."),
     ] = False,
 ) -> None:
-    """Score JSON lines of responses, one line each. The name may be left out."""
+    """Score responses in JSON lines; one line of output each. `responses` can be omitted."""
     maker = None
     if segmenter is not None:
-        from rcot_rl.inference.segmenter_actor import LocalSegmenter
+        from rcot_rl.segmentation.segmenter_actor import LocalSegmenter
 
         maker = LocalSegmenter(segmenter)
     if check:
@@ -76,7 +78,7 @@ def responses(
         report = check_reward(reward, overrides=read_overrides(overrides), segmenter=maker)
         typer.echo(report.text())
         if not report.ok:
-            exit_with([f"{reward}: {f.check}: {f.says}" for f in report.errors])
+            exit_with([f"{reward}: {f.check}: {f.message}" for f in report.errors])
         return
     from reward_fns.score_lines import score_file
 
@@ -88,28 +90,28 @@ def explain(
     reward: RewardArgument,
     overrides: Overrides = None,
     source: Source = None,
-    line: Annotated[int, typer.Option(help="Which line of the input.", min=1)] = 1,
+    line: Annotated[int, typer.Option(help="Line of the input.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """One response: each item's match and distances, and the reason for every point lost."""
+    """Explain the reward of one response: matches, distances and the reason for each deduction."""
     from reward_fns.lab.explain import explain as explain_response
     from reward_fns.score import load_reward
     from reward_fns.score_lines import others_of, read_line
 
     row = read_line(source, line)
     known = load_reward(reward, overrides=read_overrides(overrides))
-    found = explain_response(known, row["response"], row["ground_truth"], **others_of(row))
-    typer.echo(json.dumps(found.as_dict()) if as_json else found.text())
+    result = explain_response(known, row["response"], row["ground_truth"], **others_of(row))
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.text())
 
 
 @score_app.command()
 def probe(
     reward: RewardArgument,
     overrides: Overrides = None,
-    task: Annotated[str | None, typer.Option(help="aks or ktg; for a user's function.")] = None,
-    strict: Annotated[bool, typer.Option(help="Status 2 when an exploit pays.")] = False,
+    task: Annotated[str | None, typer.Option(help="Task of your own function: aks or ktg.")] = None,
+    strict: Annotated[bool, typer.Option(help="Status 2 if an exploit pays.")] = False,
 ) -> None:
-    """What known exploits earn beside honest attempts."""
+    """Compare the rewards of known exploits with those of honest responses."""
     from reward_fns.lab.probe import probe as probe_reward
     from reward_fns.lab.probe import table
     from reward_fns.score import load_reward
@@ -124,18 +126,24 @@ def probe(
 def replay(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     reward: Annotated[
-        list[str], typer.Option("--reward", help="Twice or more; 'NAME k=v …' with overrides.")
+        list[str],
+        typer.Option(
+            "--reward", help="A reward, or 'NAME k=v …' with overrides; give at least two."
+        ),
     ],
-    stage: Annotated[str, typer.Option(help="Whose rollouts.")] = "grpo-ktg",
-    out: Annotated[Path | None, typer.Option(help="Where replay.json and replay.html go.")] = None,
+    stage: Annotated[str, typer.Option(help="GRPO stage of the rollouts.")] = "grpo-ktg",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of replay.json and replay.html (default: RUN/replay)."),
+    ] = None,
 ) -> None:
-    """Rescore a run's rollouts: how means, spreads, advantages and rankings would have changed."""
+    """Rescore a run's rollouts and compare means, spreads, advantages and rankings."""
     from rcot_rl.monitoring.reward_replay import replay as replay_run
     from rcot_rl.monitoring.reward_replay import replay_text, write_replay
     from reward_fns.score import load_reward
 
     if len(reward) < 2:
-        raise InputError("name two rewards or more to compare", key="--reward")
+        raise InputError("give at least two rewards to compare", key="--reward")
     canvas = run_canvas(run)
     rewards = {}
     for spec in reward:
@@ -148,28 +156,23 @@ def replay(
 
 
 def read_overrides(given: list[str] | None) -> dict[str, Any] | None:
-    """`key.path=value` texts as a reward recipe's overrides. Raises InputError."""
-    found = {}
-    for text in given or []:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise InputError(f"'{text}' is not key.path=value", file="command line")
-        try:
-            found[key] = yaml.safe_load(value)
-        except NOT_YAML as error:
-            raise InputError(
-                f"'{value}' is not a YAML value", file="command line", key=key
-            ) from error
-    return found or None
+    """Return `key.path=value` texts as a reward recipe's overrides; None if there are none.
+
+    Raises:
+        InputError: A text has another form, or its value is not valid YAML.
+    """
+    from rcot_rl.recipe.layers import parse_override
+
+    return dict(map(parse_override, given or [])) or None
 
 
 def run_canvas(run: Path) -> int:
-    """The canvas that a run's policy saw, from its recipe. Raises InputError."""
+    """Return the image canvas of a run in pixels. Raises InputError if it has no valid recipe."""
     path = run / "recipe.yaml"
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
         return int(record["recipe"]["canvas"]["image"])
     except OSError as error:
-        raise InputError("no such run", file=path) from error
+        raise InputError("no such file; name the folder of a run", file=path) from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"is no run's recipe: {error}", file=path) from error
+        raise InputError(f"is not the recipe of a run: {error}", file=path) from error

@@ -1,1 +1,1 @@
-"""J, F and J&F of predicted masks. Start at `benchmarks.evaluate`."""
+"""J, F and J&F of predicted masks; the entry point is `benchmarks.evaluate`."""

@@ -1,33 +1,34 @@
-"""J, F and J&F of a folder of predictions on a benchmark, by its public protocol.
+"""J, F and J&F of predictions on a benchmark, by the benchmark's public protocol.
 
 | benchmark       | protocol                                                                       |
 | --------------- | ------------------------------------------------------------------------------ |
 | ref-youtube-vos | mean over all annotated frames, then over expressions                          |
 | mevis           | the same                                                                       |
-| reasonvos       | the same; the annotated frames are those that have a PNG                       |
+| reasonvos       | the same; the annotated frames are those with a PNG                            |
 | davis17         | the same, each expression alone (VISA's protocol, which the paper follows)     |
-| revos           | J and F of an expression in percent rounded to 2 decimals; means over the      |
-|                 | referring and over the reasoning ones; overall is the mean of the two means    |
+| revos           | J and F of an expression in percent, rounded to 2 decimals; means over the     |
+|                 | referring and the reasoning expressions; overall is the mean of the two means  |
 
 J&F is the mean of J and F, all in percent. Every expression stays in the mean:
 
-- A missing or unusable prediction of a frame counts 0 and is listed. In ReVOS it makes the whole
-  expression count 0, as in the public script; the other scripts skip such expressions or crash.
+- A missing or unusable prediction of a frame counts 0 and is listed. In ReVOS the whole expression
+  then counts 0, as in the public script; the other scripts skip such expressions or crash.
 - Ground truth is read as the public scripts read it: a mask list with more entries than frames is
-  scored, and JPEGs are not needed. A frame whose ground truth is missing or unusable counts 0; in
-  ReVOS the whole expression does, as in the public script. Each such defect is listed.
-- Any pixel that is not 0 counts as object, as in the public scripts. Other values than 0 and 255,
-  and names that no frame or expression has, are listed with their likely cause.
+  scored, and JPEGs are not needed. A frame with missing or unusable ground truth counts 0; in ReVOS
+  the whole expression does, as in the public script. Each such defect is listed.
+- Any pixel that is not 0 counts as object, as in the public scripts. Values other than 0 and 255
+  and unknown names are listed with their likely cause.
 
-ReVOS' expressions without a target (type 2) are in no mean of J or F; like those of any benchmark
-they are reported apart, with N-Acc (how many are left empty in every frame) beside T-Acc (how many
-of those with a target are not).
+ReVOS' expressions without a target (type 2) are excluded from the means of J and F. For every
+benchmark, expressions without a target are reported separately, with N-Acc (the share that is empty
+in every frame) and T-Acc (the share of the other expressions that is not empty).
 
-Left out: DAVIS' own route over four merged annotators, and ReVOS' accuracy and robustness scores.
+Left out: DAVIS' protocol over four merged annotators, and ReVOS' accuracy and robustness scores.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,29 +37,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video, open_corpus
-from data_pipelines.corpora.metadata import repeated_keys
+from data_pipelines.corpora.json_node import repeated_keys
 from data_pipelines.parallel import ordered_map
 from rcot_rl.errors import InputError
-from rcot_rl.evaluation.baselines import BASELINES
+from rcot_rl.evaluation.aggregate import Subset, aggregate
 from rcot_rl.evaluation.jf import jf_video
-from rcot_rl.evaluation.keyframes import keyframe_figures
+from rcot_rl.evaluation.keyframe_figures import keyframe_figures
+from rcot_rl.evaluation.mask_baselines import BASELINES
 from rcot_rl.evaluation.predictions import Predicted, first_size, read_masks, read_trace
-from rcot_rl.evaluation.summary import summarise
-from rcot_rl.evaluation.truth import Defect, Truth, read_truth, targets_at
+from rcot_rl.evaluation.truth import Truth, TruthDefect, read_truth, targets_at
 from rcot_rl.evaluation.unexpected import Unexpected, looks_inverted, unknown_folders
-from rcot_rl.paths import check_path
+from rcot_rl.system.paths import check_path
 
 __all__ = ["BASELINES", "Predict", "Progress", "evaluate", "evaluate_masks"]
 
 Predict = Callable[[Corpus, Video, Expression], np.ndarray]
-"""A method to be scored: the expression's masks, bool [T, H, W] in source size."""
+"""A method to score: returns the expression's masks, bool [T, H, W] in source size."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each expression."""
 
+logger = logging.getLogger(__name__)
+
 
 class Pair(NamedTuple):
-    """One sentence about one video."""
+    """One expression with its video."""
 
     video: Video
     expression: Expression
@@ -66,13 +69,13 @@ class Pair(NamedTuple):
 
 @dataclass
 class Scored:
-    """One expression's line of the result, and what is to be listed."""
+    """The result of one expression: its row and the entries of the lists."""
 
     row: dict[str, Any]
     missing: list[str] = field(default_factory=list)
     faults: list[dict[str, str]] = field(default_factory=list)
     unexpected: list[Unexpected] = field(default_factory=list)
-    defects: list[Defect] = field(default_factory=list)
+    defects: list[TruthDefect] = field(default_factory=list)
 
 
 def evaluate(
@@ -87,23 +90,27 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score PREDICTIONS_DIR/<video>/<expression_id>/<frame>.png against a corpus.
 
-    limit: only the first expressions in the corpus' order. workers: processes. Returns JSON values:
-    those of `summary.summarise`, and
+    Args:
+        limit: Score only the first expressions in the corpus' order.
 
-        benchmark, root, split, limit     what was scored; root is the corpus' folder
-        missing      `video/expression` or `video/expression/frame` without a prediction
-        faults       [{"place", "reason"}] predictions and traces that cannot be used
-        unexpected   [{"place", "reason", "cause"}] names and values no prediction should have
-        defects      [{"file", "key", "reason", "effect", "expressions"}] of the ground truth
+    Returns:
+        JSON values: those of `aggregate.aggregate`, and
 
-    Raises InputError for a missing folder, a limit below 1 and a corpus that is unknown, unreadable
-    or published without masks.
+            benchmark, root, split, limit   what was scored; root is the corpus' folder
+            missing      `video/expression` or `video/expression/frame` without a prediction
+            faults       [{"place", "reason"}] predictions and traces that cannot be used
+            unexpected   [{"place", "reason", "cause"}] unknown names and improper values
+            defects      [{"file", "key", "reason", "effect", "expressions"}] of the ground truth
+
+    Raises:
+        InputError: The folder is missing, the limit is below 1, or the corpus is unknown,
+            unreadable or published without masks.
     """
     corpus = open_corpus(dataset, corpus_root, split)
     check_path(predictions_dir)
     root = Path(predictions_dir)
     if not root.is_dir():
-        raise InputError("no such folder (of predictions)", file=root)
+        raise InputError("predictions: no such folder", file=root)
 
     def score(pair: Pair) -> Scored:
         return _score_files(corpus, pair, root)
@@ -120,20 +127,19 @@ def evaluate_masks(
     split: str,
     predict: Predict,
     limit: int | None = None,
-    *,
-    workers: int = 1,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score masks that `predict` makes, by the same rules and with the same result.
+    """Score the masks that `predict` returns, by the rules of `evaluate`.
 
-    Raises ValueError for masks that are not [T, H, W] of the video; InputError as `evaluate`.
+    Raises:
+        ValueError: `predict` returned masks that are not [T, H, W] of the video.
+        InputError: See `evaluate`.
     """
     corpus = open_corpus(dataset, corpus_root, split)
 
     def score(pair: Pair) -> Scored:
-        return _score_made(corpus, pair, predict)
+        return _score_predicted(corpus, pair, predict)
 
-    return _run(corpus, score, limit, workers, progress)
+    return _run(corpus, score, limit, workers=1, progress=None)
 
 
 def _run(
@@ -150,11 +156,13 @@ def _run(
         raise InputError("the corpus has no expressions", file=corpus.expressions_file)
     if not corpus.has_masks:
         raise InputError(
-            f"{corpus.dataset} '{corpus.split}' is published without masks; only its server can "
-            "score it",
+            f"{corpus.dataset} '{corpus.split}' is published without masks; only the benchmark's "
+            "server can score it",
             file=corpus.root,
         )
     corpus.load()
+    message = "evaluation: %s '%s' at %s, %d expressions, %d processes"
+    logger.info(message, corpus.dataset, corpus.split, corpus.root, len(pairs), workers)
     scored: list[Scored] = []
     for one in ordered_map(score, pairs, workers):
         scored.append(one)
@@ -165,7 +173,7 @@ def _run(
         "root": str(corpus.root),
         "split": corpus.split,
         "limit": limit,
-        **summarise(corpus.dataset, [s.row for s in scored]),
+        **aggregate(corpus.dataset, [s.row for s in scored]),
         "missing": [m for s in scored for m in s.missing],
         "faults": [f for s in scored for f in s.faults],
         "unexpected": [u for s in scored for u in s.unexpected],
@@ -187,8 +195,8 @@ def _repeated(corpus: Corpus) -> Iterator[dict[str, Any]]:
 def _listed(
     corpus: Corpus, pairs: Sequence[Pair], scored: Sequence[Scored]
 ) -> list[dict[str, Any]]:
-    """Each defect once, with what it costs and the expressions that it touches."""
-    expressions: dict[tuple[Defect, str], list[str]] = {}
+    """Return each defect once, with its effect and the expressions that have it."""
+    expressions: dict[tuple[TruthDefect, str], list[str]] = {}
     for pair, one in zip(pairs, scored, strict=True):
         for defect in one.defects:
             effect = _effect(corpus, defect, len(pair.video.frames))
@@ -205,7 +213,7 @@ def _listed(
     ]
 
 
-def _effect(corpus: Corpus, defect: Defect, n_frames: int) -> str:
+def _effect(corpus: Corpus, defect: TruthDefect, n_frames: int) -> str:
     if n_frames and not defect.frames:
         return "does not change the score"
     if corpus.dataset == "revos" or defect.frames == n_frames:
@@ -224,7 +232,7 @@ def _score_files(corpus: Corpus, pair: Pair, root: Path) -> Scored:
     height, width = truth.masks_thw.shape[1:]
     size = (height, width)
     predicted = read_masks(root, video.id, expression.id, video.frames, size)
-    # A frame without ground truth may be missing.
+    # a frame that is not scored may lack a prediction
     listed = {_name(pair), *_scored_names(pair, truth)}
     predicted.missing = [m for m in predicted.missing if m in listed]
     cause = looks_inverted(*_usable_masks(truth, predicted))
@@ -232,9 +240,9 @@ def _score_files(corpus: Corpus, pair: Pair, root: Path) -> Scored:
         reason = "the complement of the masks fits the ground truth"
         predicted.unexpected.append(Unexpected(place=_name(pair), reason=reason, cause=cause))
     row = _row(corpus, pair, truth, predicted)
-    trace, wrong = read_trace(root, video.id, expression.id, len(video.frames))
-    if wrong is not None:
-        predicted.faults.append({"place": f"{_name(pair)}/trace.json", "reason": wrong})
+    trace, fault = read_trace(root, video.id, expression.id, len(video.frames))
+    if fault is not None:
+        predicted.faults.append({"place": f"{_name(pair)}/trace.json", "reason": fault})
     if trace is not None:
         objects = None
         if (truth.scored & truth.known)[trace.keyframe]:
@@ -244,16 +252,16 @@ def _score_files(corpus: Corpus, pair: Pair, root: Path) -> Scored:
     return Scored(row, predicted.missing, predicted.faults, predicted.unexpected, truth.defects)
 
 
-def _score_made(corpus: Corpus, pair: Pair, predict: Predict) -> Scored:
+def _score_predicted(corpus: Corpus, pair: Pair, predict: Predict) -> Scored:
     truth = read_truth(corpus, *pair)
-    wanted = truth.masks_thw.shape
+    shape = truth.masks_thw.shape
     try:
         masks = np.asarray(predict(corpus, *pair))
     except CorpusFault:
-        # no file tells the size of this clip: its ground truth is unusable in any case
-        truth.known[:], masks = False, np.zeros(wanted, dtype=bool)
-    if masks.shape != wanted:
-        raise ValueError(f"{_name(pair)}: {masks.shape}, not {wanted}")
+        # no file has the size of this clip, so its ground truth is unusable in any case
+        truth.known[:], masks = False, np.zeros(shape, dtype=bool)
+    if masks.shape != shape:
+        raise ValueError(f"{_name(pair)}: masks have shape {masks.shape}, expected {shape}")
     everywhere = np.ones(len(masks), dtype=bool)
     row = _row(corpus, pair, truth, Predicted(masks != 0, everywhere))
     return Scored(row, defects=truth.defects)
@@ -270,7 +278,7 @@ def _usable_masks(truth: Truth, predicted: Predicted) -> tuple[np.ndarray, np.nd
 
 
 def _row(corpus: Corpus, pair: Pair, truth: Truth, predicted: Predicted) -> dict[str, Any]:
-    """The expression's line; J and F are fractions here, `summarise` makes percent of them."""
+    """Return the expression's row; J and F are fractions, which `aggregate` turns into percent."""
     video, expression = pair
     at = truth.scored
     present, known = predicted.usable[at], truth.known[at]
@@ -294,11 +302,11 @@ def _row(corpus: Corpus, pair: Pair, truth: Truth, predicted: Predicted) -> dict
     }
 
 
-def _subset(corpus: Corpus, pair: Pair) -> str:
+def _subset(corpus: Corpus, pair: Pair) -> Subset:
     if corpus.dataset != "revos":
-        targets = len(pair.expression.object_ids)
-        return ("no_target", "single_target", "multi_target")[min(targets, 2)]
-    names = {0: "referring", 1: "reasoning", 2: "no_target"}
+        by_targets: tuple[Subset, ...] = ("no_target", "single_target", "multi_target")
+        return by_targets[min(len(pair.expression.object_ids), 2)]
+    names: dict[int | None, Subset] = {0: "referring", 1: "reasoning", 2: "no_target"}
     if pair.expression.type_id not in names:
         key = f"videos.{pair.video.id}.expressions.{pair.expression.id}.type_id"
         raise InputError("must be 0, 1 or 2", file=corpus.expressions_file, key=key)

@@ -1,14 +1,14 @@
 """Region similarity J and boundary accuracy F, equal to the DAVIS 2017 reference to the last bit.
 
-J is the intersection over the union. F is the harmonic mean of the precision and the recall of
-boundary pixels, a pixel being matched within a disk of radius ceil(0.008 · image diagonal).
+J is the intersection over the union. F is the harmonic mean of precision and recall of boundary
+pixels; a pixel matches within a disk of radius ceil(0.008 · image diagonal).
 
-Edge cases, as the reference has them: J = 1 when both masks are empty; F = 1 when neither has a
-boundary (so a full frame against an empty one has J = 0 and F = 1) and 0 when one has none.
+Edge cases, as in the reference: J = 1 if both masks are empty; F = 1 if neither has a boundary (so
+a full frame against an empty one has J = 0 and F = 1) and 0 if only one has none.
 
-Masks are packed, 64 pixels to a word, so that a boundary is a few shifts and exclusive ors, a
-dilation a few shifts and ors, and an area a population count; only the window around both masks is
-looked at. Left out: the reference's recall and decay statistics over a sequence.
+Masks are packed, 64 pixels per word, so that a boundary takes a few shifts and XORs, a dilation a
+few shifts and ORs, and an area a population count. Only the window around both masks is processed.
+Left out: the reference's recall and decay statistics over a sequence.
 """
 
 from __future__ import annotations
@@ -26,52 +26,42 @@ _CARRY = np.uint64(63)
 
 
 def region_similarity(gt: np.ndarray, pred: np.ndarray) -> float | np.ndarray:
-    """J of two masks [H, W] (a float), or of each frame of two videos [T, H, W] (float64 [T]).
+    """Return J of two masks or of each frame of two videos. Raises ValueError.
 
-    Any non-zero pixel is foreground. Raises ValueError when the shapes differ.
+    Args:
+        gt: Ground truth, [H, W] or [T, H, W]; any non-zero pixel is foreground.
+        pred: Prediction of the same shape.
+
+    Returns:
+        A float for masks, float64 [T] for videos.
     """
     gt_thw, pred_thw = _as_videos(gt, pred)
     frames = zip(_pack(gt_thw), _pack(pred_thw), strict=True)
     areas = [(_area(g & p), _area(g | p)) for g, p in frames]
-    scores = np.array([both / either if either else 1.0 for both, either in areas])
-    return scores if gt.ndim == 3 else float(scores[0])
-
-
-def boundary_f(gt: np.ndarray, pred: np.ndarray, bound_th: float = BOUND_TH) -> float | np.ndarray:
-    """F of two masks [H, W] (a float), or of each frame of two videos [T, H, W] (float64 [T]).
-
-    bound_th: below 1 a share of the diagonal, from 1 on a whole number of pixels. Raises
-    ValueError when the shapes differ or bound_th is neither.
-    """
-    gt_thw, pred_thw = _as_videos(gt, pred)
-    scores = _score(_pack(gt_thw), _pack(pred_thw), gt_thw.shape[1:], bound_th)[1]
+    scores = np.array([shared / union if union else 1.0 for shared, union in areas])
     return scores if gt.ndim == 3 else float(scores[0])
 
 
 def jf_video(
     gt_thw: np.ndarray,
     pred_thw: np.ndarray,
-    void: np.ndarray | None = None,
     bound_th: float = BOUND_TH,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """J and F of each frame, float64 [T] both.
+    """Return J and F of each frame, both float64 [T]. Raises ValueError.
 
-    gt_thw, pred_thw: [T, H, W], any non-zero pixel is foreground. void, of the same shape: pixels
-    that are taken out of both masks first. Raises ValueError when shapes differ.
+    Args:
+        gt_thw: Ground truth, [T, H, W]; any non-zero pixel is foreground.
+        pred_thw: Prediction of the same shape.
+        bound_th: A share of the diagonal below 1, or a whole number of pixels.
     """
     if gt_thw.ndim != 3:
         raise ValueError(f"masks must be [T, H, W], not of shape {gt_thw.shape}")
     _as_videos(gt_thw, pred_thw)
-    gt_bits, pred_bits = _pack(gt_thw), _pack(pred_thw)
-    if void is not None:
-        _as_videos(gt_thw, void)
-        kept = ~_pack(void)
-        gt_bits, pred_bits = gt_bits & kept, pred_bits & kept
-    return _score(gt_bits, pred_bits, gt_thw.shape[1:], bound_th)
+    return _score(_pack(gt_thw), _pack(pred_thw), gt_thw.shape[1:], bound_th)
 
 
 def match_radius(size: tuple[int, ...], bound_th: float = BOUND_TH) -> int:
-    """Radius in pixels within which boundaries match, for an image of (H, W)."""
+    """Return the radius in pixels within which boundaries match, for an image of size (H, W)."""
     if bound_th >= 1 and bound_th == int(bound_th):
         return int(bound_th)
     if not 0 <= bound_th < 1:
@@ -88,7 +78,7 @@ def _as_videos(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _pack(masks_thw: np.ndarray) -> np.ndarray:
-    """uint64 [T, H, ceil(W / 64)]: pixel x is bit x % 64 of word x // 64; the rest is zero."""
+    """Return uint64 [T, H, ceil(W / 64)]: pixel x is bit x % 64 of word x // 64; padding is 0."""
     octets = np.packbits(masks_thw.astype(bool, copy=False), axis=-1, bitorder="little")
     short = -octets.shape[-1] % 8
     if short:
@@ -97,7 +87,7 @@ def _pack(masks_thw: np.ndarray) -> np.ndarray:
 
 
 def _area(bits: np.ndarray) -> int:
-    """Pixels that are set."""
+    """Return the number of set pixels."""
     return int(np.bitwise_count(bits).sum(dtype=np.int64))
 
 
@@ -111,31 +101,34 @@ def _score(
     for t in np.flatnonzero(rows.any(axis=1)):
         top, bottom = _span(rows[t])
         left, right = _span(columns[t])
-        # Columns of words first: shifts and ors then run over long contiguous stretches.
+        # words first: shifts and ORs then run over long contiguous memory
         pair = np.empty((right - left, 2, bottom - top), dtype=np.uint64)
         pair[:, 0] = gt_bits[t, top:bottom, left:right].T
         pair[:, 1] = pred_bits[t, top:bottom, left:right].T
-        both, either = _area(pair[:, 0] & pair[:, 1]), _area(pair[:, 0] | pair[:, 1])
-        jaccard[t] = both / either
-        if both < either:
+        shared, joined = _area(pair[:, 0] & pair[:, 1]), _area(pair[:, 0] | pair[:, 1])
+        jaccard[t] = shared / joined
+        if shared < joined:
             edges = _boundaries(pair, size[1] if right == union.shape[2] else None)
             boundary[t] = _f_measure(edges, radius)
     return jaccard, boundary
 
 
 def _span(occupied: np.ndarray) -> tuple[int, int]:
-    """The smallest [first, last) with all that is occupied, and one more on each side."""
+    """Return the smallest [first, last) around all occupied indices, one wider on each side."""
     first, last = int(occupied.argmax()), len(occupied) - int(occupied[::-1].argmax())
     return max(first - 1, 0), min(last + 1, len(occupied))
 
 
 def _boundaries(pair: np.ndarray, width: int | None) -> np.ndarray:
-    """Pixels that differ from their right, lower or lower-right neighbour.
+    """Return the pixels that differ from their right, lower or lower-right neighbour.
 
-    pair: packed masks [w, 2, h]. Beyond the image, neighbours equal the pixel on its edge: the
-    last row is compared with the right only, the last column with below only. width: that of the
-    image when the window ends at its right edge, else None (the window then ends in empty words,
-    as it ends in an empty row when it does not end at the image's last one).
+    Neighbours beyond the image equal the pixel on its edge: the last row is compared only with the
+    right, the last column only with the row below.
+
+    Args:
+        pair: Packed masks [w, 2, h]. A window that does not end at the image's edge ends in an
+            empty row or word.
+        width: The image's width if the window ends at its right edge, else None.
     """
     right = pair >> _ONE
     right[:-1] |= pair[1:] << _CARRY
@@ -148,7 +141,7 @@ def _boundaries(pair: np.ndarray, width: int | None) -> np.ndarray:
 
 
 def _f_measure(edges: np.ndarray, radius: int) -> float:
-    """F of boundary maps [w, 2, h], ground truth first."""
+    """Return F of boundary maps [w, 2, h], ground truth first."""
     gt, pred = edges[:, 0], edges[:, 1]
     n_gt, n_pred = _area(gt), _area(pred)
     if n_gt == 0 and n_pred == 0:
@@ -159,13 +152,13 @@ def _f_measure(edges: np.ndarray, radius: int) -> float:
     precision, recall = _area(pred & near[:, 0]) / n_pred, _area(gt & near[:, 1]) / n_gt
     if precision + recall == 0:
         return 0.0
-    # The reference's order of operations, which decides the last bit.
+    # same order of operations as the reference, since it decides the last bit
     return 2 * precision * recall / (precision + recall)
 
 
 @lru_cache(maxsize=64)
 def _disk_runs(radius: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """The disk x² + y² <= radius² as (half width, the row offsets that have it), narrow first."""
+    """Return the disk x² + y² <= radius² as (half width, its row offsets), narrowest first."""
     runs: dict[int, list[int]] = {}
     for dy in range(radius, -1, -1):
         runs.setdefault(math.isqrt(radius * radius - dy * dy), []).append(dy)
@@ -173,11 +166,11 @@ def _disk_runs(radius: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
 
 
 def _dilate(edges: np.ndarray, radius: int) -> np.ndarray:
-    """Packed maps [w, n, h] dilated by a disk.
+    """Return packed maps [w, n, h] dilated by a disk.
 
-    Rows are widened step by step to the half widths of the disk's rows and put down at their
-    offsets. A step is at most one more than the width so far: a run that the window's edge has cut
-    then still overlaps its shifted self, and no gap opens.
+    Rows are widened step by step to the half widths of the disk's rows and added at their offsets.
+    A step exceeds the half width so far by at most one, so that a run cut by the window's edge
+    still overlaps its shifted copy and no gap opens.
     """
     near = np.zeros_like(edges)
     wide, spare = edges.copy(), (np.empty_like(edges), np.empty_like(edges))
@@ -196,11 +189,11 @@ def _dilate(edges: np.ndarray, radius: int) -> np.ndarray:
     return near
 
 
-def _widen(bits: np.ndarray, step: int, sum_: np.ndarray, part: np.ndarray) -> None:
-    """Each pixel together with those `step` to its left and right, in place; two spare arrays."""
+def _widen(bits: np.ndarray, step: int, total: np.ndarray, part: np.ndarray) -> None:
+    """OR each pixel with those `step` to its left and right, in place, with two spare arrays."""
     shift, carry = np.uint64(step), np.uint64(64 - step)
-    np.right_shift(bits, shift, out=sum_)
-    sum_ |= np.left_shift(bits, shift, out=part)
-    sum_[:-1] |= np.left_shift(bits[1:], carry, out=part[1:])
-    sum_[1:] |= np.right_shift(bits[:-1], carry, out=part[1:])
-    bits |= sum_
+    np.right_shift(bits, shift, out=total)
+    total |= np.left_shift(bits, shift, out=part)
+    total[:-1] |= np.left_shift(bits[1:], carry, out=part[1:])
+    total[1:] |= np.right_shift(bits[:-1], carry, out=part[1:])
+    bits |= total

@@ -1,8 +1,7 @@
 """Ground truth of one expression, as the public evaluation scripts read it, and its defects.
 
-Scores need masks and nothing else: a missing JPEG changes no score. A frame whose mask is missing
-or unusable counts 0 and stays in the mean. Every deviation from a flawless corpus is reported as a
-`Defect`.
+Scores need only masks: a missing JPEG does not change a score. A frame with a missing or unusable
+mask counts 0 and stays in the mean. Every deviation from a correct corpus is a `TruthDefect`.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ import numpy as np
 from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
 
 SPARSE = ("ref-youtube-vos", "reasonvos")
-"""Benchmarks that score the frames with a mask image; the others score every frame."""
+"""Benchmarks that score only frames with a mask image; the others score every frame."""
 
 _Size = tuple[int, int]
 
 
-class Defect(NamedTuple):
+class TruthDefect(NamedTuple):
     """One defect of the ground truth."""
 
     file: str
     key: str
-    """Where in the file, or the video and the expression that need the file."""
+    """Place in the file, or the video and expression that need the file."""
     reason: str
     frames: int = 0
-    """Frames of an expression whose ground truth it makes unusable."""
+    """Number of the expression's frames whose ground truth it makes unusable."""
 
 
 @dataclass
@@ -41,14 +40,11 @@ class Truth:
 
     masks_thw: np.ndarray
     """bool [T, H, W], the union of the targets."""
-
     scored: np.ndarray
     """bool [T]: frames that the protocol scores."""
-
     known: np.ndarray
     """bool [T]: frames with usable ground truth; a scored frame that is not known counts 0."""
-
-    defects: list[Defect] = field(default_factory=list)
+    defects: list[TruthDefect] = field(default_factory=list)
 
 
 def read_truth(
@@ -57,9 +53,6 @@ def read_truth(
     """Read the masks of an expression's targets.
 
     Args:
-        corpus: The benchmark.
-        video: The clip.
-        expression: One of its expressions.
         size: (H, W) to assume if neither a mask nor a JPEG has one.
     """
     n_frames = len(video.frames)
@@ -69,13 +62,13 @@ def read_truth(
         np.ones(n_frames, dtype=bool),
         np.ones(n_frames, dtype=bool),
     )
-    here = f"videos.{video.id}.expressions.{expression.id}"
-    defects = list(_entry_defects(corpus, video, expression, here))
-    faults: Counter[Defect] = Counter()
+    entry = f"videos.{video.id}.expressions.{expression.id}"
+    defects = list(_entry_defects(corpus, video, expression, entry))
+    faults: Counter[TruthDefect] = Counter()
     for anno_id in expression.anno_ids:
-        unfit = corpus.annotation_fault(video, anno_id)
-        if unfit is not None:
-            faults[_defect(corpus, video, unfit)] = 0
+        list_fault = corpus.annotation_fault(video, anno_id)
+        if list_fault is not None:
+            faults[_defect(corpus, video, list_fault)] = 0
     for t in range(n_frames):
         for anno_id in expression.anno_ids:
             try:
@@ -92,13 +85,13 @@ def read_truth(
     if expression.unlabelled:
         truth.known[:] = False
     elif n_frames and not truth.scored.any():
-        # Without any annotated frame the public scripts skip the expression; here it counts 0.
+        # public scripts skip an expression without annotated frames; here it counts 0
         truth.scored[:], truth.known[:] = True, False
         reason = f"no frame of the video has a mask image of {', '.join(expression.anno_ids)}"
-        defects.append(Defect(_label_folder(corpus), here, reason, n_frames))
+        defects.append(TruthDefect(_label_folder(corpus), entry, reason, n_frames))
     elif expression.object_ids and not truth.masks_thw.any() and truth.known.all():
         reason = f"no frame shows the target ({', '.join(expression.object_ids)})"
-        defects.append(Defect(str(corpus.expressions_file), here, reason))
+        defects.append(TruthDefect(str(corpus.expressions_file), entry, reason))
     truth.defects = [
         *defects,
         *_merged(faults, n_frames),
@@ -110,11 +103,7 @@ def read_truth(
 def targets_at(
     corpus: Corpus, video: Video, expression: Expression, frame_index: int, size: _Size
 ) -> dict[str, np.ndarray]:
-    """Return object id -> bool [H, W] in one frame, all False for an absent object.
-
-    Raises:
-        CorpusFault: A mask is missing, unusable or of another size.
-    """
+    """Return object id -> bool [H, W] in a frame, all False if absent. Raises CorpusFault."""
     targets = {}
     for object_id, anno_id in zip(expression.object_ids, expression.anno_ids, strict=True):
         mask = corpus.published_mask(video, anno_id, frame_index)
@@ -127,8 +116,8 @@ def targets_at(
 def clip_size(corpus: Corpus, video: Video, expression: Expression) -> _Size | None:
     """Return (H, W) of an expression's masks.
 
-    Masks of several sizes: the most frequent one. Without any mask it is the size of the video's
-    JPEGs, or else of other expressions' masks. None if none of them is readable.
+    If masks have several sizes, the most frequent one. Without masks, the size of the video's
+    JPEGs, or else of other expressions' masks. None if none of these is readable.
     """
     frame = _jpeg_size(corpus, video)
     shapes = _mask_shapes(corpus, video, expression)
@@ -171,27 +160,27 @@ def _check_size(
 
 
 def _entry_defects(
-    corpus: Corpus, video: Video, expression: Expression, here: str
-) -> Iterator[Defect]:
-    """What is wrong with the expression's entry itself."""
+    corpus: Corpus, video: Video, expression: Expression, entry: str
+) -> Iterator[TruthDefect]:
+    """Yield the defects of the expression's entry itself."""
     file, n = str(corpus.expressions_file), len(video.frames)
     if not video.frames:
-        yield Defect(file, f"videos.{video.id}.frames", "the video has no frames")
+        yield TruthDefect(file, f"videos.{video.id}.frames", "the video has no frames")
     if expression.unlabelled:
-        yield Defect(file, here, "no file says which object this expression describes", n)
+        yield TruthDefect(file, entry, "no file names the object of this expression", n)
     if sum(e.id == expression.id for e in video.expressions) > 1:
         reason = "several expressions of the video have this id, so they share one prediction"
-        yield Defect(file, here, reason)
+        yield TruthDefect(file, entry, reason)
     if expression.type_id in (0, 1) and not expression.object_ids:
         reason = f"type_id is {expression.type_id}, but there is no object; 2 is without a target"
-        yield Defect(file, here, reason)
+        yield TruthDefect(file, entry, reason)
     if expression.type_id == 2 and expression.object_ids:
-        yield Defect(file, here, "type_id is 2 (without a target), but there are objects")
+        yield TruthDefect(file, entry, "type_id is 2 (without a target), but there are objects")
 
 
-def _frame_defects(corpus: Corpus, video: Video, size: _Size) -> Iterator[Defect]:
-    """JPEGs that are missing, broken or not of the masks' size; one entry for each kind."""
-    faults: dict[Defect, int] = {}
+def _frame_defects(corpus: Corpus, video: Video, size: _Size) -> Iterator[TruthDefect]:
+    """Yield one defect for each kind: JPEGs that are missing, broken or of another size."""
+    faults: dict[TruthDefect, int] = {}
     for frame in video.frames:
         try:
             height, width = corpus.frame_size(video.id, frame)
@@ -201,16 +190,17 @@ def _frame_defects(corpus: Corpus, video: Video, size: _Size) -> Iterator[Defect
             reason = f"frame_size: {height} x {width}, the masks {size[0]} x {size[1]}"
             if (height, width) == size:
                 continue
-        faults[Defect(str(corpus.frame_path(video.id, frame)), video.id, reason)] = 0
+        faults[TruthDefect(str(corpus.frame_path(video.id, frame)), video.id, reason)] = 0
     yield from _merged(faults, len(video.frames))
 
 
-def _merged(faults: Mapping[Defect, int], n_frames: int) -> Iterator[Defect]:
-    """One defect for each reason: the first, and how many more there are.
+def _merged(faults: Mapping[TruthDefect, int], n_frames: int) -> Iterator[TruthDefect]:
+    """Yield one defect for each reason: the first one and the number of others.
 
-    faults: how many frames each makes unusable.
+    Args:
+        faults: TruthDefect -> number of frames that it makes unusable.
     """
-    kinds: dict[str, list[Defect]] = {}
+    kinds: dict[str, list[TruthDefect]] = {}
     for fault in faults:
         kinds.setdefault(fault.reason, []).append(fault)
     for reason, (first, *others) in kinds.items():
@@ -219,13 +209,13 @@ def _merged(faults: Mapping[Defect, int], n_frames: int) -> Iterator[Defect]:
         yield first._replace(reason=reason + more, frames=lost)
 
 
-def _defect(corpus: Corpus, video: Video, fault: CorpusFault) -> Defect:
-    """A reader's fault, whose place is a file, or a file and a key in it."""
+def _defect(corpus: Corpus, video: Video, fault: CorpusFault) -> TruthDefect:
+    """Convert a reader's fault, whose place is a file, optionally followed by a key in it."""
     reason = fault.reason + (f": {fault.detail}" if fault.detail else "")
     for file in (getattr(corpus, "masks_file", None), corpus.expressions_file, corpus.root):
         if isinstance(file, Path) and fault.place.startswith(f"{file} "):
-            return Defect(str(file), fault.place[len(str(file)) + 1 :], reason)
-    return Defect(fault.place, video.id, reason)
+            return TruthDefect(str(file), fault.place[len(str(file)) + 1 :], reason)
+    return TruthDefect(fault.place, video.id, reason)
 
 
 def _label_folder(corpus: Corpus) -> str:

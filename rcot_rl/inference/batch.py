@@ -1,14 +1,15 @@
-"""Many requests through vLLM engines on Ray Data: for descriptions and traces of whole corpora.
+"""Batch requests through vLLM engines on Ray Data, for descriptions and traces of whole corpora.
 
-Ray Data's own LLM processor runs the engines, as actors of whatever cluster the driver is connected
-to; requests go out as prompts and names of frames, which are read and resized where there is room,
-so that the driver never holds an image. Answers come back in any order, each as soon as its block
-is done. Nothing is remembered here: `data_pipelines.traces.response_cache` keeps what was answered.
+Ray Data's LLM processor runs the engines as actors of the cluster that the driver is connected to.
+Requests are sent as prompts and paths of frames; the frames are read and resized by the workers, so
+the driver never holds an image. Answers arrive in any order, each as soon as its block is done.
+Nothing is cached here: `data_pipelines.traces.response_cache` keeps the answers.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,24 +18,27 @@ from typing import Any
 
 from rcot_rl.inference.policy import Sampling
 from rcot_rl.inference.prompting import Media, Prompter, engine_arguments, video_arguments
-from rcot_rl.recipe.inference import EngineSection
+from rcot_rl.recipe.inference_section import EngineSection
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
-"""Fault of an answer of whose frames none could be read."""
+"""Fault of an answer if none of its frames could be read."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: a user turn about frames on disk, which the answering host must see too."""
+    """One request: a user turn about frames on disk, which the worker's host must also see."""
 
     key: str
     text: str
     frames: tuple[str, ...]
     media: Media
     canvas: int
-    """Side of the square that frames are resized to."""
+    """Side of the square that frames are resized to, in pixels."""
     seed: int
     fps: float = 2.0
+    """Frames per second, if `media` is a video."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,13 @@ class Answer:
     key: str
     text: str
     tokens: int
+    """Number of generated tokens."""
     fault: str = ""
+    """`UNREADABLE`, or empty."""
 
 
 class BatchEngine:
-    """vLLM engines behind Ray Data. Needs an initialised Ray; holds nothing between calls."""
+    """vLLM engines behind Ray Data. Needs an initialised Ray; keeps nothing between calls."""
 
     def __init__(
         self,
@@ -60,14 +66,25 @@ class BatchEngine:
         batch: int = 32,
         seed: int = 0,
     ) -> None:
-        """Raises InputError for a model folder without processor or tokenizer."""
+        """Read the model's processor; engines start with the first request.
+
+        Args:
+            batch: Requests per block.
+        """
         self.prompter = Prompter(model, section.max_model_len)
         self.model, self.section, self.device = model, section, device
         self.engines, self.batch, self.seed = engines, batch, seed
+        logger.info(
+            "batch engine: model %s, %d engines on %s, %d requests per block, max_model_len %d",
+            model,
+            engines,
+            device,
+            batch,
+            self.prompter.max_model_len,
+        )
 
     def answers(self, asks: Sequence[Ask], sampling: Sampling) -> Iterator[Answer]:
-        """An answer to each of `asks`, in any order. Raises InputError for a prompt that is too
-        long or an image that the model's processor would resize."""
+        """Yield an answer to each request, in any order. Raises InputError."""
         import ray
 
         if not asks:
@@ -91,7 +108,7 @@ class BatchEngine:
             "canvas": ask.canvas,
             "media": ask.media,
             "fps": ask.fps,
-            # as text: Arrow has no type for a mapping by token, nor for an absent seed
+            # JSON text: Arrow has no type for a mapping by token, nor for an absent seed
             "sampling": json.dumps(self.prompter.params(sampling, ask.seed)),
         }
 
@@ -120,17 +137,17 @@ class BatchEngine:
 
 
 def prepare(row: dict[str, Any]) -> dict[str, Any]:
-    """Read a row's frames onto its canvas: what the engine stage takes.
+    """Return the engine stage's input: the row with its frames read and resized to the canvas.
 
-    In place of a frame that does not decode the nearest one that does is shown: the prompt says how
-    many there are. A row without any is unreadable.
+    A frame that does not decode is replaced by the nearest one that does, because the prompt names
+    the number of frames. A row without any readable frame is marked unreadable.
     """
-    images = _nearest([_frame(path, int(row["canvas"])) for path in row["frames"]])
+    images = _fill_gaps([_frame(path, int(row["canvas"])) for path in row["frames"]])
     sampling = json.loads(row["sampling"])
     sampling["logit_bias"] = {int(k): v for k, v in sampling["logit_bias"].items()}
     out = {"key": row["key"], "readable": bool(images)}
     if not images:
-        # the engine's stage takes every row: this one is asked for one token, which is not used
+        # the engine stage takes every row: this one generates one token, which is discarded
         images = [_blank(int(row["canvas"]))] * len(row["frames"])
         sampling["max_tokens"] = 1
     media: dict[str, Any]
@@ -142,35 +159,35 @@ def prepare(row: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
 
         media = {"video": np.stack(images)}
-        out["mm_processor_kwargs"] = Held(video_arguments(len(images), float(row["fps"])))
+        out["mm_processor_kwargs"] = OpaqueDict(video_arguments(len(images), float(row["fps"])))
     out |= {
         "prompt": row["prompt"],
-        "multimodal_data": Held(media),
-        "sampling_params": Held(sampling),
+        "multimodal_data": OpaqueDict(media),
+        "sampling_params": OpaqueDict(sampling),
     }
     return out
 
 
-def _nearest(images: list[Any]) -> list[Any]:
-    """The same number of images, None replaced by the nearest that is one, the earlier on a tie;
-    empty when all are None."""
-    there = [k for k, image in enumerate(images) if image is not None]
-    if not there:
+def _fill_gaps(images: list[Any]) -> list[Any]:
+    """Replace each None by the nearest image, on a tie by the earlier; empty if all are None."""
+    readable = [k for k, image in enumerate(images) if image is not None]
+    if not readable:
         return []
-    return [images[min(there, key=lambda k: (abs(k - at), k))] for at in range(len(images))]
+    return [images[min(readable, key=lambda k: (abs(k - i), k))] for i in range(len(images))]
 
 
 def finish(row: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of an engine's output."""
+    """Return the key, text and token count of an engine's output; -1 tokens: unreadable."""
     tokens = int(row["num_generated_tokens"]) if row["readable"] else -1
     return {"key": row["key"], "text": row["generated_text"], "tokens": tokens}
 
 
-class Held(dict[str, Any]):
-    """A mapping that Arrow carries as the object it is, instead of taking it apart by column."""
+class OpaqueDict(dict[str, Any]):
+    """A mapping that Arrow carries as one object, instead of splitting it into columns."""
 
 
 def _frame(path: str, canvas: int) -> Any:
+    """Return uint8 [canvas, canvas, 3] RGB; None if the file does not decode."""
     import cv2
 
     from data_pipelines.geometry import to_canvas

@@ -1,10 +1,8 @@
-"""Rewards on held-out prompts, to compare checkpoints on the same questions (section 4.4).
+"""Rewards on held-out prompts, to compare checkpoints on the same rows (section 4.4).
 
-Every checkpoint answers the same validation rows: `k` samples at the training temperature, with
-one fixed seed per prompt, and one greedy response. Means per prompt are kept, so that checkpoints
-are compared pair by pair.
-
-Left out: the comparison itself, which is the evaluation's.
+Every checkpoint answers the same validation rows: `k` samples at the training temperature, with one
+fixed seed per prompt, and one greedy response. Means per prompt are kept, so that checkpoints can
+be compared as pairs.
 """
 
 from __future__ import annotations
@@ -18,43 +16,37 @@ import cv2
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.policy import Policy, Request, Sampling
+from rcot_rl.inference.policy import Policy, PolicyRequest, Sampling
 from reward_fns.score import Reward, Score
 
 PLACEHOLDER = "<image>"
 
 
 class Rewards(TypedDict):
-    """Rewards of one way of sampling."""
+    """Rewards of one sampling method."""
 
     mean: float
     per_prompt: list[float]
-    """Mean over the prompt's responses, in the order of the rows."""
-
+    """Mean over each prompt's responses, in row order."""
     components: dict[str, float]
     """Mean of each unweighted component."""
 
 
 class Heldout(TypedDict):
-    """What `heldout_rewards` returns."""
+    """Result of `heldout_rewards`."""
 
     prompts: list[str]
-    """A name per row (`extra_info.index` if there is one), to pair results by."""
-
+    """A name per row (`extra_info.index` if present, else its position), to pair results by."""
     sampled: Rewards
     greedy: Rewards
     components: dict[str, float]
-    """Those of the samples."""
+    """Components of the samples."""
 
 
 def read_rows(
     shards: Sequence[Path], limit: int | None = None, task: str | None = None
 ) -> list[dict[str, Any]]:
-    """The first `limit` rows of parquet shards, images with absolute paths.
-
-    task: only rows of that task, of shards that hold several. Raises InputError for missing or
-    unreadable shards, and when they hold no row.
-    """
+    """Return the first `limit` rows of shards, with absolute image paths. Raises InputError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,15 +55,16 @@ def read_rows(
         if not shard.is_file():
             raise InputError("no such shard", file=shard)
         try:
-            found = pq.read_table(shard).to_pylist()
+            shard_rows = pq.read_table(shard).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"not a readable parquet file: {error}", file=shard) from error
         if task is not None:
-            found = [row for row in found if row.get("data_source") == f"rcot/{task}"]
-        for row in found:
+            data_source = f"rcot/{task}"
+            shard_rows = [row for row in shard_rows if row.get("data_source") == data_source]
+        for row in shard_rows:
             for image in row.get("images") or []:
                 _resolve(image, shard.parent)
-        rows += found
+        rows += shard_rows
         if limit is not None and len(rows) >= limit:
             return rows[:limit]
     if not rows:
@@ -90,22 +83,29 @@ def heldout_rewards(
     seed: int = 0,
     count: Callable[[str], int] | None = None,
 ) -> Heldout:
-    """Sampled and greedy rewards of a policy on verl RL rows of one task.
+    """Return the sampled and greedy rewards of a policy on verl RL rows of one task.
 
-    count: tokens of a text, for rewards that take `response_length` as in training. Raises
-    InputError, naming row and key, for a row that is no such row.
+    Args:
+        rows: Rows with one user message that starts with its only image.
+        k: Samples per prompt.
+        seed: The prompts' seeds derive from it.
+        count: Return the number of tokens of a text; rewards then get `response_length` and
+            `num_turns` as in training.
+
+    Raises:
+        InputError: A row is invalid; the error names row and key.
     """
     rows = list(rows)
     if not rows:
         raise InputError("no held-out rows to compare on")
     requests = [_request(row, index, seed) for index, row in enumerate(rows)]
-    drawn = policy.generate(requests, Sampling(max_tokens, n=k, temperature=temperature))
-    best = policy.generate(requests, Sampling(max_tokens))
-    sampled = _score(rows, drawn, reward, count)
+    samples = policy.generate(requests, Sampling(max_tokens, n=k, temperature=temperature))
+    greedy = policy.generate(requests, Sampling(max_tokens))
+    sampled = _score(rows, samples, reward, count)
     return Heldout(
         prompts=[_name(row, index) for index, row in enumerate(rows)],
         sampled=sampled,
-        greedy=_score(rows, best, reward, count),
+        greedy=_score(rows, greedy, reward, count),
         components=sampled["components"],
     )
 
@@ -136,7 +136,7 @@ def _scored(
     reward: Reward,
     count: Callable[[str], int] | None,
 ) -> Score:
-    # what training adds to a row (rcot_rl/training/reward_manager.py); the end token counts there
+    # as rcot_rl/training/reward_manager.py adds them to a row; it counts the end token
     added = {} if count is None else {"response_length": count(response) + 1, "num_turns": 2}
     truth = _get(row, index, "reward_model", "ground_truth")
     try:
@@ -151,8 +151,8 @@ def _scored(
         raise InputError(error.message, key=f"row {index}: {error.key}") from error
 
 
-def _request(row: Mapping[str, Any], index: int, seed: int) -> Request:
-    """The row's prompt and image as the rollouts showed them."""
+def _request(row: Mapping[str, Any], index: int, seed: int) -> PolicyRequest:
+    """Return the row's prompt and image as the rollouts show them."""
     prompt, images = _get(row, index, "prompt"), _get(row, index, "images")
     turns = prompt if isinstance(prompt, list) else []
     turns = [m if isinstance(m, Mapping) else {} for m in turns]
@@ -160,16 +160,16 @@ def _request(row: Mapping[str, Any], index: int, seed: int) -> Request:
     if len(texts) != 1 or turns[0].get("role") != "user" or not isinstance(texts[0], str):
         raise InputError("must be one user message", key=f"row {index}: prompt")
     text = texts[0]
-    one = isinstance(images, list) and len(images) == 1
-    if not one or not text.startswith(PLACEHOLDER) or text.count(PLACEHOLDER) != 1:
+    has_one_image = isinstance(images, list) and len(images) == 1
+    if not has_one_image or not text.startswith(PLACEHOLDER) or text.count(PLACEHOLDER) != 1:
         raise InputError("must begin with its only image", key=f"row {index}: prompt")
     text = text.removeprefix(PLACEHOLDER)
     image = _image(images[0], index)
-    return Request(text, image=image, seed=zlib.crc32(f"{seed}\0{index}\0{text}".encode()))
+    return PolicyRequest(text, image=image, seed=zlib.crc32(f"{seed}\0{index}\0{text}".encode()))
 
 
 def _image(value: Any, index: int) -> np.ndarray:
-    """uint8 [H, W, 3] RGB from `{"bytes": …}` or `{"path" | "image": …}`."""
+    """Return uint8 [H, W, 3] RGB from `{"bytes": …}` or `{"path" | "image": …}`."""
     key = f"row {index}: images"
     if not isinstance(value, dict):
         raise InputError("must be an object with bytes or a path", key=key)
@@ -190,7 +190,7 @@ def _image(value: Any, index: int) -> np.ndarray:
 
 
 def _resolve(image: Any, folder: Path) -> None:
-    """Make relative paths of an image absolute: they are relative to their shard."""
+    """Make an image's relative paths, which are relative to their shard, absolute."""
     if not isinstance(image, dict):
         return
     for key in ("path", "image"):

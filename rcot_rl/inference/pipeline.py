@@ -1,19 +1,14 @@
 """VDG → KFG → AKS → KTG: from videos and queries to keyframes, boxes and points (eqs. 1 to 5).
 
-Where the paper is silent, or the model does not answer, one rule each, and every use of one is a
-fault in the trace:
+Where the paper is silent, or the response has no valid answer, one rule applies, and each use of a
+rule is recorded as a fault in the trace:
 
-- An AKS iteration is one judgement (eq. 2) and, after B, one re-selection (eq. 3). After λ
-  iterations the last candidate stands, re-selected but not judged.
-- No keyframe in the answer to KFG: the first frame, as without KFG (Table 3).
-- No new keyframe in the answer to a re-selection: the frame farthest in time from all refused
-  ones, the earliest of equals, so that each judgement sees another frame.
-- Every frame refused: the last candidate stands.
-- Neither A nor B: the candidate stands, since it was not refused.
+- No keyframe in the answer to KFG: the first frame is used, as without KFG (Table 3).
+- AKS: the rules of `rcot_rl.protocol.keyframe_selection`, which training shares.
 - An object without a box is dropped; one without a point gets the centre of its box.
 
-Pairs are worked on together, stage by stage; a video is described once. Left out: sharing one
-encoding of a video between stages, which is vLLM's prefix and multimodal caches' work (media come
+Queries are processed together, stage by stage; a video is described once. Not implemented: sharing
+one encoding of a video between stages, which vLLM's prefix and multimodal caches do (media come
 first in every prompt).
 """
 
@@ -21,42 +16,46 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipelines.geometry import to_canvas
-from rcot_rl.inference.policy import Policy, Request, Sampling
-from rcot_rl.inference.trace import Clip, Query, Step, Trace, read_objects, to_source
+from rcot_rl.inference.policy import Policy, PolicyRequest, Sampling
+from rcot_rl.inference.query_trace import (
+    Trace,
+    TraceStep,
+    VideoClip,
+    VideoQuery,
+    read_objects,
+    to_source,
+)
 from rcot_rl.inference.video import sample_uniform
-from rcot_rl.protocol.keyframes import farthest
-from rcot_rl.protocol.parser import parse_keyframe, parse_option, parse_response
+from rcot_rl.protocol.keyframe_selection import KeyframeSelection
+from rcot_rl.protocol.parser import parse_keyframe, parse_response
 from rcot_rl.protocol.prompts import Prompts
-from rcot_rl.recipe.inference import PredictSection
+from rcot_rl.recipe.inference_section import PredictSection
 from rcot_rl.recipe.schema import CanvasSection
 
 NO_DESCRIPTION = "none"
-"""What prompts say in the place of a description that there is not."""
+"""Placeholder in prompts for a missing description."""
 
 
 @dataclass(frozen=True)
 class _View:
-    """The frames of a video that a prompt shows: position in the prompt -> frame index."""
+    """The frames of a video that a prompt shows."""
 
     key: str
     indices: tuple[int, ...]
+    """Position in the prompt -> frame index."""
     canvas_thwc: np.ndarray
-
-    def position(self, frame: int) -> int:
-        """Of a frame, or of the nearest that is shown, the earlier of equals."""
-        return min(range(len(self.indices)), key=lambda i: abs(self.indices[i] - frame))
+    """uint8 [T, S, S, 3] RGB."""
 
 
 @dataclass
 class _State:
-    query: Query
+    query: VideoQuery
     trace: Trace
-    refused: list[int] = field(default_factory=list)
 
     @property
     def description(self) -> str:
@@ -64,7 +63,7 @@ class _State:
 
 
 class Pipeline:
-    """The temporal reasoning and grounding of any policy."""
+    """Temporal reasoning and grounding with any policy."""
 
     def __init__(
         self,
@@ -74,17 +73,21 @@ class Pipeline:
         canvas: CanvasSection,
         seed: int = 0,
     ) -> None:
-        """seed: of the samples, when the section's temperature is above 0."""
+        """Set up a pipeline.
+
+        Args:
+            seed: Seed of the samples, if the section's temperature is above 0.
+        """
         self.policy = policy
         self.prompts = prompts
         self.section = section
         self.canvas = canvas
         self.seed = seed
-        self._described: dict[str, tuple[str, Step]] = {}
+        self._described: dict[str, tuple[str, TraceStep]] = {}
         self._views: dict[str, _View] = {}
 
-    def run(self, queries: Sequence[Query]) -> list[Trace]:
-        """One trace per query, in order. Raises InputError for what the policy cannot take."""
+    def run(self, queries: Sequence[VideoQuery]) -> list[Trace]:
+        """Return one trace per query, in order. Raises InputError."""
         states = [_State(query, Trace(query.text)) for query in queries]
         try:
             if self.section.vdg:
@@ -98,16 +101,16 @@ class Pipeline:
         return [state.trace for state in states]
 
     def _describe(self, states: list[_State]) -> None:
-        """x_vid of eq. 1, once per video."""
+        """Generate x_vid of eq. 1, once per video."""
         clips = {s.query.clip.key: s.query.clip for s in states}
         clips = {key: clip for key, clip in clips.items() if key not in self._described}
         views = [self._view(clip) for clip in clips.values()]
         texts = [self.prompts.vdg(len(view.indices)) for view in views]
         responses = self._ask_video(texts, views, self.section.vdg_tokens)
         for key, response in zip(clips, responses, strict=True):
-            # a policy trained to think and answer may do so here too: then the answer describes
-            said = parse_response(response).answer or response
-            self._described[key] = (said.strip(), Step("vdg", None, response))
+            # a policy trained to think and answer may do so here too
+            description = parse_response(response).answer or response
+            self._described[key] = (description.strip(), TraceStep("vdg", None, response))
         for state in states:
             state.trace.description, step = self._described[state.query.clip.key]
             state.trace.steps.append(step)
@@ -115,7 +118,7 @@ class Pipeline:
                 state.trace.faults.append("vdg:empty")
 
     def _select(self, states: list[_State]) -> None:
-        """z_sel of eq. 1."""
+        """Generate z_sel of eq. 1."""
         views = [self._view(s.query.clip) for s in states]
         texts = [
             self.prompts.kfg(s.query.text, len(v.indices))
@@ -124,7 +127,7 @@ class Pipeline:
         responses = self._ask_video(texts, views, self.section.kfg_tokens)
         for state, view, response in zip(states, views, responses, strict=True):
             trace = state.trace
-            trace.steps.append(Step("kfg", None, response))
+            trace.steps.append(TraceStep("kfg", None, response))
             position = parse_keyframe(parse_response(response).answer, len(view.indices))
             if position is None:
                 trace.faults.append("kfg:no_keyframe")
@@ -132,65 +135,51 @@ class Pipeline:
                 trace.keyframe = trace.initial_keyframe = view.indices[position]
 
     def _refine(self, states: list[_State]) -> None:
-        """Agentic keyframe selection: eqs. 2 and 3, λ times at most."""
-        active = states
-        for _ in range(self.section.rounds):
-            active = self._judge(active)
-            active = [s for s in active if self._has_unrefused(s)]
-            if not active:
-                return
-            self._reselect(active)
+        """Run agentic keyframe selection (eqs. 2 and 3) for all states, turn by turn."""
+        active = [(state, self._selection(state)) for state in states]
+        while active := [(state, s) for state, s in active if s.next_task is not None]:
+            self._judge([pair for pair in active if pair[1].next_task == "aks"])
+            self._reselect([pair for pair in active if pair[1].next_task == "kfg_again"])
 
-    def _judge(self, states: list[_State]) -> list[_State]:
-        """Eq. 2 on every candidate; returns those that were refused."""
+    def _selection(self, state: _State) -> KeyframeSelection:
+        clip = state.query.clip
+        shown = self._shown(clip, self.section.reevaluate_frames)
+        return KeyframeSelection(clip.n_frames, state.trace.keyframe, self.section.rounds, shown)
+
+    def _judge(self, pairs: list[tuple[_State, KeyframeSelection]]) -> None:
+        """Judge every candidate (eq. 2)."""
+        states = [state for state, _ in pairs]
         texts = [self.prompts.aks(s.description, s.query.text) for s in states]
         responses = self._ask_image(texts, states, self.section.aks_tokens)
-        refused = []
-        for state, response in zip(states, responses, strict=True):
-            trace = state.trace
-            trace.rounds += 1
-            trace.steps.append(Step("aks", trace.keyframe, response))
-            option = parse_option(parse_response(response).answer)
-            if option is None:
-                trace.faults.append("aks:no_option")
-            elif option == "B":
-                state.refused.append(trace.keyframe)
-                refused.append(state)
-        return refused
+        for (state, selection), response in zip(pairs, responses, strict=True):
+            self._advance(state, selection, TraceStep("aks", selection.candidate, response))
 
-    def _has_unrefused(self, state: _State) -> bool:
-        if len(set(state.refused)) < state.query.clip.n_frames:
-            return True
-        state.trace.faults.append("aks:all_frames_refused")
-        return False
-
-    def _reselect(self, states: list[_State]) -> None:
-        """z'_sel of eq. 3 for every refused candidate."""
-        views = [self._view(s.query.clip, self.section.reevaluate_frames) for s in states]
+    def _reselect(self, pairs: list[tuple[_State, KeyframeSelection]]) -> None:
+        """Generate z'_sel of eq. 3 for every refused candidate."""
+        views = [self._view(s.query.clip, self.section.reevaluate_frames) for s, _ in pairs]
         texts = [
             self.prompts.kfg_again(
-                s.query.text,
-                len(v.indices),
-                list(dict.fromkeys(v.position(frame) for frame in s.refused)),
-                s.description,
+                state.query.text,
+                len(selection.shown),
+                selection.rejected_positions(),
+                state.description,
             )
-            for s, v in zip(states, views, strict=True)
+            for state, selection in pairs
         ]
         responses = self._ask_video(texts, views, self.section.kfg_tokens)
-        for state, view, response in zip(states, views, responses, strict=True):
-            trace = state.trace
-            trace.steps.append(Step("kfg_again", None, response))
-            position = parse_keyframe(parse_response(response).answer, len(view.indices))
-            chosen = None if position is None else view.indices[position]
-            if chosen is None or chosen in state.refused:
-                trace.faults.append(
-                    "kfg_again:no_keyframe" if chosen is None else "kfg_again:refused_frame"
-                )
-                chosen = farthest(state.query.clip.n_frames, state.refused)
-            trace.keyframe = chosen
+        for (state, selection), response in zip(pairs, responses, strict=True):
+            self._advance(state, selection, TraceStep("kfg_again", None, response))
+
+    @staticmethod
+    def _advance(state: _State, selection: KeyframeSelection, step: TraceStep) -> None:
+        known_faults = len(selection.faults)
+        selection.advance(step.response)
+        state.trace.steps.append(step)
+        state.trace.faults += selection.faults[known_faults:]
+        state.trace.keyframe, state.trace.rounds = selection.candidate, selection.rounds
 
     def _ground(self, states: list[_State]) -> None:
-        """Boxes and points of eq. 5 on the keyframe, then in source pixels."""
+        """Generate the boxes and points of eq. 5 on the keyframe, and scale them to the source."""
         side = self.canvas.image
         texts = [
             self.prompts.ktg(s.description, s.query.text, self.section.zero_target, side)
@@ -199,34 +188,37 @@ class Pipeline:
         responses = self._ask_image(texts, states, self.section.ktg_tokens)
         for state, response in zip(states, responses, strict=True):
             trace = state.trace
-            trace.steps.append(Step("ktg", trace.keyframe, response))
+            trace.steps.append(TraceStep("ktg", trace.keyframe, response))
             read_objects(trace, response, side)
             height, width = state.query.clip.read(trace.keyframe).shape[:2]
             to_source(trace, side, height, width)
 
-    def _view(self, clip: Clip, sampled: int | None = None) -> _View:
-        """The whole clip on the video canvas, or a uniform sample; kept for the batch."""
+    def _view(self, clip: VideoClip, sampled: int | None = None) -> _View:
+        """Return the clip, or a uniform sample of it, on the video canvas; cached for the batch."""
         key = f"{sampled}:{clip.key}"
         if key not in self._views:
-            most = min(n for n in (sampled, self.section.max_frames, clip.n_frames) if n)
-            indices = sample_uniform(clip.n_frames, most)
-            whole = self._views.get(f"None:{clip.key}")
-            if whole is not None and set(indices) <= set(whole.indices):
-                frames = whole.canvas_thwc[[whole.indices.index(i) for i in indices]]
+            indices = self._shown(clip, sampled)
+            full = self._views.get(f"None:{clip.key}")
+            if full is not None and set(indices) <= set(full.indices):
+                frames = full.canvas_thwc[[full.indices.index(i) for i in indices]]
             else:
                 frames = np.stack([to_canvas(clip.read(i), self.canvas.video) for i in indices])
             self._views[key] = _View(key, indices, frames)
         return self._views[key]
 
+    def _shown(self, clip: VideoClip, sampled: int | None = None) -> tuple[int, ...]:
+        """Return the frame indices of `_view`."""
+        most = min(n for n in (sampled, self.section.max_frames, clip.n_frames) if n)
+        return sample_uniform(clip.n_frames, most)
+
     def _ask_video(self, texts: list[str], views: list[_View], tokens: int) -> list[str]:
-        fps = self.section.fps
-        return self._ask(
-            [
-                Request(text, video=view.canvas_thwc, fps=fps, seed=self._seed(view.key, text))
-                for text, view in zip(texts, views, strict=True)
-            ],
-            tokens,
-        )
+        requests = []
+        for text, view in zip(texts, views, strict=True):
+            seed = self._seed(view.key, text)
+            requests.append(
+                PolicyRequest(text, video=view.canvas_thwc, fps=self.section.fps, seed=seed)
+            )
+        return self._ask(requests, tokens)
 
     def _ask_image(self, texts: list[str], states: list[_State], tokens: int) -> list[str]:
         requests = []
@@ -234,13 +226,13 @@ class Pipeline:
             clip, frame = state.query.clip, state.trace.keyframe
             image = to_canvas(clip.read(frame), self.canvas.image)
             seed = self._seed(f"{clip.key}:{frame}", text)
-            requests.append(Request(text, image=image, seed=seed))
+            requests.append(PolicyRequest(text, image=image, seed=seed))
         return self._ask(requests, tokens)
 
     def _seed(self, media: str, text: str) -> int:
-        """Of one request: a function of what is asked, so that batches do not matter."""
+        """Return a request's seed, which depends on its content and not on the batch."""
         return zlib.crc32(f"{self.seed}\0{media}\0{text}".encode())
 
-    def _ask(self, requests: list[Request], tokens: int) -> list[str]:
+    def _ask(self, requests: list[PolicyRequest], tokens: int) -> list[str]:
         sampling = Sampling(tokens, temperature=self.section.temperature)
         return [choices[0] for choices in self.policy.generate(requests, sampling)]

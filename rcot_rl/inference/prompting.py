@@ -1,10 +1,12 @@
-"""From a request to what vLLM takes: the chat template, the media, and what would go wrong later.
+"""From a request to vLLM's input: the chat template, the media, and checks before generation.
 
-Three things that vLLM leaves to its caller are settled here. What the processor would resize is
-refused, because boxes are in pixels of the canvas. Frame rates are passed as the processor's
-`video_metadata`: metadata given with the frames is dropped for Qwen2.5-VL, and all frames then
-share one temporal position. Image and video placeholders are never sampled, as in training. Control
-tokens in a text are neutralized, whoever wrote it (`rcot_rl.protocol.control_tokens`).
+vLLM leaves these to its caller:
+
+- Media that the processor would resize are refused, because boxes are in pixels of the canvas.
+- Frame rates are passed as the processor's `video_metadata`. For Qwen2.5-VL, metadata passed with
+  the frames is dropped, and all frames then share one temporal position.
+- Image and video placeholders are never sampled, as in training.
+- Control tokens in any text are neutralized (`rcot_rl.protocol.control_tokens`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,14 @@ from typing import Any, Literal
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.policy import Sampling
-from rcot_rl.protocol.control_tokens import control_ids, neutralize, own_tokens, surplus_tokens
-from rcot_rl.protocol.keyframes import video_metadata
-from rcot_rl.recipe.inference import EngineSection
+from rcot_rl.protocol.control_tokens import (
+    control_ids,
+    extra_control_tokens,
+    neutralize,
+    surplus_tokens,
+)
+from rcot_rl.protocol.row_clips import video_metadata
+from rcot_rl.recipe.inference_section import EngineSection
 
 DEFAULT_MODEL_LEN = 32768
 CPU_KV_CACHE_BYTES = 256 << 20
@@ -24,10 +31,15 @@ Media = Literal["image", "video"]
 
 
 class Prompter:
-    """The processor of a checkpoint folder and its limits."""
+    """The processor of a checkpoint folder, and its limits."""
 
     def __init__(self, model: Path, max_model_len: int | None = None) -> None:
-        """max_model_len: None: 32768, or the model's largest position if that is smaller."""
+        """Load the processor.
+
+        Args:
+            max_model_len: Maximum number of tokens; None: 32768, or the model's largest position if
+                that is smaller.
+        """
         from transformers import AutoConfig, AutoProcessor
 
         self.model = model
@@ -41,30 +53,34 @@ class Prompter:
             for media in ("image", "video")
         ]
         added = tokenizer.added_tokens_decoder
-        self.own = own_tokens(added.values())
-        """Control tokens of this tokenizer that the static pattern does not know."""
+        self.extra_tokens = extra_control_tokens(added.values())
+        """Control tokens of this tokenizer that the static pattern does not cover."""
         self._control = control_ids(added)
         self._template_ids: dict[Media, list[int]] = {}
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
-        text = neutralize(text, self.own, keep_tags=True)
+        """Return the number of tokens of a text, without special tokens."""
+        text = neutralize(text, self.extra_tokens, keep_tags=True)
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, text: str, media: Media, size: tuple[int, int], n_frames: int = 1) -> str:
-        """The whole prompt of one user turn about media of `size` (H, W).
+        """Return the whole prompt of one user turn about one image or video.
 
-        Raises InputError for an image or frame that the processor would resize, for a prompt that
-        leaves no room in `max_model_len`, and for a control token that cannot be neutralized.
+        Args:
+            size: (H, W) of the image or frames, in pixels.
+
+        Raises:
+            InputError: The processor would resize the medium, the prompt leaves no room in
+                `max_model_len`, or a control token cannot be neutralized.
         """
-        prompt = self._rendered(neutralize(text, self.own, keep_tags=True), media)
+        prompt = self._rendered(neutralize(text, self.extra_tokens, keep_tags=True), media)
         ids = self.processor.tokenizer(prompt)["input_ids"]
         self._check_control(ids, media)
         self._check_length(len(ids), self.media_tokens(media, size, n_frames))
         return prompt
 
     def params(self, sampling: Sampling, seed: int | None) -> dict[str, Any]:
-        """Arguments of vLLM's SamplingParams."""
+        """Return the arguments of vLLM's SamplingParams."""
         greedy = sampling.temperature == 0
         return {
             "n": sampling.n,
@@ -89,13 +105,14 @@ class Prompter:
         surplus = surplus_tokens(ids, self._template_ids[media], self._control)
         if surplus:
             raise InputError(
-                f"a prompt holds the tokenizer's control token {', '.join(map(repr, surplus))}, "
-                "which cannot be neutralized; remove it from the expression or description",
+                f"a prompt contains the tokenizer's control token "
+                f"{', '.join(map(repr, surplus))}, which cannot be neutralized; remove it from the "
+                "expression or description",
                 file=self.model,
             )
 
     def media_tokens(self, media: Media, size: tuple[int, int], n_frames: int) -> int:
-        """Tokens of the image or video; InputError when the processor would resize it."""
+        """Return the number of tokens of an image or video of `size` (H, W). Raises InputError."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         if media == "image":
@@ -110,7 +127,7 @@ class Prompter:
         if resized != (height, width):
             raise InputError(
                 f"the model's processor would resize {height} x {width} pixels to "
-                f"{resized[0]} x {resized[1]}; choose a canvas that it leaves alone",
+                f"{resized[0]} x {resized[1]}; choose a canvas that it does not resize",
                 file=self.model,
                 key="canvas",
             )
@@ -121,13 +138,13 @@ class Prompter:
         if length >= self.max_model_len:
             raise InputError(
                 f"a prompt has {length} tokens, {media_tokens} of them image or video, and the "
-                f"engine takes {self.max_model_len}; raise it, or set predict.max_frames",
+                f"limit is {self.max_model_len}; raise it, or set predict.max_frames",
                 key="engine.max_model_len",
             )
 
 
 def video_arguments(n_frames: int, fps: float) -> dict[str, Any]:
-    """The `mm_processor_kwargs` by which frames keep their places in time."""
+    """Return the `mm_processor_kwargs` that keep the frames' temporal positions."""
     return {
         "video_metadata": [video_metadata(n_frames, fps)],
         "do_sample_frames": False,
@@ -135,7 +152,7 @@ def video_arguments(n_frames: int, fps: float) -> dict[str, Any]:
 
 
 def engine_arguments(section: EngineSection, device: str, prompter: Prompter) -> dict[str, Any]:
-    """Arguments of vLLM's `LLM` or `AsyncEngineArgs`, the model's folder and seed aside."""
+    """Return the arguments of vLLM's `LLM` or `AsyncEngineArgs`, without model folder and seed."""
     arguments: dict[str, Any] = {
         "dtype": section.dtype,
         "max_model_len": prompter.max_model_len,
@@ -155,19 +172,19 @@ def engine_arguments(section: EngineSection, device: str, prompter: Prompter) ->
         arguments |= {
             "dtype": "float32" if section.dtype == "auto" else section.dtype,
             "enforce_eager": True,
-            # a seeded request whose prompt is cut into chunks fails: vLLM rewinds its generator
-            # after each chunk, and torch's CPU generator has no offset to rewind
+            # a seeded request with a chunked prompt fails: vLLM rewinds its generator after each
+            # chunk, and torch's CPU generator has no offset to rewind
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(section.max_num_batched_tokens, length),
             "kv_cache_memory_bytes": section.kv_cache_bytes
             or max(CPU_KV_CACHE_BYTES, _cache_bytes(prompter.text_config, length)),
-            "skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
+            "skip_mm_profiling": True,  # otherwise 16 images of the largest size are encoded first
         }
     return arguments | section.vllm
 
 
 def _cache_bytes(text_config: Any, tokens: int) -> int:
-    """Bytes of float32 keys and values of one sequence of `tokens`, and a tenth more for blocks."""
+    """Return the bytes of float32 keys and values of one sequence, plus 10 % for blocks."""
     heads = text_config.num_key_value_heads
     head_dim = text_config.hidden_size // text_config.num_attention_heads
     return int(1.1 * 2 * 4 * text_config.num_hidden_layers * heads * head_dim * tokens)

@@ -1,1 +1,1 @@
-"""Metrics files, W&B and the report page."""
+"""Metrics files, terminal output, and the HTML pages of runs."""

@@ -1,23 +1,24 @@
-"""`rcot compare RUN RUN …`: what GRPO changed, over several runs of one recipe (its seeds).
+"""`rcot compare RUN RUN …`: what GRPO changed, over several runs (seeds) of one recipe.
 
-Every change is a paired one: the same held-out prompts and the same expressions, after a stage
-minus after CoT-SFT of the same run. Two intervals are given, for two questions:
+Every change is paired: the same held-out prompts or the same expressions, after a stage minus after
+the first checkpoint that the same run scored (usually CoT-SFT's). Two intervals answer two
+questions:
 
-    over prompts   each prompt's change is first averaged over the runs; prompts are the sample,
-                   of J&F clips, each with its expressions. Would others show it, with these runs?
-                   J&F and its change are the benchmark's own figure (ReVOS: the mean of the
-                   referring and the reasoning mean); "all expressions" is the mean over them.
-    over runs      each run's mean change is one value; runs are the sample. Would other seeds
-                   show it? With three runs, Student's t makes it 2.5 times as wide as z would.
+    over prompts   Would other prompts show the change with these runs? Each prompt's change is
+                   averaged over the runs; prompts are the sample. For J&F, clips are the sample,
+                   each with all its expressions. J&F and its change are the benchmark's own score
+                   (ReVOS: the mean of the referring and the reasoning mean); "all expressions" is
+                   the mean over the expressions of all benchmarks.
+    over runs      Would other seeds show the change? Each run's mean change is one value; runs are
+                   the sample. With three runs, Student's t makes the interval 2.2 times as wide as
+                   the normal distribution would.
 
-Left out: runs of different recipes, which is a question for the reader; a run that lacks a stage
-is refused, never averaged over.
+A run that lacks a stage is refused, not skipped. Whether the runs share a recipe is not checked.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,32 +26,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.intervals import Interval, mean_interval, shown_change, stratified_interval
 from rcot_rl.monitoring import page
 from rcot_rl.monitoring.curves import COLOURS, Series, line_chart
-from rcot_rl.monitoring.figures import by_expression, is_number, result_files
+from rcot_rl.monitoring.figures import DASH, WAYS, by_expression, is_number, result_files
 from rcot_rl.monitoring.metrics import read_metrics
+from rcot_rl.prediction_layout import heldout_rewards_file
+from rcot_rl.recipe.recorded import stages_with
+from rcot_rl.stats.intervals import Interval, mean_interval, shown_change, stratified_interval
+from rcot_rl.system.files import read_json_object
 
-BEFORE = "sft"
-STAGES = {"aks": "grpo-aks", "ktg": "grpo-ktg"}
-LAST = "grpo-ktg"
 BASELINES = ("first-frame", "centre-box", "whole-frame")
 CHARTS = {
     "Reward": "reward/mean",
     "Response length": "response_length/mean",
-    "KL to CoT-SFT": "actor/kl_loss",
+    "KL to the reference": "actor/kl_loss",
     "Groups without variance": "group/zero_variance_fraction",
 }
 
 
 class Unit(NamedTuple):
-    """The figure of one prompt or expression."""
+    """Score of one prompt or expression."""
 
     value: float
     cluster: Hashable
-    """The clip: units of one cluster are not independent."""
+    """The clip; units of one cluster are not independent."""
     part: str
-    """A run's figure is the mean of its parts' means."""
+    """A run's score is the mean of the means of its parts."""
 
 
 Units = dict[Hashable, Unit]
@@ -58,30 +59,33 @@ Units = dict[Hashable, Unit]
 
 @dataclass(frozen=True)
 class Change:
-    """One figure before and after, in several runs."""
+    """One score before and after a stage, in several runs."""
 
     name: str
     before: list[float]
-    """The level of each run: of J&F, the benchmark's own figure."""
+    """Score of each run; for J&F, the benchmark's own."""
     after: list[float]
     over_prompts: Interval
     over_runs: Interval
 
     def shown(self, digits: int) -> float:
-        """Return the mean change of the levels as they are shown with `digits` decimals."""
+        """Return the mean difference of the scores as they are shown with `digits` decimals."""
         pairs = zip(self.before, self.after, strict=True)
         return round(float(np.mean([shown_change(b, a, digits) for b, a in pairs])), digits) + 0.0
 
 
 def compare(runs: Sequence[Path]) -> list[Change]:
-    """Rewards of each task after each GRPO stage, and J&F of each benchmark, against CoT-SFT; and
-    the last stage's J&F against the baselines.
+    """Return all changes that every run has.
 
-    Raises InputError for a missing or malformed file, for runs that share no finished stage, and
-    for runs that were asked different questions.
+    These are the held-out rewards of each task and J&F of each benchmark after each later
+    checkpoint against the first, and J&F after the last one against the baselines.
+
+    Raises:
+        InputError: for a missing or malformed file, for runs that share no finished stage, and for
+            runs that were evaluated on different prompts or expressions.
     """
     if not runs:
-        raise InputError("no run to compare")
+        raise InputError("no run to compare; name at least one run folder")
     changes = [*_reward_changes(runs), *score_changes(runs)]
     if not changes:
         raise InputError("no GRPO stage that all runs have finished", file=runs[0])
@@ -89,20 +93,22 @@ def compare(runs: Sequence[Path]) -> list[Change]:
 
 
 def comparison_table(runs: Sequence[Path]) -> str:
-    """Markdown: a line a figure, a column a run, then the mean change with both intervals."""
+    """Return a Markdown table: a row per change, a column per run, mean, intervals. InputError."""
     head, *rows = _cells(runs)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def comparison_page(runs: Sequence[Path]) -> str:
-    """One HTML page: the table, and the runs' training curves in common axes."""
+    """Return an HTML page: the table, and training curves of all runs. Raises InputError."""
     if len(runs) > COLOURS:
-        raise InputError(f"{len(runs)} runs, and a page has curves of {COLOURS} at most")
+        raise InputError(f"{len(runs)} runs; the page shows {COLOURS} at most")
     head, *rows = _cells(runs)
     table = page.table([page.text(c) for c in head], [[page.text(c) for c in row] for row in rows])
     sections = [page.section("Before and after", table)]
-    for stage in STAGES.values():
+    for stage in stages_with(runs[0], "metrics.jsonl"):
+        if not _is_grpo(runs[0] / stage):
+            continue
         charts = [_chart(runs, stage, title, key) for title, key in CHARTS.items()]
         sections.append(page.section(stage, f'<div class="grid-of">{"".join(charts)}</div>'))
     return page.page("Runs compared", "<h1>Runs compared</h1>" + "".join(sections))
@@ -113,7 +119,7 @@ def _chart(runs: Sequence[Path], stage: str, title: str, key: str) -> str:
     for run in runs:
         path = run / stage / "metrics.jsonl"
         if not path.is_file():
-            raise InputError("cannot be read: there are no metrics", file=path)
+            raise InputError("no metrics; the page needs those of all runs", file=path)
         try:
             lines = [line for line in read_metrics(path) if is_number(line.get(key))]
         except ValueError as error:
@@ -139,131 +145,144 @@ def _cells(runs: Sequence[Path]) -> list[list[str]]:
 
 def _range(interval: Interval, digits: int) -> str:
     if interval.low is None:
-        return "–"
+        return DASH
     return f"[{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
 
 
 def _reward_changes(runs: Sequence[Path]) -> list[Change]:
-    files = [run / "predict" / "rewards.json" for run in runs]
-    found = [read_object(file) for file in files]
+    files = [heldout_rewards_file(run) for run in runs]
+    rewards = [read_json_object(file) for file in files]
     changes = []
-    for task in STAGES:
-        for way in ("sampled", "greedy"):
-            for stage in STAGES.values():
-                if not all(stage in one.get(task, {}) for one in found):
+    for task, results in rewards[0].items():
+        first, *others = results or [""]
+        for way in WAYS:
+            for stage in others:
+                if not all(stage in one.get(task, {}) for one in rewards):
                     continue
+                before, after = (
+                    [
+                        _prompts(document, file, task, name, way)
+                        for document, file in zip(rewards, files, strict=True)
+                    ]
+                    for name in (first, stage)
+                )
+                changes.append(_change(f"{task} {way}, {stage}", runs, before, after))
+    return [change for change in changes if change]
 
-                def units(run: int, name: str, task: str = task, way: str = way) -> Units:
-                    prompts = _get(found[run], files[run], task, name, "prompts")
-                    values = _get(found[run], files[run], task, name, way, "per_prompt")
-                    pairs = zip(prompts, values, strict=True)
-                    return {prompt: Unit(value, prompt, "") for prompt, value in pairs}
 
-                found_change = _change(f"{task} {way}, {stage}", runs, units, BEFORE, stage)
-                changes += [found_change] if found_change else []
-    return changes
+def _prompts(rewards: dict[str, Any], file: Path, task: str, name: str, way: str) -> Units:
+    """Return the reward of each held-out prompt for one checkpoint."""
+    prompts = _get(rewards, file, task, name, "prompts")
+    values = _get(rewards, file, task, name, way, "per_prompt")
+    return {p: Unit(value, p, "") for p, value in zip(prompts, values, strict=True)}
 
 
 def score_changes(runs: Sequence[Path]) -> list[Change]:
-    """J&F of every benchmark, and of all expressions, as `compare`; empty without a change.
-
-    Raises InputError as `compare`.
-    """
-    names = [p.stem for p in result_files(runs[0])]
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Return the changes of J&F by benchmark and over all expressions. Raises InputError."""
+    names = [path.stem for path in result_files(runs[0])]
+    results: dict[str, list[dict[str, Any]]] = {}
+    """Benchmark -> for each run, {checkpoint or baseline: result}."""
     for name in names:
         files = [run / "eval" / f"{name}.json" for run in runs]
-        results = [read_object(file) for file in files]
-        found[name] = [
-            _get(result, file, "checkpoints") | result.get("baselines", {})
-            for result, file in zip(results, files, strict=True)
+        documents = [read_json_object(file) for file in files]
+        results[name] = [
+            _get(document, file, "checkpoints") | document.get("baselines", {})
+            for document, file in zip(documents, files, strict=True)
         ]
-    pairs = [(BEFORE, stage) for stage in STAGES.values()]
-    pairs += [(baseline, LAST) for baseline in BASELINES]
+    order = _scored_checkpoints(runs[0], names)
+    start = order[0] if order else ""
+    pairs = [(start, stage) for stage in order[1:]]
+    pairs += [(baseline, order[-1]) for baseline in BASELINES if order]
     changes = []
-    for before, after in pairs:
+    for first, then in pairs:
         for benchmarks in [[name] for name in names] + ([names] if len(names) > 1 else []):
+            by_run = [{name: results[name][k] for name in benchmarks} for k in range(len(runs))]
+            if not all({first, then} <= one.keys() for run in by_run for one in run.values()):
+                continue
+            label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
+            label += f", {then}" + ("" if first == start else f" over {first}")
+            before, after = (
+                [_expressions(run, which) for run in by_run] for which in (first, then)
+            )
+            changes.append(_change(f"J&F {label}", runs, before, after))
+    return [change for change in changes if change]
 
-            def units(run: int, which: str, those: list[str] = benchmarks) -> Units:
-                return {
-                    (name, *key): Unit(
-                        one.score, (name, key.video), one.part if len(those) == 1 else ""
-                    )
-                    for name in those
-                    for key, one in by_expression(_get(found[name][run], runs[run], which)).items()
-                }
 
-            if all({before, after} <= one.keys() for name in benchmarks for one in found[name]):
-                label = benchmarks[0] if len(benchmarks) == 1 else "all expressions"
-                label += f", {after}" + ("" if before == BEFORE else f" over {before}")
-                found_change = _change(f"J&F {label}", runs, units, before, after)
-                changes += [found_change] if found_change else []
-    return changes
+def _scored_checkpoints(run: Path, benchmarks: Sequence[str]) -> list[str]:
+    """Return the checkpoints of a run in the order in which they were scored."""
+    files = [run / "eval" / f"{name}.json" for name in benchmarks]
+    by_file = [list(_get(read_json_object(file), file, "checkpoints")) for file in files]
+    return list(dict.fromkeys(name for names in by_file for name in names))
+
+
+def _is_grpo(stage: Path) -> bool:
+    """Return True if a stage's metrics have rewards."""
+    try:
+        return any("reward/mean" in line for line in read_metrics(stage / "metrics.jsonl")[:1])
+    except ValueError as error:
+        raise InputError(f"not valid JSON: {error}", file=stage / "metrics.jsonl") from error
+
+
+def _expressions(results: dict[str, dict[str, Any]], which: str) -> Units:
+    """Return J&F of each expression of one or several benchmarks, for one checkpoint or baseline.
+
+    The parts of a single benchmark are kept; several benchmarks have one mean over all expressions.
+    """
+    return {
+        (name, *key): Unit(
+            counted.score, (name, key.video), counted.part if len(results) == 1 else ""
+        )
+        for name, result in results.items()
+        for key, counted in by_expression(result[which]).items()
+    }
 
 
 def _change(
-    name: str,
-    runs: Sequence[Path],
-    units: Callable[[int, str], Units],
-    first: str,
-    then: str,
+    name: str, runs: Sequence[Path], before: list[Units], after: list[Units]
 ) -> Change | None:
-    """None: nothing was scored."""
-    before = [units(run, first) for run in range(len(runs))]
-    after = [units(run, then) for run in range(len(runs))]
-    for run, answers in zip((*runs, *runs), (*before, *after), strict=True):
-        others = sorted(map(_called, answers.keys() ^ before[0].keys()))
-        if others:
+    """Return the change from `before` to `after` (one entry per run); None without any unit."""
+    for run, units in zip((*runs, *runs), (*before, *after), strict=True):
+        different = sorted(map(_shown_key, units.keys() ^ before[0].keys()))
+        if different:
             raise InputError(
-                f"{name}: was asked other questions than {runs[0]}: {others[0]}", file=run
+                f"{name}: evaluated on other prompts or expressions than {runs[0]}: {different[0]}",
+                file=run,
             )
+        for key, unit in units.items():
+            if not is_number(unit.value):
+                raise InputError(
+                    f"{name}: {_shown_key(key)} must be a finite number, not {unit.value!r}",
+                    file=run,
+                )
     order = list(before[0])
     if not order:
         return None
-    for run, one in zip((*runs, *runs), (*before, *after), strict=True):
-        odd = next((key for key, unit in one.items() if not is_number(unit.value)), None)
-        if odd is not None:
-            raise InputError(f"{name}: {_called(odd)} is {one[odd].value!r}, no number", file=run)
     clusters = [before[0][key].cluster for key in order]
     parts = [before[0][key].part for key in order]
 
-    def of_parts(values: Sequence[float] | np.ndarray) -> Interval:
+    def interval(values: Sequence[float] | np.ndarray) -> Interval:
         return stratified_interval(values, clusters, parts)
 
-    def levels(answers: list[Units]) -> list[float]:
-        return [of_parts([one[key].value for key in order]).mean for one in answers]
-
-    table = np.array(
-        [[a[k].value - b[k].value for k in order] for b, a in zip(before, after, strict=True)]
+    scores = np.array(
+        [[[units[key].value for key in order] for units in s] for s in (before, after)]
     )
+    differences = scores[1] - scores[0]
     return Change(
         name,
-        before=levels(before),
-        after=levels(after),
-        over_prompts=of_parts(table.mean(axis=0)),
-        over_runs=mean_interval([of_parts(row).mean for row in table]),
+        before=[interval(row).mean for row in scores[0]],
+        after=[interval(row).mean for row in scores[1]],
+        over_prompts=interval(differences.mean(axis=0)),
+        over_runs=mean_interval([interval(row).mean for row in differences]),
     )
 
 
-def _called(key: Hashable) -> str:
-    """The name of a prompt, or `benchmark/video/expression`."""
+def _shown_key(key: Hashable) -> str:
+    """Return the name of a prompt, or `benchmark/video/expression`."""
     return "/".join(map(str, key[:3])) if isinstance(key, tuple) else str(key)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
-    except ValueError as error:
-        raise InputError(f"not valid JSON: {error}", file=path) from error
-    if not isinstance(value, dict):
-        raise InputError("must be a JSON object", file=path)
-    return value
-
-
 def _get(value: dict[str, Any], file: Path, *keys: str) -> Any:
+    """Return value[key][key]…, or raise InputError that names the missing key."""
     for depth, key in enumerate(keys):
         if not isinstance(value, dict) or key not in value:
             raise InputError("missing", file=file, key=".".join(keys[: depth + 1]))

@@ -1,16 +1,18 @@
-"""What a run says on the terminal: stages, steps, progress; one line each, flushed."""
+"""Terminal output of a run: stages, steps and progress."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 
 class Console:
-    """Lines on standard error, with the minutes since the start; rewritten in place on a tty."""
+    """Prints lines with the time since the start to standard error.
+
+    On a terminal, progress is rewritten in place; in a log, it has a line every ten seconds.
+    """
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -20,21 +22,21 @@ class Console:
         self._ended: dict[str, str] = {}
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print one line."""
         self._close()
         print(f"[{self._clock()}] {text}", file=sys.stderr, flush=True)
 
     def text(self, text: str) -> None:
-        """Lines that stay, as they are."""
+        """Print lines without the time."""
         self._close()
         print(text.strip("\n"), file=sys.stderr, flush=True)
 
     def stage(self, name: str) -> None:
-        """The start of a stage."""
+        """Announce the start of a stage."""
         self.line(f"== {name}")
 
     def step(self, stage: str, metrics: dict[str, Any], total: int) -> None:
-        """One optimizer step; each has a line, however many arrive together."""
+        """Show the metrics of one optimizer step; in a log, each step has a line."""
         parts = [f"{stage} step {metrics['step']}/{total}"]
         for key, label, digits in (
             ("train/loss", "loss", 3),
@@ -46,35 +48,35 @@ class Console:
         ):
             if key in metrics:
                 parts.append(f"{label} {metrics[key]:.{digits}f}")
-        self._passing("  ".join(parts), stage, last=metrics["step"] >= total, keep=True)
+        self._progress("  ".join(parts), stage, last=metrics["step"] >= total, keep=True)
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Work in items."""
-        self._passing(f"{what} {done}/{total}", what, last=done >= total)
+    def progress(self, work: str, done: int, total: int) -> None:
+        """Show how many items of some work are done."""
+        self._progress(f"{work} {done}/{total}", work, last=done >= total)
 
-    def event(self, stage: str, text: str) -> None:
-        """A JSON event that a stage's process printed, in words."""
-        try:
-            event = json.loads(text)
-        except json.JSONDecodeError:
-            return
-        if not isinstance(event, dict):
-            return
-        kind, what = event.get("event"), event.get("what")
-        if kind in ("predict", "ask") and "done" in event:
+    def event(self, stage: str, event: Mapping[str, Any]) -> None:
+        """Show an event of a stage's child process (`rcot_rl.events`)."""
+        kind, work = event.get("event"), event.get("what")
+        if kind == "progress" and "done" in event:
             rate = f"  {event['rate']}" if event.get("rate") else ""
             done, total = event["done"], event["total"]
-            label = stage if what == stage else f"{stage}: {what}"
-            self._passing(f"{label} {done}/{total}{rate}", label, last=done >= total)
+            label = stage if work == stage else f"{stage}: {work}"
+            self._progress(f"{label} {done}/{total}{rate}", label, last=done >= total)
         elif kind == "heldout":
             means = ", ".join(f"{w} {event[w]:.2f}" for w in ("sampled", "greedy") if w in event)
-            self.line(f"{stage}: held-out reward of {what}: {means}")
+            self.line(f"{stage}: held-out reward of {work}: {means}")
         elif "message" in event:
             self.line(f"{stage}: {event['message']}")
 
-    def _passing(self, text: str, key: str, last: bool, keep: bool = False) -> None:
-        """A line that the next replaces on a terminal; elsewhere, one every few seconds, or all of
-        them if `keep`."""
+    def _progress(self, text: str, key: str, last: bool, keep: bool = False) -> None:
+        """Show progress.
+
+        Args:
+            text: The line.
+            key: The work; in a log, each has its own ten seconds.
+            last: The work is done; the line is kept.
+            keep: Print each line in a log.
+        """
         if self._tty:
             print(f"\r\033[K[{self._clock()}] {text}", end="", file=sys.stderr, flush=True)
             self._open = True
@@ -83,7 +85,7 @@ class Console:
             return
         now = time.monotonic()
         if last and self._ended.get(key) == text:
-            return  # the end of the work, told twice
+            return  # the same end was already printed
         if last:
             self._ended[key] = text
         if last or keep or now - self._shown.get(key, -1e9) >= 10:
@@ -98,23 +100,3 @@ class Console:
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         return f"{minutes:02d}:{seconds:02d}"
-
-
-class EventReader:
-    """Shows a process' progress lines, which it prints among vLLM's own."""
-
-    def __init__(self, log: Path, console: Console, stage: str = "predict") -> None:
-        self._log, self._console, self._stage = log, console, stage
-        self._offset = log.stat().st_size if log.is_file() else 0
-
-    def poll(self) -> None:
-        if not self._log.is_file():
-            return
-        with self._log.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for raw in whole.splitlines():
-            if raw.startswith(b"RCOT "):
-                self._console.event(self._stage, raw[5:].decode("utf-8", "replace"))

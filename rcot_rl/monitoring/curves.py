@@ -1,23 +1,25 @@
-"""Line charts as inline SVG: a run's curves without a plotting library, in the page's own colours.
+"""Line charts of a run's metrics.
 
-Colours are CSS classes (`s1` … `s6`) that the page defines for light and for dark; text takes the
-page's. Each step is a thin line, a centred running mean the thick one. Left out: anything that
-moves; numbers can be had from metrics.jsonl.
+The thin line has a point for each step, the thick one is a centred running mean.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 360, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 24
-_POINTS = 400
-"""Most points of a line; longer curves are drawn as the means of stretches of equal length."""
+from rcot_rl.monitoring.page import LIGHT, text
+from rcot_rl.monitoring.svg import inline_svg, new_figure, page_style
+
+WIDTH, HEIGHT = 360, 210
+"""Size of a chart in SVG units."""
 
 COLOURS = 6
+"""Most curves in one chart."""
+
+_POINTS = 400
+"""Most points of a line; longer curves are drawn as the means of stretches of equal length."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +32,36 @@ class Series:
 
 
 def line_chart(title: str, series: Sequence[Series], note: str = "") -> str:
-    """A figure with title, latest values and axes; up to six curves share the axes.
+    """Return an HTML figure: title, latest value of each curve, the chart, and a note.
 
-    note: one line on how to read it. Names and note are escaped here. Raises ValueError
-    for curves of unequal lengths, for more than six, and where there is no finite value at all.
+    Args:
+        title: Plain text; escaped here, as the names and the note.
+        series: Up to `COLOURS` curves, which share the axes.
+
+    Raises:
+        ValueError: for steps and values of unequal lengths, for too many curves, and if no value
+            is finite.
     """
     if len(series) > COLOURS:
         raise ValueError(f"{len(series)} curves in one chart; {COLOURS} at most")
-    curves = [_finite(one) for one in series]
+    curves = [_points(one) for one in series]
     if not any(curves):
         raise ValueError(f"{title}: nothing to draw")
-    x_ticks, y_ticks = (ticks([p[axis] for curve in curves for p in curve]) for axis in (0, 1))
-    scale = _Scale(x_ticks, y_ticks)
-    drawn = [_axes(scale)]
-    for number, curve in enumerate(curves, start=1):
-        drawn.append(_curve(scale, curve, f"s{number}"))
-    legend = "".join(
-        f'<span class="key s{number}">{html.escape(one.name)} <b>{_latest(one)}</b></span>'
+    keys = "".join(
+        f'<span class="key" style="--key: var(--s{number})">{text(one.name)} '
+        f"<b>{_latest(one)}</b></span>"
         for number, one in enumerate(series, start=1)
     )
+    latest = ", ".join(f"{one.name} {_latest(one)}" for one in series)
     return (
-        f'<figure class="chart"><figcaption>{html.escape(title)}<span class="keys">{legend}</span>'
-        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">{"".join(drawn)}</svg>'
-        f"{f'<small>{html.escape(note)}</small>' if note else ''}</figure>"
+        f'<figure class="chart"><figcaption>{text(title)}<span class="keys">{keys}</span>'
+        f"</figcaption>{_drawing(curves, f'{title} by step; at the last step: {latest}')}"
+        f"{f'<small>{text(note)}</small>' if note else ''}</figure>"
     )
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over a centred window of an odd size, which is cut at the ends to stay centred."""
+    """Return the mean over a centred window of odd size, which shrinks at the ends."""
     half = window // 2
     means = []
     for i in range(len(values)):
@@ -68,58 +71,36 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def ticks(values: Sequence[float], about: int = 4) -> list[float]:
-    """Round numbers, evenly spaced, from below the smallest value to above the largest."""
-    low, high = min(values), max(values)
-    if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    # Halves, since the difference of two large numbers may be too large for a float.
-    rough = (high / 2 - low / 2) / about * 2
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
 def label(value: float) -> str:
-    """A number for people: three or four digits."""
+    """Return the number with three or four digits."""
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e5):
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    text = f"{value:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    digits = f"{value:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def labels(ticks_: Sequence[float]) -> list[str]:
-    """Ticks for people: as many decimals as their step needs."""
-    short = [label(value) for value in ticks_]
-    largest, step = max(map(abs, ticks_)), ticks_[1] - ticks_[0]
-    if all(
-        abs(float(name) - value) < 0.05 * step for name, value in zip(short, ticks_, strict=True)
-    ):
-        return short
-    digits = math.ceil(math.log10(largest / step)) + 1
-    return [f"{value:.{min(digits, 12)}g}" for value in ticks_]
+def how_drawn(n: int) -> str:
+    """Return how to read a curve of `n` steps."""
+    size = max(1, _stretch(n))
+    window = window_of(-(-n // size)) * size
+    thin = "each step" if size == 1 else f"means of {size} steps"
+    return f"Thin: {thin}; thick: running mean of {window} steps."
 
 
-class _Scale:
-    """From values to the drawing's coordinates."""
-
-    def __init__(self, x_ticks: list[float], y_ticks: list[float]) -> None:
-        self.x_ticks, self.y_ticks = x_ticks, y_ticks
-
-    def x(self, value: float) -> float:
-        first, last = self.x_ticks[0], self.x_ticks[-1]
-        return _LEFT + (value - first) / (last - first) * (WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        first, last = self.y_ticks[0], self.y_ticks[-1]
-        return HEIGHT - _BOTTOM - (value - first) / (last - first) * (HEIGHT - _TOP - _BOTTOM)
+def window_of(n: int) -> int:
+    """Return the window of the running mean of n points: about n / 8, odd, 15 at most."""
+    return min(15, n // 8 // 2 * 2 + 1)
 
 
-def _finite(series: Series) -> list[tuple[float, float]]:
+def _stretch(n: int) -> int:
+    """Return the number of steps per point of a curve of n steps."""
+    return -(-n // _POINTS)
+
+
+def _points(series: Series) -> list[tuple[float, float]]:
+    """Return the finite points (step, value), or the means of stretches of a long curve."""
     pairs = zip(series.steps, series.values, strict=True)
     points = [(float(x), float(y)) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
     size = _stretch(len(points))
@@ -130,57 +111,45 @@ def _finite(series: Series) -> list[tuple[float, float]]:
 
 
 def _latest(series: Series) -> str:
-    """Of the curve itself, not of a stretch's mean."""
+    """Return the last step's own value, not the mean of its stretch."""
     last = next((y for y in reversed(series.values) if math.isfinite(y)), None)
     return "–" if last is None else label(last)
 
 
-def _axes(scale: _Scale) -> str:
-    parts = []
-    for value, name in zip(scale.y_ticks, labels(scale.y_ticks), strict=True):
-        y = scale.y(value)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{name}</text>'
-        )
-    for value in scale.x_ticks:
-        parts.append(
-            f'<text x="{scale.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
-            f"{label(value)}</text>"
-        )
-    return "".join(parts)
+def _ticks(values: Sequence[float], integer: bool) -> Sequence[float]:
+    """Return round numbers, evenly spaced, that enclose the values."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(values), max(values)
+    largest = max(abs(low), abs(high))
+    # Halves, because the difference of two large numbers may be too large for a float.
+    if high / 2 - low / 2 <= 1e-9 * largest:
+        pad = 0.1 * largest or 1.0
+        low, high = low - pad, high + pad
+    return MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
 
 
-def _curve(scale: _Scale, points: list[tuple[float, float]], colour: str) -> str:
-    if not points:
-        return ""
-    if len(points) == 1:
-        x, y = points[0]
-        return f'<circle class="{colour} dot" cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="3"/>'
-    window = window_of(len(points))
-    means = running_mean([y for _, y in points], window)
-    smooth = [(x, y) for (x, _), y in zip(points, means, strict=True)]
-    thin = f'<path class="{colour} thin" d="{_path(scale, points)}"/>' if window > 1 else ""
-    return f'{thin}<path class="{colour} line" d="{_path(scale, smooth)}"/>'
-
-
-def _stretch(n: int) -> int:
-    """Steps that one point of a curve of n steps stands for."""
-    return -(-n // _POINTS)
-
-
-def how_drawn(n: int) -> str:
-    """How a curve of n steps is to be read."""
-    size = max(1, _stretch(n))
-    window = window_of(-(-n // size)) * size
-    thin = "each step" if size == 1 else f"means of {size} steps"
-    return f"Thin: {thin}; thick: running mean of {window} steps."
-
-
-def window_of(n: int) -> int:
-    """Points of the running mean for a curve of n points: about an eighth, odd, 15 at most."""
-    return min(15, n // 8 // 2 * 2 + 1)
-
-
-def _path(scale: _Scale, points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{scale.x(x):.1f} {scale.y(y):.1f}" for x, y in points)
+def _drawing(curves: Sequence[list[tuple[float, float]]], alt: str) -> str:
+    with page_style():
+        figure = new_figure(WIDTH, HEIGHT)
+        figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
+        axes = figure.subplots()
+        axes.spines[:].set_visible(False)
+        axes.tick_params(left=False, bottom=False)
+        axes.grid(axis="y", clip_on=False)
+        x_ticks = _ticks([x for points in curves for x, _ in points], integer=True)
+        y_ticks = _ticks([y for points in curves for _, y in points], integer=False)
+        axes.set(xticks=x_ticks, yticks=y_ticks, xlabel="step")
+        axes.set(xlim=(x_ticks[0], x_ticks[-1]), ylim=(y_ticks[0], y_ticks[-1]))
+        for number, points in enumerate(curves, start=1):
+            colour = LIGHT[f"s{number}"]
+            steps, values = [x for x, _ in points], [y for _, y in points]
+            window = window_of(len(points))
+            if window > 1:
+                axes.plot(steps, values, color=colour, alpha=0.35, linewidth=1, clip_on=False)
+            if len(points) == 1:  # a line without length, whose round ends are a dot
+                axes.plot(steps * 2, values * 2, color=colour, linewidth=6, clip_on=False)
+            else:
+                means = running_mean(values, window)
+                axes.plot(steps, means, color=colour, linewidth=2, clip_on=False)
+        return inline_svg(figure, alt)

@@ -1,6 +1,6 @@
-"""The report's two tables: rewards on held-out prompts, and J, F and J&F of the benchmarks.
+"""Tables of the report: rewards on held-out prompts, and J, F and J&F of the benchmarks.
 
-Each takes a document of the run as it was read, or None, and gives HTML that says what is missing.
+Each section takes a parsed file of the run, or None, and says in its place what is missing.
 """
 
 from __future__ import annotations
@@ -8,31 +8,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rcot_rl.benchmark_means import SUBSET_MEANS, is_counted, rounded
-from rcot_rl.files import visible
-from rcot_rl.intervals import Interval, paired_difference, shown_change, stratified_interval
 from rcot_rl.monitoring.page import details, missing, section, table, text
-
-TRAINING = {"sft": "CoT-SFT", "grpo-aks": "GRPO-AKS", "grpo-ktg": "GRPO-KTG"}
-"""The stages of training, as folders and as they are called."""
+from rcot_rl.stats.benchmark_means import SUBSET_MEANS, is_counted, rounded
+from rcot_rl.stats.intervals import Interval, paired_difference, shown_change, stratified_interval
+from rcot_rl.system.files import visible
 
 TASKS = ("aks", "ktg")
+WAYS: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
+"""How the held-out responses were decoded."""
+
 DASH = "–"
+"""Stands for a value that is missing."""
 
 
 def rewards_section(rewards: Any) -> str:
-    """From predict/rewards.json: {task: {checkpoint: {"sampled" | "greedy": {"mean", …}}}}."""
+    """Return the section on held-out rewards.
+
+    Args:
+        rewards: predict/rewards.json: {task: {checkpoint: {"sampled" | "greedy": {"mean", …}}}}.
+    """
     title = "Held-out reward"
     tasks = {t: r for t, r in _mapping(rewards).items() if t in TASKS and _mapping(r)}
     if not tasks:
         return section(title, missing("predict/rewards.json (rewards on held-out prompts)"))
-    names = [n for n in ("base", *TRAINING) if any(n in results for results in tasks.values())]
-    reference = "sft" if "sft" in names else names[0] if names else ""
+    names = list(dict.fromkeys(name for results in tasks.values() for name in results))
+    reference = names[0]
     rows = []
     for task, results in tasks.items():
-        for way in ("sampled", "greedy"):
+        for way in WAYS:
             base = at(results, reference, way)
             cells = [
                 _reward_cell(at(results, name, way), None if name == reference else base)
@@ -41,15 +46,18 @@ def rewards_section(rewards: Any) -> str:
             prompts = at(base, "per_prompt")
             rows.append([task.upper(), way, *cells, _count(prompts)])
     absent = [task.upper() for task in TASKS if task not in tasks]
-    called = TRAINING.get(reference, reference)
     return section(
         title,
-        table(["task", "responses", *(TRAINING.get(n, n) for n in names), "prompts"], rows, 2),
-        '<p class="soft">Mean over the same held-out prompts after each stage; “sampled” at the '
-        f"training temperature. Below: the paired change from {text(called)} and its 95 % interval "
-        "over prompts (Student’s t). It does not tell how training runs with other seeds would "
-        "differ.</p>",
-        details("Components of the sampled responses, unweighted", _components(tasks, names)),
+        table(["task", "responses", *map(text, names), "prompts"], rows, 2),
+        '<p class="soft">Tasks: AKS (agentic keyframe selection), KTG (keyframe target grounding). '
+        "Mean reward after each stage on the same held-out prompts; “sampled” uses the training "
+        f"temperature. Below each mean: paired change from {text(reference)} with its "
+        "95 % confidence interval over prompts (Student’s t), coloured if it excludes 0. The "
+        "interval does not cover the spread between training seeds; <code>rcot compare</code> "
+        "does.</p>",
+        details(
+            "Reward components of the sampled responses, unweighted", _components(tasks, names)
+        ),
         missing(f"rewards of {', '.join(absent)}") if absent else "",
     )
 
@@ -63,7 +71,7 @@ def _components(tasks: Mapping[str, Any], names: list[str]) -> str:
             rows.append([task.upper(), text(component, 60), *means])
     if not rows:
         return missing("components in predict/rewards.json")
-    return table(["task", "component", *(TRAINING.get(n, n) for n in names)], rows, 2)
+    return table(["task", "component", *map(text, names)], rows, 2)
 
 
 def _reward_cell(result: Any, base: Any) -> str:
@@ -73,23 +81,34 @@ def _reward_cell(result: Any, base: Any) -> str:
     try:
         change = paired_difference(base["per_prompt"], result["per_prompt"])
     except (KeyError, TypeError, ValueError):
-        return f"{mean}<small>change not known</small>"
+        return f"{mean}<small>change unknown</small>"
     difference = _difference(base.get("mean"), result["mean"], change, 3)
     if change.low is None or change.high is None:
         return f"{mean}<small>{difference}, one prompt</small>"
-    sure = "up" if change.low > 0 else "down" if change.high < 0 else ""
     interval = f"[{change.low:+.3f}, {change.high:+.3f}]"
-    return f'{mean}<small class="{sure}">{difference} {interval}</small>'
+    return f'{mean}<small class="{_direction(change)}">{difference} {interval}</small>'
+
+
+def _direction(change: Interval) -> str:
+    """Return the style class of a change: whether its interval excludes zero."""
+    if change.low is None or change.high is None:
+        return "soft"
+    return "up" if change.low > 0 else "down" if change.high < 0 else "soft"
 
 
 def _difference(before: Any, after: Any, change: Interval, digits: int) -> str:
-    """The difference of the two levels as they are shown; without them, the interval's mean."""
+    """Return the difference of the two scores as they are shown, or else the interval's mean."""
     known = is_number(before) and is_number(after)
     return f"{shown_change(before, after, digits) if known else change.mean:+.{digits}f}"
 
 
 def scores_section(scores: Mapping[str, Any]) -> str:
-    """From eval/<benchmark>.json: a result, with "checkpoints" and "baselines" {name: result}."""
+    """Return the section on J, F and J&F.
+
+    Args:
+        scores: For each benchmark, eval/<benchmark>.json: the result of the last checkpoint, with
+            "checkpoints" and "baselines" as {name: result}.
+    """
     title = "Segmentation"
     if not scores:
         return section(title, missing("eval/*.json (J, F and J&F of the benchmarks)"))
@@ -98,24 +117,24 @@ def scores_section(scores: Mapping[str, Any]) -> str:
 
 def _benchmark(name: str, result: Any) -> str:
     if not isinstance(result, dict):
-        return missing(f"eval/{name}.json (it cannot be read)")
+        return missing(f"eval/{name}.json (unreadable)")
     stages, baselines = (_mapping(result.get(key)) for key in ("checkpoints", "baselines"))
     if not stages:
-        stages = {"the predictions": result}
-    base = stages.get("sft")
-    rows = [_score_row(TRAINING.get(n, n), r, base, "") for n, r in stages.items()]
+        stages = {"predictions": result}
+    reference, base = next(iter(stages.items()))
+    rows = [_score_row(n, r, base, "") for n, r in stages.items()]
     rows += [_score_row(f"baseline: {n}", r, base, "plain") for n, r in baselines.items()]
     head = [
         "",
         "J&amp;F",
         "J",
         "F",
-        "change from CoT-SFT",
+        f"change from {text(reference)}",
         "area ratio",
         "AKS rounds",
         "box IoU",
         "expressions",
-        "defective truth",
+        "defective",
         "missing",
         "faults",
         "unexpected",
@@ -130,9 +149,9 @@ def _benchmark(name: str, result: Any) -> str:
         for n, s in _mapping(result.get("per_subset")).items()
     ]
     defective = at(result, "n_defective")
-    apart = f", {number(defective, 0)} of them with defective ground truth" if defective else ""
+    with_defects = f", {number(defective, 0)} with defective ground truth" if defective else ""
     facts = (
-        f"{number(at(result, 'n_expressions'), 0)} expressions{apart} · "
+        f"{number(at(result, 'n_expressions'), 0)} expressions{with_defects} · "
         f"masks by <b>{text(at(result, 'segmenter') or 'unknown', 100)}</b> · "
         f"{text(at(result, 'protocol') or '', 200)}"
     )
@@ -140,44 +159,46 @@ def _benchmark(name: str, result: Any) -> str:
         f"<h3>{text(name, 100)} {text(at(result, 'split') or '', 40)}</h3>"
         f"<p>{facts}</p>{table(head, rows)}"
         + details(
-            "Subsets, after the last stage",
+            "Subsets after the last stage",
             table(
-                ["subset", "J&amp;F", "J", "F", "N-Acc", "T-Acc", "expressions", "defective truth"],
+                ["subset", "J&amp;F", "J", "F", "N-Acc", "T-Acc", "expressions", "defective"],
                 parts,
             ),
         )
         + _listing("Defects of the ground truth", result.get("defects"), DEFECT_COLUMNS)
         + _listing("Unexpected names and values", result.get("unexpected"), UNEXPECTED_COLUMNS)
-        + '<p class="soft">All in percent. Area ratio: the target’s area in the keyframe over its '
-        "largest in the video, first choice → after AKS. Box IoU: best predicted box of each "
-        "visible target. Change: paired difference of the J&amp;F shown, with its 95 % interval; "
-        "clips are the sample. ReVOS: J&amp;F and its change are the mean of the referring and the "
-        "reasoning expressions’ means. Missing predictions count as 0, and no expression is left "
-        "out for defective ground truth.</p>"
+        + '<p class="soft">J, F, ratios and IoU are in percent. Change: paired difference of '
+        "J&amp;F with its 95 % confidence interval over clips, coloured if it excludes 0. Area "
+        "ratio: target area in the keyframe over its largest area in the video, first choice → "
+        "after AKS. Box IoU: best predicted box for each visible "
+        "target. ReVOS: J&amp;F and its change are the mean of the referring and the reasoning "
+        "mean. Missing predictions count 0. Expressions with defective ground truth are "
+        "included.</p>"
     )
 
 
 DEFECT_COLUMNS = ("file", "key", "reason", "effect")
 UNEXPECTED_COLUMNS = ("place", "reason", "cause")
 _LISTED = 100
+"""Most rows of a table of defects."""
 
 
 def _listing(title: str, entries: Any, columns: tuple[str, ...]) -> str:
-    """The first entries of a list as a table; nothing for none."""
+    """Return the first entries as a table to unfold; empty without entries."""
     if not isinstance(entries, list) or not entries:
         return ""
     rows = [[text(at(e, c) or DASH, 400) for c in columns] for e in entries[:_LISTED]]
-    more = "" if len(entries) <= _LISTED else f", the first {_LISTED}"
+    more = "" if len(entries) <= _LISTED else f"; first {_LISTED}"
     return details(f"{title} ({len(entries)}{more})", table(list(columns), rows, len(columns)))
 
 
 def _change(result: Any, base: Any) -> str:
-    """Paired change of the J&F that is shown; both results must score the same expressions."""
+    """Return the paired change of J&F as HTML; both results must score the same expressions."""
     before, after = by_expression(base), by_expression(result)
     if result is base or not before or not after:
         return DASH
     if before.keys() != after.keys():
-        return '<span class="soft">other expressions</span>'
+        return '<span class="soft">different expressions</span>'
     change = stratified_interval(
         [after[key].score - one.score for key, one in before.items()],
         [key.video for key in before],
@@ -186,12 +207,12 @@ def _change(result: Any, base: Any) -> str:
     difference = _difference(at(base, "J&F"), at(result, "J&F"), change, 1)
     if change.low is None or change.high is None:
         return difference
-    sure = "up" if change.low > 0 else "down" if change.high < 0 else "soft"
-    return f'<span class="{sure}">{difference} [{change.low:+.1f}, {change.high:+.1f}]</span>'
+    interval = f"[{change.low:+.1f}, {change.high:+.1f}]"
+    return f'<span class="{_direction(change)}">{difference} {interval}</span>'
 
 
 def result_files(run: Path) -> list[Path]:
-    """RUN/eval/<benchmark>.json, by name; the mark of the finished stage is none of them."""
+    """Return RUN/eval/<benchmark>.json by name, without the stage's done.json."""
     return [p for p in visible((run / "eval").glob("*.json")) if p.stem != "done"]
 
 
@@ -205,7 +226,7 @@ class Key(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What an expression adds to a benchmark's J&F, which is the mean of its parts' means."""
+    """What an expression adds to a benchmark's J&F, the mean of the means of its parts."""
 
     score: float
     part: str
@@ -233,16 +254,16 @@ def _score(dataset: str | None, row: dict[str, Any]) -> float:
     return float(rounded(dataset, parts).mean())
 
 
-def _score_row(name: str, result: Any, first: Any, kind: str) -> list[str]:
+def _score_row(name: str, result: Any, first: Any, kind: Literal["", "plain"]) -> list[str]:
     ratios = [
         number(at(result, key), 1) for key in ("keyframe_area_ratio_initial", "keyframe_area_ratio")
     ]
-    both = at(result, "J&F")
-    share = min(max(both, 0), 100) if is_number(both) else 0
+    jf = at(result, "J&F")
+    share = min(max(jf, 0), 100) if is_number(jf) else 0
     bar = f'<span class="bar {kind}"><i style="width:{share:.1f}%"></i></span>'
     return [
         text(name, 100),
-        f"{bar}<b>{number(both, 1)}</b>",
+        f"{bar}<b>{number(jf, 1)}</b>",
         *(number(at(result, key), 1) for key in ("J", "F")),
         _change(result, first),
         " → ".join(ratios) if ratios != [DASH, DASH] else DASH,
@@ -254,7 +275,7 @@ def _score_row(name: str, result: Any, first: Any, kind: str) -> list[str]:
 
 
 def at(value: Any, *keys: str) -> Any:
-    """value[key][key]…, None as soon as there is no such thing."""
+    """Return value[key][key]…, or None if any level is missing or no mapping."""
     for key in keys:
         if not isinstance(value, dict):
             return None
@@ -263,13 +284,13 @@ def at(value: Any, *keys: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """A real number that can be printed and drawn."""
+    """Return True for an int or float (no bool) that can be printed and drawn."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
     return real and -1e300 < value < 1e300
 
 
 def number(value: Any, decimals: int) -> str:
-    """The number, or a dash for anything else."""
+    """Format a number; return a dash for anything else."""
     return f"{value:.{decimals}f}" if is_number(value) else DASH
 
 

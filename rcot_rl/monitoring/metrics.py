@@ -1,8 +1,8 @@
-"""From verl's file log to the run's `metrics.jsonl`: one flat JSON object a step.
+"""Converts verl's file log to a stage's `metrics.jsonl`: one flat JSON object per step.
 
-verl's `file` logger writes {"step", "data"} and starts its file anew with each process, so every
-attempt has one of its own. `Follower` reads it as it grows and appends to the stage's
-`metrics.jsonl`, which spans attempts: steps that a resumed attempt does again replace the old ones.
+verl's `file` logger writes {"step", "data"} and truncates its file when a process starts, so each
+attempt has its own file. `Follower` reads it while it grows and appends to `metrics.jsonl`, which
+spans attempts: steps that a resumed attempt repeats replace the old ones.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rcot_rl.files import write_text
+from rcot_rl.system.files import write_text
+
+
+def complete_lines(path: Path, offset: int = 0) -> bytes:
+    """Return the bytes after `offset` up to the last line end; empty if there is no file."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    return data[: data.rfind(b"\n") + 1]
 
 
 class Follower:
-    """Follows `source` (verl's log of one attempt) into `target` (the stage's metrics)."""
+    """Copies new steps from `source` (verl's log of one attempt) to `target` (the metrics file)."""
 
     def __init__(self, source: Path, target: Path) -> None:
         self.source = source
@@ -27,15 +37,10 @@ class Follower:
         self._first = True
 
     def poll(self) -> list[dict[str, Any]]:
-        """New complete lines since the last call, written and returned."""
-        if not self.source.is_file():
-            return []
-        with self.source.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        lines = _steps_in(whole, time.time())
+        """Append the complete lines since the last call to `target` and return them."""
+        log = complete_lines(self.source, self._offset)
+        self._offset += len(log)
+        lines = _steps_in(log, time.time())
         if lines:
             self._write(lines)
             self.latest = lines[-1]
@@ -51,53 +56,53 @@ class Follower:
 
 
 def _steps_in(log: bytes, now: float) -> list[dict[str, Any]]:
-    """The training steps among complete lines of verl's log; validation has lines of its own."""
+    """Return the training steps among complete lines of verl's log, without validation lines."""
     entries = [json.loads(raw) for raw in log.splitlines()]
     lines = [{"step": e["step"], "time": now} | e["data"] for e in entries]
     return [line for line in lines if "training/global_step" in line or "train/loss" in line]
 
 
 def recover_steps(path: Path, logs: Sequence[Path], newest: int) -> None:
-    """Add steps up to `newest` that a killed command left in verl's logs, but not in `path`.
+    """Add the steps that a killed command left in verl's logs but not in `path`.
 
-    logs: verl's logs of earlier attempts, in their order; a later attempt's line of a step counts.
+    Args:
+        path: The stage's `metrics.jsonl`.
+        logs: verl's logs of earlier attempts, in order; the last line of a step wins.
+        newest: The last step to add.
     """
-    lines = {line["step"]: line for line in read_metrics(path)}
+    known = {line["step"]: line for line in read_metrics(path)}
     missing: dict[int, dict[str, Any]] = {}
     for log in logs:
         if log.is_file():
-            data = log.read_bytes()
-            for line in _steps_in(data[: data.rfind(b"\n") + 1], log.stat().st_mtime):
-                if line["step"] <= newest and line["step"] not in lines:
+            for line in _steps_in(complete_lines(log), log.stat().st_mtime):
+                if line["step"] <= newest and line["step"] not in known:
                     missing[line["step"]] = line
     if missing:
-        rows = [row for _, row in sorted((lines | missing).items())]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        _write_lines(path, [row for _, row in sorted((known | missing).items())])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All steps of a `metrics.jsonl`; an unfinished last line is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    """Return all steps of a `metrics.jsonl`, without an unfinished last line."""
+    return [json.loads(line) for line in complete_lines(path).splitlines()]
 
 
 def restore_step(path: Path, saved: Path) -> None:
-    """Append the metrics `saved` with a checkpoint, unless the step has its line already."""
+    """Append the metrics saved with a checkpoint, unless `path` already has that step."""
     if not saved.is_file():
         return
     line = json.loads(saved.read_text(encoding="utf-8"))
     lines = read_metrics(path)
     if not lines or lines[-1]["step"] < line["step"]:
-        write_text(path, "".join(json.dumps(row) + "\n" for row in [*lines, line]))
+        _write_lines(path, [*lines, line])
 
 
 def keep_steps_before(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later: they are about to be done again."""
+    """Drop the lines of `step` and later, which are about to be repeated."""
     lines = read_metrics(path)
     kept = [line for line in lines if line["step"] < step]
-    if len(kept) == len(lines):
-        return
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    if len(kept) < len(lines):
+        _write_lines(path, kept)
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,8 +1,4 @@
-"""The replay's HTML page: tables, curves, and the responses that moved most on their frames.
-
-Responses are foreign text and pass through `page.text`; frames are embedded, boxes and points are
-vector graphics. A frame that cannot be found is said in its place.
-"""
+"""HTML page of a reward replay: tables, curves, and the responses whose advantage changed most."""
 
 from __future__ import annotations
 
@@ -15,49 +11,58 @@ import yaml
 
 from rcot_rl.monitoring import page
 from rcot_rl.monitoring.curves import COLOURS, Series, line_chart
+from rcot_rl.monitoring.figures import DASH
+from rcot_rl.monitoring.page import LIGHT
+from rcot_rl.monitoring.svg_overlay import Overlay
 from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import parse_response
 
 if TYPE_CHECKING:
     from rcot_rl.monitoring.reward_replay import Moved, Replay
 
-TOTALS = {
+_TOTALS = {
     "mean": "mean",
-    "std": "spread",
-    "group_std": "spread in groups",
+    "std": "std",
+    "group_std": "std within groups",
     "zero_variance": "groups without variance",
     "advantage": "mean |advantage|",
 }
-AGAINST = {
-    "kendall_tau": "Kendall tau in groups",
+_AGAINST = {
+    "kendall_tau": "Kendall’s tau within groups",
     "sign_flips": "advantages that change sign",
-    "other_best": "groups with another best",
+    "other_best": "groups with a different best response",
 }
 
 
-def replay_page(run: Path, found: Replay) -> str:
-    """One self-contained page of a replay."""
-    frames = _Frames(run, found.stage)
+def replay_page(run: Path, result: Replay) -> str:
+    """Return the self-contained page of a replay."""
+    frames = _Frames(run, result.stage)
     head = (
-        f"<h1>Rewards compared on {page.text(found.stage)}</h1><p>{found.n_responses} responses in "
-        f"{found.n_groups} groups of {page.text(run)}, scored again; nothing was trained.</p>"
+        f"<h1>Rewards compared on {page.text(result.stage)}</h1><p>{result.n_responses} responses "
+        f"in {result.n_groups} groups of {page.text(run)}, rescored without training.</p>"
     )
-    parts = [head, page.section("The rewards", _table(found.totals, TOTALS))]
-    first = page.text(found.names[0])
-    if found.against_first:
-        parts.append(page.section(f"Against {first}", _table(found.against_first, AGAINST)))
-    if found.names[0] in found.dumped:
-        gap = found.dumped[found.names[0]]
-        parts.append(f"<p>Largest difference of {first} from what the run noted: {gap:.3g}.</p>")
-    shown = [Series(n, found.steps, found.by_step[n]) for n in found.names[:COLOURS]]
-    chart = line_chart("Mean reward of each step", shown)
+    parts = [head, page.section("Rewards", _table(result.totals, _TOTALS))]
+    first = page.text(result.names[0])
+    if result.against_first:
+        parts.append(page.section(f"Compared with {first}", _table(result.against_first, _AGAINST)))
+    if result.names[0] in result.dumped:
+        gap = result.dumped[result.names[0]]
+        parts.append(
+            f"<p>Largest difference between {first} and the rewards that the run logged: "
+            f"{gap:.3g}.</p>"
+        )
+    shown = [Series(n, result.steps, result.by_step[n]) for n in result.names[:COLOURS]]
+    chart = line_chart("mean reward", shown)
     parts.append(f'<section><div class="grid-of">{chart}</div></section>')
-    legend = '<span class="key s2">the truth</span> <span class="key s1">the response</span>'
-    for name, moved in found.moved.items():
-        cards = "".join(_card(one, frames, found.names[0], name) for one in moved)
+    legend = (
+        '<span class="key" style="--key: var(--s2)">ground truth</span> '
+        '<span class="key" style="--key: var(--s1)">response</span>'
+    )
+    for name, moved in result.moved.items():
+        cards = "".join(_card(one, frames, result.names[0], name) for one in moved)
         parts.append(
             page.section(
-                f"Moved most under {page.text(name)}",
+                f"Largest changes of advantage under {page.text(name)}",
                 f'<p class="keys">{legend}</p><div class="grid-of">{cards}</div>',
             )
         )
@@ -66,7 +71,7 @@ def replay_page(run: Path, found: Replay) -> str:
 
 def _table(values: dict[str, dict[str, float]], columns: dict[str, str]) -> str:
     rows = [
-        [page.text(name), *(f"{v[key]:.3f}" if key in v else "–" for key in columns)]
+        [page.text(name), *(f"{v[key]:.3f}" if key in v else DASH for key in columns)]
         for name, v in values.items()
     ]
     return page.table(["", *columns.values()], rows)
@@ -80,16 +85,16 @@ def _card(moved: Moved, frames: _Frames, first: str, other: str) -> str:
         f"<small>{page.text(', '.join(moved.reasons[name]))}</small>"
         for name in (first, other)
     ]
-    said = page.details("response", f"<pre>{page.text(row['response'])}</pre>")
-    asked = page.details("prompt", f"<pre>{page.text(row.get('prompt', ''))}</pre>")
+    response = page.details("response", f"<pre>{page.text(row['response'])}</pre>")
+    prompt = page.details("prompt", f"<pre>{page.text(row.get('prompt', ''))}</pre>")
     return (
         f"<figure>{frames.drawn(row)}<figcaption>step {moved.step}<br>{'<br>'.join(lines)}"
-        f"</figcaption>{asked}{said}</figure>"
+        f"</figcaption>{prompt}{response}</figure>"
     )
 
 
 class _Frames:
-    """The frames of a stage's rows, found in the run's shards."""
+    """Frames of a stage's training rows, from the run's shards."""
 
     def __init__(self, run: Path, stage: str) -> None:
         self._media: dict[Any, str] = {}
@@ -97,10 +102,10 @@ class _Frames:
         try:
             recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["recipe"]
             self._canvas = int(recipe["canvas"]["image"])
-            self._folder = run / "shards" / recipe[stage.replace("-", "_")]["shard_set"]
+            self._folder = run / "shards" / recipe["train"][stage]["shard_set"]
             self._read()
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            self._media = {}  # the page then says for each frame that it is missing
+            self._media = {}  # each frame is then shown as missing
 
     def _read(self) -> None:
         import pyarrow.parquet as pq
@@ -111,43 +116,28 @@ class _Frames:
                 self._media[info["index"]] = info["media"]
 
     def drawn(self, row: dict[str, Any]) -> str:
-        """The row's frame with true and predicted boxes and points, as HTML."""
+        """Return the row's frame with true and predicted boxes and points as HTML."""
         path = self._folder / self._media.get(row.get("index"), "")
         if not path.is_file():
-            return page.missing("the frame of this row, in the run's shards")
+            return page.missing("the frame of this row (not in the run's shards)")
         kind = "png" if path.suffix == ".png" else "jpeg"
         data = base64.b64encode(path.read_bytes()).decode("ascii")
-        side = self._canvas
-        shapes = _shapes(_truth(row.get("ground_truth")), "s2", side)
-        said = parse_grounding(parse_response(str(row["response"])).answer)
-        shapes += _shapes([(i.box, i.point) for i in said.items], "s1", side)
-        return (
-            f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="frame">'
-            f'<image href="data:image/{kind};base64,{data}" width="{side}" height="{side}"/>'
-            f"{shapes}</svg>"
-        )
+        response = parse_grounding(parse_response(str(row["response"])).answer)
+        overlay = Overlay(self._canvas, self._canvas)
+        for objects, colour in (
+            (_truth(row.get("ground_truth")), LIGHT["s2"]),
+            ([(item.box, item.point) for item in response.items], LIGHT["s1"]),
+        ):
+            overlay.boxes([box for box, _ in objects if box is not None], colour)
+            overlay.points([point for _, point in objects if point is not None], colour)
+        alt = "Frame with the boxes and points of the ground truth and of the response"
+        return overlay.html(f"data:image/{kind};base64,{data}", alt)
 
 
 def _truth(value: Any) -> list[tuple[Any, Any]]:
+    """Return box and point of each true object; empty if the ground truth is an option."""
     try:
         entries = json.loads(value) if isinstance(value, str) else value
         return [(entry["bbox_2d"], entry.get("point_2d")) for entry in entries]
     except (ValueError, TypeError, KeyError):
-        return []  # an option, not objects
-
-
-def _shapes(objects: list[tuple[Any, Any]], colour: str, side: int) -> str:
-    drawn, width = [], side / 120
-    for box, point in objects:
-        if box is not None:
-            x1, y1, x2, y2 = (min(max(float(v), -side), 2 * side) for v in box)
-            drawn.append(
-                f'<path class="{colour}" fill="none" stroke-width="{width:.2f}" '
-                f'd="M{x1:.1f} {y1:.1f}H{x2:.1f}V{y2:.1f}H{x1:.1f}Z"/>'
-            )
-        if point is not None:
-            x, y = (min(max(float(v), -side), 2 * side) for v in point)
-            drawn.append(
-                f'<circle class="{colour} dot" cx="{x:.1f}" cy="{y:.1f}" r="{2 * width:.2f}"/>'
-            )
-    return "".join(drawn)
+        return []

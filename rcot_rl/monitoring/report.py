@@ -1,14 +1,13 @@
-"""RUN/report.html: what a run was, what it reached, how it went there, and what it looks at.
+"""RUN/report.html: settings, rewards, J&F, training curves and drawn keyframes of a run.
 
-One self-contained page from the files of the run's folder (`contracts`: recipe.yaml,
-<stage>/metrics.jsonl and done.json, predict/rewards.json, eval/<benchmark>.json, predictions/).
-What is not there is named as missing in its place; nothing is filled in.
+The page is self-contained and reads only the run folder: recipe.yaml, <stage>/metrics.jsonl and
+done.json, predict/rewards.json, eval/<benchmark>.json and predictions/. What is missing is named in
+its place.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from rcot_rl.errors import InputError
 from rcot_rl.monitoring.curves import COLOURS, Series, how_drawn, line_chart
 from rcot_rl.monitoring.figures import (
     DASH,
-    TRAINING,
     at,
     is_number,
     number,
@@ -30,106 +28,105 @@ from rcot_rl.monitoring.figures import (
 from rcot_rl.monitoring.metrics import read_metrics
 from rcot_rl.monitoring.page import details, missing, page, section, table, text
 from rcot_rl.monitoring.shots import shots
+from rcot_rl.prediction_layout import heldout_rewards_file
+from rcot_rl.recipe.recorded import recorded_stages, stages_with
+from rcot_rl.recipe.schema import AFTER_TRAINING, BEFORE_TRAINING
+from rcot_rl.system.files import write_text
 
-STAGES = ("data", *TRAINING, "predict", "eval")
 SHOTS = 12
+"""Most keyframes on the page."""
 
 
 class Chart(NamedTuple):
-    """What one chart shows of metrics.jsonl."""
+    """A chart of metrics.jsonl."""
 
     title: str
     keys: Mapping[str, str]
     """Key of metrics.jsonl -> name of the curve."""
-
     note: str
-    """How to read it."""
+    """How to read the chart."""
 
 
 _SFT_CHARTS = (
     Chart(
         "loss",
         {"train/loss": "training", "val/loss": "validation"},
-        "Cross-entropy of the traces, per token. It should fall and level off; a validation loss "
-        "that rises again means memorising.",
+        "Cross-entropy per token of the traces. Should fall and level off; a validation loss that "
+        "rises again means overfitting.",
     ),
     Chart(
         "learning rate",
         {"train/lr": "rate"},
-        "The schedule that was in force: warm-up, then decay.",
+        "The schedule that was applied: warm-up, then decay.",
     ),
 )
 _REWARD = Chart(
     "mean reward",
     {"reward/mean": "reward"},
-    "Weighted sum, mean over the step's rollouts. Prompts differ from step to step, so look at the "
-    "trend; the held-out rewards above are the comparison.",
+    "Weighted sum of the components, mean over the step's rollouts. Each step has other prompts: "
+    "read the trend here and compare stages by the held-out rewards above.",
 )
-_COMPONENTS_NOTE = (
-    "Format saturates first; what is learnt about the task shows in the other components."
-)
+_COMPONENTS_NOTE = "Format saturates first; the other components show what is learned of the task."
 _GRPO_CHARTS = (
     Chart(
         "groups without variance",
         {"group/zero_variance_fraction": "fraction"},
-        "Groups whose responses all earned the same give no gradient. Near 1, a step is wasted: "
-        "the task is solved or out of reach.",
+        "Share of groups whose responses all have the same reward. Their advantages are 0, so they "
+        "give no gradient. Near 1 the step is wasted: the task is solved or out of reach.",
     ),
     Chart(
         "response length, tokens",
         {"response_length/mean": "mean"},
-        "A sudden rise or a fall to a few tokens hints at a reward that is being gamed.",
+        "A sudden rise, or a fall to a few tokens, hints at reward hacking.",
     ),
     Chart(
         "KL loss against the reference",
         {"actor/kl_loss": "KL"},
-        "How far the policy has moved from where the stage began. Slow growth is normal, a jump "
-        "is a warning.",
+        "Distance of the policy from the start of the stage. Slow growth is normal, a jump is a "
+        "warning.",
     ),
     Chart(
         "entropy",
         {"actor/entropy": "entropy"},
-        "Spread of the policy's next tokens. At 0 it explores no more and groups become alike.",
+        "Entropy of the policy's next token. Near 0 the policy no longer explores and the "
+        "responses of a group become alike.",
     ),
     Chart(
         "gradient norm",
         {"actor/grad_norm": "norm"},
-        "Before clipping. Isolated peaks are harmless, lasting growth is not.",
+        "Before clipping. Isolated peaks are harmless, steady growth is not.",
     ),
     Chart(
-        "seconds a step",
+        "seconds per step",
         {"timing_s/step": "step"},
-        "Wall-clock time of a whole step: rollouts, rewards and the update.",
+        "Wall-clock time of rollouts, rewards and the update.",
     ),
 )
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write RUN/report.html from what the folder holds and return its path.
-
-    Raises InputError when there is no such folder or it holds nothing of a run.
-    """
+    """Write RUN/report.html from the files in the folder and return its path. Raises InputError."""
     run = Path(run_dir)
     if not run.is_dir():
-        raise InputError("no such folder (of a run)", file=run)
-    known = ("recipe.yaml", "eval", "predictions", "predict", *TRAINING)
-    if not any((run / name).exists() for name in known):
-        raise InputError("holds nothing of a run", file=run)
+        raise InputError("no such run folder", file=run)
+    known = ("recipe.yaml", "eval", "predictions", "predict")
+    training = list(dict.fromkeys([*recorded_stages(run), *stages_with(run, "metrics.jsonl")]))
+    if not training and not any((run / name).exists() for name in known):
+        raise InputError(f"no run folder: it has none of {', '.join(known)}", file=run)
     record = _yaml(run / "recipe.yaml")
     scores = {path.stem: _json(path) for path in result_files(run)}
     body = "".join(
         (
             _header(run, record),
-            rewards_section(_json(run / "predict" / "rewards.json")),
+            rewards_section(_json(heldout_rewards_file(run))),
             scores_section(scores),
-            *(_training(run, stage) for stage in TRAINING),
+            *(_training(run, stage) for stage in training),
             _keyframes(run, scores),
-            _conditions(run, record),
+            _recipe(record),
         )
     )
-    target, partial = run / "report.html", run / ".report.html.tmp"
-    partial.write_text(page(f"{_name(run, record)} – RCoT-Seg run", body), encoding="utf-8")
-    os.replace(partial, target)
+    target = run / "report.html"
+    write_text(target, page(f"{_name(run, record)} – RCoT-Seg run", body))
     return target
 
 
@@ -143,19 +140,19 @@ def _header(run: Path, record: Any) -> str:
         f"seed {text(at(recipe, 'seed') or DASH, 20)}",
     ]
     if toy is not None:
-        facts.append(f"procedurally generated corpora, difficulty “{text(toy, 40)}”")
+        facts.append(f"procedural toy corpora, preset “{text(toy, 40)}”")
     identity = (
         f"recipe <code>{text(_short(at(record, 'recipe_hash')))}</code> · "
         f"commit <code>{text(_short(at(record, 'git_commit')))}</code>"
     )
     lines = f'<p>{" · ".join(facts)}</p><p class="soft">{identity}</p>'
     if recipe is None:
-        lines = missing("recipe.yaml (what was run, and with which versions)")
+        lines = missing("recipe.yaml (resolved recipe and package versions)")
     return f"<h1>{text(_name(run, record), 200)}</h1>{lines}{_stages(run)}"
 
 
 def _short(digest: Any) -> str:
-    """The first twelve characters of a hash, and the `+` of a checkout with changes."""
+    """Return twelve characters of a hash, and the `+` of a checkout with local changes."""
     if not isinstance(digest, str) or not digest:
         return DASH
     return digest[:12] + ("+" if len(digest) > 12 and digest.endswith("+") else "")
@@ -167,7 +164,9 @@ def _name(run: Path, record: Any) -> str:
 
 def _stages(run: Path) -> str:
     rows = []
-    for stage in STAGES:
+    started = stages_with(run, "attempt-1") + stages_with(run, "done.json")
+    trained = [stage for stage in started if stage not in (*BEFORE_TRAINING, *AFTER_TRAINING)]
+    for stage in dict.fromkeys((*BEFORE_TRAINING, *trained, *AFTER_TRAINING)):
         folder = run / stage
         if not folder.is_dir():
             continue
@@ -175,23 +174,23 @@ def _stages(run: Path) -> str:
         state = "done" if isinstance(done, dict) else "not finished"
         attempts = len(list(folder.glob("attempt-*")))
         minutes, peak = number(at(done, "minutes"), 1), number(at(done, "peak_gib"), 1)
-        rows.append([TRAINING.get(stage, stage), state, minutes, peak, str(attempts or DASH)])
+        rows.append([text(stage), state, minutes, peak, str(attempts or DASH)])
     if not rows:
-        return missing("stages (no folder of a stage is there)")
+        return missing("stage folders (no stage has started)")
     return table(["stage", "state", "minutes", "peak GiB", "attempts"], rows, numbers=2)
 
 
 def _training(run: Path, stage: str) -> str:
-    title = TRAINING[stage]
+    title = stage
     path = run / stage / "metrics.jsonl"
     try:
         lines = [line for line in read_metrics(path) if is_number(at(line, "step"))]
     except (OSError, ValueError) as error:
-        return section(title, missing(f"{stage}/metrics.jsonl cannot be read ({error})"))
+        return section(title, missing(f"{stage}/metrics.jsonl (unreadable: {error})"))
     if not lines:
-        return section(title, missing(f"{stage}/metrics.jsonl (the curves of this stage)"))
+        return section(title, missing(f"{stage}/metrics.jsonl (training curves)"))
     charts, absent = [], []
-    for chart in _charts(stage, lines):
+    for chart in _charts(lines):
         curves = [_series(lines, key, name) for key, name in chart.keys.items()]
         series = [curve for curve in curves if curve is not None]
         if series:
@@ -202,12 +201,12 @@ def _training(run: Path, stage: str) -> str:
     return section(
         title,
         f'<p class="soft">{note}</p><div class="grid-of">{"".join(charts)}</div>',
-        missing(f"curves of {', '.join(absent)} (not in metrics.jsonl)") if absent else "",
+        missing(f"{', '.join(absent)} (not in metrics.jsonl)") if absent else "",
     )
 
 
-def _charts(stage: str, lines: list[Any]) -> list[Chart]:
-    if stage == "sft":
+def _charts(lines: list[Any]) -> list[Chart]:
+    if not any("reward/mean" in line for line in lines):
         return list(_SFT_CHARTS)
     keys = sorted({key for line in lines for key in line})
     parts = [k for k in keys if k.startswith("reward/") and k.endswith("/mean")]
@@ -231,34 +230,41 @@ def _keyframes(run: Path, scores: Mapping[str, Any]) -> str:
     title = "Keyframes"
     usable = {name: r for name, r in scores.items() if isinstance(r, dict)}
     if not usable:
-        return section(title, missing("eval/*.json (which names the predictions to draw)"))
+        return section(title, missing("eval/*.json (names the predictions to draw)"))
     each = max(1, SHOTS // len(usable))
     drawn = [shot for name, r in usable.items() for shot in shots(run, name, r, each)][:SHOTS]
+    marks = "".join(
+        f' <span class="mark"><span class="swatch {kind}"></span>{name}</span>'
+        for kind, name in (
+            ("truth", "ground truth"),
+            ("pred", "predicted mask"),
+            ("box", "predicted box"),
+            ("point", "predicted point"),
+        )
+    )
     key = (
-        '<p class="soft">From the best to the worst J&amp;F of each benchmark, evenly spaced. '
-        '<span class="swatch truth"></span>ground truth<span class="swatch pred"></span>predicted '
-        'mask<span class="swatch box"></span>predicted box<span class="swatch point"></span>'
-        "predicted point</p>"
+        '<p class="soft">Evenly spaced from the best to the worst J&amp;F of each benchmark. '
+        f"{marks}</p>"
     )
     return section(title, key, f'<div class="grid-of">{"".join(drawn)}</div>')
 
 
-def _conditions(run: Path, record: Any) -> str:
+def _recipe(record: Any) -> str:
     if record is None:
-        return section("Conditions", missing("recipe.yaml"))
+        return section("Recipe and versions", missing("recipe.yaml"))
     versions = at(record, "versions")
     rows = [[text(k, 60), text(v, 60)] for k, v in (versions or {}).items()]
     rows.append(["python", text(at(record, "python") or DASH, 60)])
-    whole = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
     return section(
-        "Conditions",
+        "Recipe and versions",
         table(["package", "version"], rows, numbers=2),
-        details("Resolved recipe", f"<pre>{text(whole, 60_000)}</pre>"),
+        details("Resolved recipe", f"<pre>{text(recipe, 60_000)}</pre>"),
     )
 
 
 def _json(path: Path) -> Any:
-    """The document, or None where there is none that can be read."""
+    """Return the parsed file, or None if it is missing or unreadable."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -266,6 +272,7 @@ def _json(path: Path) -> Any:
 
 
 def _yaml(path: Path) -> Any:
+    """Return the parsed file, or None if it is missing or unreadable."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):

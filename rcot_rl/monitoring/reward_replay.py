@@ -1,11 +1,11 @@
-"""`rcot score replay`: a run's dumped rollouts under other rewards, without training again.
+"""`rcot score replay`: rescore a run's dumped rollouts under other rewards, without training.
 
-For each reward: mean and spread, the spread within groups, how many groups teach nothing, and the
-size of the advantages (eq. 14, in the groups that were rolled out). Between the first reward and
-each other: how the order within groups changes (Kendall's tau), how often an advantage changes its
-sign, and how often another response of the group comes out best. One step is held at a time.
+For each reward: mean, standard deviation, standard deviation within groups, share of groups without
+variance, and mean absolute advantage (eq. 14, in the groups of the rollouts). For each reward
+against the first: Kendall's tau within groups, share of advantages that change sign, and share of
+groups with a different best response. One step is in memory at a time.
 
-What it cannot say: what a policy trained under the other reward would have answered.
+A replay cannot tell what a policy trained under the other reward would have answered.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from typing import Any
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text
 from rcot_rl.monitoring.replay_page import replay_page
+from rcot_rl.stats.rollout_rows import NO_SPREAD, last_turns
+from rcot_rl.system.files import write_text
 from reward_fns.score import Reward
 
 MOST_MOVED = 12
+"""Number of responses that are kept per reward, those whose advantage changes most."""
+
 NEEDED = ("prompt_id", "response", "ground_truth")
+"""Keys that each row of a rollout dump must have."""
 
 
 @dataclass
 class Moved:
-    """A response whose advantage changed much."""
+    """A response whose advantage changes; every mapping is by the reward's spec."""
 
     change: float
     step: int
@@ -43,7 +47,7 @@ class Moved:
 
 @dataclass
 class Replay:
-    """What `replay` found; every mapping is by the reward's spec."""
+    """Result of `replay`; every mapping is by the reward's spec."""
 
     stage: str
     names: list[str]
@@ -55,37 +59,38 @@ class Replay:
     totals: dict[str, dict[str, float]] = field(default_factory=dict)
     against_first: dict[str, dict[str, float]] = field(default_factory=dict)
     dumped: dict[str, float] = field(default_factory=dict)
-    """Largest difference between a reward and what the run had noted."""
+    """Largest difference from the rewards that the run logged."""
     moved: dict[str, list[Moved]] = field(default_factory=dict)
 
 
 def replay(run: Path, stage: str, rewards: Mapping[str, Reward]) -> Replay:
-    """Rescore RUN/<stage>/rollouts under `rewards` (spec -> reward, the first is compared with).
+    """Rescore RUN/<stage>/rollouts. Raises InputError.
 
-    Raises InputError, with file and line, for rollouts that are missing or cut off.
+    Args:
+        rewards: Spec -> reward; the others are compared with the first.
     """
     names = list(rewards)
-    found = Replay(stage, names)
+    result = Replay(stage, names)
     sums: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     pairs: dict[str, dict[str, list[float]]] = {name: {} for name in names[1:]}
     heaps: dict[str, list[tuple[float, int, Moved]]] = {name: [] for name in names[1:]}
-    for step, rows in _steps(run, stage):
+    for step, rows in _dumped_steps(run, stage):
         scores = {n: [_score(rewards[n], row) for row in rows] for n in names}
         values = {n: np.array([s.reward for s in scores[n]]) for n in names}
         groups = _groups(rows)
         advantages = {n: advantages_of(values[n], groups) for n in names}
-        found.steps.append(step)
-        found.n_responses += len(rows)
-        found.n_groups += len(groups)
+        result.steps.append(step)
+        result.n_responses += len(rows)
+        result.n_groups += len(groups)
         for name in names:
-            found.by_step.setdefault(name, []).append(float(values[name].mean()))
-            _add(sums[name], _of_one(values[name], advantages[name], groups))
+            result.by_step.setdefault(name, []).append(float(values[name].mean()))
+            _add(sums[name], _single_stats(values[name], advantages[name], groups))
             if rows and "reward" in rows[0]:
-                noted = np.array([float(row["reward"]) for row in rows])
-                gap = float(np.abs(noted - values[name]).max())
-                found.dumped[name] = max(found.dumped.get(name, 0.0), gap)
+                logged = np.array([float(row["reward"]) for row in rows])
+                gap = float(np.abs(logged - values[name]).max())
+                result.dumped[name] = max(result.dumped.get(name, 0.0), gap)
         for name in names[1:]:
-            _add(pairs[name], _of_two(values, advantages, groups, names[0], name))
+            _add(pairs[name], _paired_stats(values, advantages, groups, names[0], name))
             change = np.abs(advantages[name] - advantages[names[0]])
             for i in np.argsort(-change)[:MOST_MOVED]:
                 moved = Moved(
@@ -96,21 +101,26 @@ def replay(run: Path, stage: str, rewards: Mapping[str, Reward]) -> Replay:
                     {n: float(advantages[n][i]) for n in names},
                     {n: list(scores[n][i].reasons) for n in names},
                 )
-                heapq.heappush(heaps[name], (moved.change, found.n_responses + int(i), moved))
+                heapq.heappush(heaps[name], (moved.change, result.n_responses + int(i), moved))
                 if len(heaps[name]) > MOST_MOVED:
                     heapq.heappop(heaps[name])
     for name in names:
-        found.totals[name] = {k: float(np.mean(v)) for k, v in sums[name].items()}
+        result.totals[name] = {k: float(np.mean(v)) for k, v in sums[name].items()}
     for name in names[1:]:
-        found.against_first[name] = {k: float(np.mean(v)) for k, v in pairs[name].items() if v}
-        found.moved[name] = [m for *_, m in sorted(heaps[name], key=lambda x: -x[0])]
-    return found
+        result.against_first[name] = {k: float(np.mean(v)) for k, v in pairs[name].items() if v}
+        result.moved[name] = [m for *_, m in sorted(heaps[name], key=lambda x: -x[0])]
+    return result
 
 
 def advantages_of(rewards: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
-    """Equation 14 as the trainer computes it: (r - mean) / (std + 1e-6), std unbiased.
+    """Return the advantages of eq. 14 as the trainer computes them.
 
-    rewards: [N]; groups: the members' positions. A group of one has advantage 0, as in verl.
+    They are (r - mean) / (std + 1e-6) with the unbiased std; a group of one has advantage 0, as in
+    verl.
+
+    Args:
+        rewards: float [N].
+        groups: Positions of the members of each group.
     """
     out = np.zeros_like(rewards, dtype=float)
     for group in groups:
@@ -120,47 +130,48 @@ def advantages_of(rewards: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def replay_text(found: Replay) -> str:
-    """The tables for the terminal."""
-    first = found.names[0]
-    width = max(24, *(len(name) + 2 for name in found.names))
+def replay_text(result: Replay) -> str:
+    """Return the tables for the terminal."""
+    first = result.names[0]
+    width = max(24, *(len(name) + 2 for name in result.names))
     lines = [
-        f"{found.stage}: {found.n_responses} responses in {found.n_groups} groups, "
-        f"{len(found.steps)} steps",
+        f"{result.stage}: {result.n_responses} responses in {result.n_groups} groups, "
+        f"{len(result.steps)} steps",
         f"{'reward':<{width}}{'mean':>8}{'std':>8}{'in group':>10}{'dead':>7}{'|adv|':>8}",
     ]
-    for name in found.names:
-        t = found.totals[name]
+    for name in result.names:
+        t = result.totals[name]
         lines.append(
             f"{name:<{width}}{t['mean']:>8.3f}{t['std']:>8.3f}{t['group_std']:>10.3f}"
             f"{t['zero_variance']:>7.2f}{t['advantage']:>8.3f}"
         )
     lines.append(f"against {first}:")
-    for name, p in found.against_first.items():
+    for name, p in result.against_first.items():
         tau = f"{p['kendall_tau']:.3f}" if "kendall_tau" in p else "–"
         lines.append(
-            f"{name:<{width}} Kendall tau in groups {tau}, signs that flip "
-            f"{p['sign_flips']:.3f}, groups with another best {p['other_best']:.3f}"
+            f"{name:<{width}} Kendall's tau within groups {tau}, sign flips "
+            f"{p['sign_flips']:.3f}, groups with a different best {p['other_best']:.3f}"
         )
-    if first in found.dumped:
-        gap = found.dumped[first]
-        same = "equals what the run noted" if gap < 1e-6 else f"differs from the run's by {gap:.3g}"
-        lines.append(f"{first} {same}")
+    if first in result.dumped:
+        gap = result.dumped[first]
+        agrees = "equals" if gap < 1e-6 else f"differs by up to {gap:.3g} from"
+        lines.append(f"{first} {agrees} the rewards logged by the run")
     return "\n".join(lines)
 
 
-def write_replay(run: Path, found: Replay, out: Path) -> Path:
-    """Write OUT/replay.json and OUT/replay.html; returns the page."""
-    write_text(out / "replay.json", json.dumps(asdict(found), ensure_ascii=False, indent=1) + "\n")
-    write_text(out / "replay.html", replay_page(run, found))
+def write_replay(run: Path, result: Replay, out: Path) -> Path:
+    """Write OUT/replay.json and OUT/replay.html and return the path of the page."""
+    write_text(out / "replay.json", json.dumps(asdict(result), ensure_ascii=False, indent=1) + "\n")
+    write_text(out / "replay.html", replay_page(run, result))
     return out / "replay.html"
 
 
-def _steps(run: Path, stage: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _dumped_steps(run: Path, stage: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield the step and its last turns, in the order of steps."""
     folder = run / stage / "rollouts"
     files = [p for p in folder.glob("*.jsonl") if p.stem.isdigit()]
     if not files:
-        raise InputError("holds no rollouts", file=folder)
+        raise InputError("no rollouts (STEP.jsonl) in this folder", file=folder)
     for path in sorted(files, key=lambda p: int(p.stem)):
         rows = []
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -173,19 +184,8 @@ def _steps(run: Path, stage: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
                     raise InputError("missing", file=path, line=number, key=key)
             rows.append(row)
         if not rows:
-            raise InputError("is empty", file=path)
-        yield int(path.stem), _last_turns(rows)
-
-
-def _last_turns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a response of several turns the last alone, which has its reward."""
-    last: dict[Any, dict[str, Any]] = {}
-    for number, row in enumerate(rows):
-        turned = "turn" in row and "sample" in row
-        key = (row["prompt_id"], row["sample"]) if turned else number
-        if key not in last or row["turn"] >= last[key]["turn"]:
-            last[key] = row
-    return list(last.values())
+            raise InputError("empty file; expected one response per line", file=path)
+        yield int(path.stem), last_turns(rows, "prompt_id")
 
 
 def _score(reward: Reward, row: dict[str, Any]) -> Any:
@@ -195,6 +195,7 @@ def _score(reward: Reward, row: dict[str, Any]) -> Any:
 
 
 def _groups(rows: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Return the positions of each prompt's responses."""
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row["prompt_id"], []).append(i)
@@ -206,7 +207,7 @@ def _add(sums: dict[str, list[float]], new: Mapping[str, list[float]]) -> None:
         sums.setdefault(key, []).extend(values)
 
 
-def _of_one(
+def _single_stats(
     values: np.ndarray, advantages: np.ndarray, groups: list[np.ndarray]
 ) -> dict[str, list[float]]:
     spreads = [float(values[g].std()) for g in groups]
@@ -214,12 +215,12 @@ def _of_one(
         "mean": values.tolist(),
         "std": [float(values.std())],
         "group_std": spreads,
-        "zero_variance": [float(s < 1e-8) for s in spreads],
+        "zero_variance": [float(s < NO_SPREAD) for s in spreads],
         "advantage": np.abs(advantages).tolist(),
     }
 
 
-def _of_two(
+def _paired_stats(
     values: Mapping[str, np.ndarray],
     advantages: Mapping[str, np.ndarray],
     groups: list[np.ndarray],
@@ -233,13 +234,13 @@ def _of_two(
         tau = kendall_tau(a, b)
         if tau is not None:
             taus.append(tau)
-        # another best: none of the first reward's best is among the other's
+        # Different: no response is best under both rewards.
         best.append(float(not ((a == a.max()) & (b == b.max())).any()))
     return {"sign_flips": flips, "kendall_tau": taus, "other_best": best}
 
 
 def kendall_tau(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Tau-b of two short lists; None where one of them has no order at all."""
+    """Return tau-b of two short lists; None if all values of one list are equal."""
     pairs = list(combinations(range(len(a)), 2))
     signs = [(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in pairs]
     ordered = [sum(s[k] != 0 for s in signs) for k in (0, 1)]

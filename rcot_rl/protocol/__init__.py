@@ -1,1 +1,1 @@
-"""Everything said to the model (prompts) and by it (answers). Standard library and YAML only."""
+"""The protocol with the policy: prompts, response parsing, keyframe selection, clips. No torch."""

@@ -1,14 +1,14 @@
-"""Control tokens in other people's text, rewritten as plain text.
+"""Control tokens in foreign text, rewritten as plain text.
 
 A tokenizer reads `<|im_end|>` in an expression as the end of the turn, verl splits messages at
 `<image>`, and the parser looks for `<think>`. Expressions, descriptions, traces and responses may
-hold any of these. `neutralize` turns their brackets into parentheses, `<|im_end|>` into
-`(|im_end|)`: as long as before, still readable, and no token any more. Text without such tokens
-stays as it is, byte for byte.
+contain any of these. `neutralize` turns their brackets into parentheses: `<|im_end|>` becomes
+`(|im_end|)`, which has the same length, is readable, and is not a token. Text without control
+tokens is returned unchanged, byte for byte.
 
-The pattern knows every published `<|name|>`, Qwen's `<tool_call>` and `<tool_response>`, verl's
-placeholders and the protocol's own tags. A tokenizer may have other control tokens: `own_tokens`
-finds them, and they are passed as `own`.
+The static pattern covers every published `<|name|>`, Qwen's `<tool_call>` and `<tool_response>`,
+verl's placeholders and the protocol's own tags. A tokenizer may have further control tokens:
+`extra_control_tokens` returns them, and callers pass them as `extra`.
 """
 
 from __future__ import annotations
@@ -24,48 +24,47 @@ _TAGS = r"</?(?:think|answer)>"
 _BRACKETS = {"<": ">", "[": "]", "{": "}"}
 
 
-def neutralize(text: str, own: tuple[str, ...] = (), keep_tags: bool = False) -> str:
-    """Return `text` without control tokens; idempotent, and the identity on text without any.
+def neutralize(text: str, extra: tuple[str, ...] = (), keep_tags: bool = False) -> str:
+    """Return `text` without control tokens. Idempotent.
 
-    own: further tokens of the policy's tokenizer, from `own_tokens`. keep_tags: leave `<think>`
-    and `<answer>` alone, in a text whose structure they are (a whole prompt or response).
+    Args:
+        extra: Further tokens of the policy's tokenizer, from `extra_control_tokens`.
+        keep_tags: Keep `<think>` and `<answer>`, for text that they structure (a whole prompt or
+            response).
     """
-    pattern = _pattern(own, keep_tags)
+    pattern = _pattern(extra, keep_tags)
     while (plain := pattern.sub(_plain, text)) != text:
-        text = plain  # again: one token may have been hidden inside another
+        text = plain  # rewriting one token may uncover another
     return text
 
 
-def control_tokens(text: str, own: tuple[str, ...] = (), keep_tags: bool = False) -> list[str]:
-    """Return the distinct tokens that `neutralize` would rewrite, in the order of the text."""
-    return list(dict.fromkeys(_pattern(own, keep_tags).findall(text)))
+def control_tokens(text: str, extra: tuple[str, ...] = (), keep_tags: bool = False) -> list[str]:
+    """Return the distinct tokens that `neutralize` would rewrite, in text order."""
+    return list(dict.fromkeys(_pattern(extra, keep_tags).findall(text)))
 
 
-def own_tokens(added: Iterable[Any]) -> tuple[str, ...]:
-    """Return a tokenizer's control tokens that the static pattern does not know.
+def extra_control_tokens(added: Iterable[Any]) -> tuple[str, ...]:
+    """Return a tokenizer's control tokens that the static pattern does not cover.
 
-    added: its `AddedToken`s. A token of one character, or one with white space and no brackets,
-    cannot be rewritten and is left out; `surplus_tokens` reports a prompt that holds it.
+    Tokens of one character, and tokens with white space and no brackets, cannot be rewritten and
+    are omitted; `surplus_tokens` reports a prompt that contains one.
     """
     known = _pattern((), False)
-    found = {token.content for token in added if _is_control(token)}
+    control = {token.content for token in added if _is_control(token)}
     return tuple(
         sorted(
-            (t for t in found if not known.fullmatch(t) and len(t) > 1 and _can_be_split(t)),
+            (t for t in control if not known.fullmatch(t) and len(t) > 1 and _can_be_split(t)),
             key=lambda token: (-len(token), token),
         )
     )
 
 
 def control_ids(added: Mapping[int, Any]) -> dict[int, str]:
-    """Return id -> text of a tokenizer's control tokens, its `AddedToken`s by id given.
-
-    The protocol's own tags are not among them, though some tokenizers have them as tokens.
-    """
+    """Return id -> text of a tokenizer's control tokens, without the protocol's own tags."""
     tags = re.compile(_TAGS)
     return {
-        number: token.content
-        for number, token in added.items()
+        token_id: token.content
+        for token_id, token in added.items()
         if _is_control(token) and not tags.fullmatch(token.content)
     }
 
@@ -73,17 +72,14 @@ def control_ids(added: Mapping[int, Any]) -> dict[int, str]:
 def surplus_tokens(
     ids: Iterable[int], template: Iterable[int], control: Mapping[int, str]
 ) -> list[str]:
-    """Return the control tokens of `ids` beyond those of `template`, the prompt without its text.
-
-    control: as `control_ids` returns it.
-    """
-    extra = Counter(i for i in ids if i in control) - Counter(i for i in template if i in control)
-    return [control[i] for i in extra]
+    """Return the control tokens of a prompt beyond those of its chat template."""
+    surplus = Counter(i for i in ids if i in control) - Counter(i for i in template if i in control)
+    return [control[i] for i in surplus]
 
 
 @lru_cache(maxsize=64)
-def _pattern(own: tuple[str, ...], keep_tags: bool) -> re.Pattern[str]:
-    parts = [*map(re.escape, own), _CONTROL, *([] if keep_tags else [_TAGS])]
+def _pattern(extra: tuple[str, ...], keep_tags: bool) -> re.Pattern[str]:
+    parts = [*map(re.escape, extra), _CONTROL, *([] if keep_tags else [_TAGS])]
     return re.compile("|".join(parts))
 
 
@@ -95,11 +91,11 @@ def _plain(match: re.Match[str]) -> str:
 
 
 def _is_control(token: Any) -> bool:
-    """Return True for a special token, and for an added one that looks like markup."""
+    """Return True for a special token, and for an added token that looks like markup."""
     text = token.content
     return bool(token.special or (len(text) > 2 and _BRACKETS.get(text[0]) == text[-1]))
 
 
 def _can_be_split(token: str) -> bool:
-    """Return True if rewriting ends: each pass takes a bracket away, or parts two characters."""
+    """Return True if rewriting terminates: each pass removes a bracket or splits two characters."""
     return _BRACKETS.get(token[0]) == token[-1] or not any(map(str.isspace, token))

@@ -1,11 +1,11 @@
-"""KTG answers: the objects that the policy grounded, as typed values (eq. 5 of the paper).
+"""KTG (keyframe target grounding) answers: the grounded objects as typed values (paper, eq. 5).
 
-JSON is RFC 8259 and nothing more: no NaN, no Infinity, no code fence, no single quotes. Where an
-object names a key twice the last value counts, as in every common JSON reader. Numbers are read as
-float64; one that does not fit, or has more than `MAX_DIGITS` characters, is not finite. msgspec
-reads what it can; what it refuses is read again by the standard library, which says where and why.
+JSON is strictly RFC 8259: no NaN, no Infinity, no code fence, no single quotes. If an object has a
+key twice, the last value counts, as in every common JSON reader. Numbers are read as float64; one
+that does not fit, or has more than `MAX_DIGITS` characters, is not finite. msgspec is tried first;
+text that it refuses is read again by the standard library, which reports where and why.
 
-Linear in the length of the text, and no text raises. Left out: repair of any kind.
+Linear in the length of the text; no text raises. Not implemented: repair of any kind.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import msgspec
 
-from rcot_rl.protocol.parser import MAX_CHARS, Fault
+from rcot_rl.protocol.parser import MAX_CHARS, ParseFault
 
 _INF = math.inf
 
 MAX_DEPTH = 64
 """Deepest nesting of JSON lists and objects."""
 MAX_ITEMS = 1 << 16
-"""Most entries that are read; those past it count, and are worth nothing."""
+"""Maximum number of entries read; further ones are counted as faulty."""
 MAX_DIGITS = 400
 """Longest JSON number, in characters; float64 ends near 310."""
 
@@ -32,48 +32,51 @@ Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
 
-class Item(msgspec.Struct, frozen=True):
+class GroundedObject(msgspec.Struct, frozen=True):
     """One object of a grounding answer."""
 
     box: Box | None
-    """(x1, y1, x2, y2), finite, x1 < x2 and y1 < y2, in the answer's own frame; else None."""
+    """(x1, y1, x2, y2) in the answer's coordinate frame: finite, x1 < x2, y1 < y2. Else None."""
     point: Point | None
     """(x, y), finite; else None."""
-    faults: tuple[Fault, ...]
-    """Reason codes; empty exactly when box and point are both there."""
+    faults: tuple[ParseFault, ...]
+    """Reason codes; empty if and only if box and point are both valid."""
 
 
-class Grounding(msgspec.Struct, frozen=True):
+class GroundingAnswer(msgspec.Struct, frozen=True):
     """The objects of a KTG answer (eq. 5)."""
 
     is_list: bool
-    """The answer is a JSON list whose every entry is an object."""
-    items: list[Item]
-    """One per entry, in order; empty when `is_list` is False."""
-    faults: tuple[Fault, ...]
-    """Why it is not a list of objects; empty when it is."""
+    """True if the answer is a JSON list and every entry is an object."""
+    items: list[GroundedObject]
+    """One per entry, in order; empty if `is_list` is False."""
+    faults: tuple[ParseFault, ...]
+    """Why the answer is not a list of objects; empty if it is."""
     n_items: int
-    """How many entries the list has, valid or not; 0 when `is_list` is False."""
+    """Number of entries, valid or not; 0 if `is_list` is False."""
     has_faulty: bool = False
-    """Whether any of the items has a fault."""
+    """True if any item has a fault."""
 
 
-def parse_grounding(answer: str | None) -> Grounding:
-    """The objects of a KTG answer, `[{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}, …]`.
+def parse_grounding(answer: str | None) -> GroundingAnswer:
+    """Parse a KTG answer, `[{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}, …]`. Never raises.
 
-    answer: the content of the answer block, or None for no answer. Coordinates are returned as
-    they stand, in pixels of the canvas that the prompt showed. Never raises.
+    Args:
+        answer: Content of the answer block; None: the response has no answer.
+
+    Returns:
+        The objects, with coordinates as given, in pixels of the canvas that the prompt showed.
     """
     if answer is None:
         return _no_grounding("answer_missing")
     if len(answer) > MAX_CHARS:
         return _no_grounding("answer_too_long", MAX_CHARS)
-    items = _usual(answer)
+    items = _faultless(answer)
     if items is not None:
-        return Grounding(True, items, (), len(items))
+        return GroundingAnswer(True, items, (), len(items))
     value = read_json(answer)
-    if isinstance(value, Fault):
-        return Grounding(False, [], (value,), 0)
+    if isinstance(value, ParseFault):
+        return GroundingAnswer(False, [], (value,), 0)
     if type(value) is not list:
         deep = _is_deep(value, MAX_DEPTH)
         return _no_grounding("json_too_deep" if deep else "answer_not_a_list")
@@ -86,7 +89,7 @@ def parse_grounding(answer: str | None) -> Grounding:
         if item is None:
             return _no_grounding("json_too_deep", number)
         items.append(item)
-    return Grounding(True, items, (), len(items), any(item.faults for item in items))
+    return GroundingAnswer(True, items, (), len(items), any(item.faults for item in items))
 
 
 def _number(token: str) -> float:
@@ -102,22 +105,22 @@ class _Entry(msgspec.Struct, gc=False):
     point_2d: tuple[float, float]
 
 
-_USUAL = msgspec.json.Decoder(list[_Entry])
+_ENTRIES = msgspec.json.Decoder(list[_Entry])
 _FAST = msgspec.json.Decoder()
 _SLOW = json.JSONDecoder(parse_float=_number, parse_int=_number, parse_constant=_not_json)
 _LONG_NUMBER = re.compile(rf"[-+.0-9eE]{{{MAX_DIGITS + 1}}}")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
-def _usual(text: str) -> list[Item] | None:
-    """The items of an answer without any fault, which is what nearly every answer is; else None."""
+def _faultless(text: str) -> list[GroundedObject] | None:
+    """Return the items of an answer without any fault, as nearly all are; else None."""
     if len(text) > MAX_DIGITS and _LONG_NUMBER.search(text):
         return None
     try:
-        entries = _USUAL.decode(text)
+        entries = _ENTRIES.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    # three brackets an object and one around them: nothing else is in there that could nest
+    # three brackets per object and one around them: nothing else is nested
     if text.count("[") + text.count("{") != 3 * len(entries) + 1 or len(entries) > MAX_ITEMS:
         return None
     items = []
@@ -128,30 +131,30 @@ def _usual(text: str) -> list[Item] | None:
             return None
         if not (-_INF < x < _INF and -_INF < y < _INF):
             return None
-        items.append(Item(entry.bbox_2d, entry.point_2d, ()))
+        items.append(GroundedObject(entry.bbox_2d, entry.point_2d, ()))
     return items
 
 
 def read_json(text: str) -> Any:
-    """A JSON text's value, or a Fault. Numbers that no float64 holds come back as infinite."""
+    """Return the value of a JSON text, or a ParseFault. Numbers beyond float64 become infinite."""
     if len(text) <= MAX_DIGITS or not _LONG_NUMBER.search(text):
         try:
             return _FAST.decode(text)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass  # not JSON, half a surrogate pair, or a number beyond float64
-    at = _too_deep_at(text)
-    if at >= 0:
-        return Fault("json_too_deep", at)
+    position = _too_deep_at(text)
+    if position >= 0:
+        return ParseFault("json_too_deep", position)
     try:
         return _SLOW.decode(text)
     except json.JSONDecodeError as error:
-        return Fault("json_invalid", error.pos)
+        return ParseFault("json_invalid", error.pos)
     except ValueError:
-        return Fault("json_invalid", 0)
+        return ParseFault("json_invalid", 0)
 
 
 def _too_deep_at(text: str) -> int:
-    """Where lists and objects nest deeper than MAX_DEPTH, strings aside; -1: nowhere."""
+    """Return where nesting outside strings first exceeds MAX_DEPTH; -1: nowhere."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return -1
     depth = 0
@@ -167,7 +170,7 @@ def _too_deep_at(text: str) -> int:
 
 
 def _is_deep(value: Any, left: int) -> bool:
-    """Whether a decoded value nests deeper than `left` lists and objects."""
+    """Return True if a decoded value nests deeper than `left` lists and objects."""
     if type(value) is list:
         children: Any = value
     elif type(value) is dict:
@@ -177,35 +180,35 @@ def _is_deep(value: Any, left: int) -> bool:
     return left == 0 or any(_is_deep(child, left - 1) for child in children)
 
 
-def _no_grounding(fault: str, at: int = 0) -> Grounding:
-    return Grounding(False, [], (Fault(fault, at),), 0)
+def _no_grounding(fault: str, at: int = 0) -> GroundingAnswer:
+    return GroundingAnswer(False, [], (ParseFault(fault, at),), 0)
 
 
-def _item(entry: dict[str, Any], number: int) -> Item | None:
-    """One entry; None when it nests too deep."""
+def _item(entry: dict[str, Any], number: int) -> GroundedObject | None:
+    """Return one entry; None if it nests too deep."""
     box, point = entry.get("bbox_2d"), entry.get("point_2d")
     good_box, good_point = read_box(box), _point(point)
     if good_box is not None and good_point is not None and len(entry) == 2:
-        return Item(good_box, good_point, ())
+        return GroundedObject(good_box, good_point, ())
     if _is_deep(entry, MAX_DEPTH - 1):
         return None
     faults = []
     if good_box is None:
-        faults.append(Fault(_box_fault(entry), number))
+        faults.append(ParseFault(_box_fault(entry), number))
     if good_point is None:
-        faults.append(Fault(_point_fault(entry), number))
-    return Item(good_box, good_point, tuple(faults))
+        faults.append(ParseFault(_point_fault(entry), number))
+    return GroundedObject(good_box, good_point, tuple(faults))
 
 
-def _unread(number: int) -> Item:
-    return Item(None, None, (Fault("items_too_many", number),))
+def _unread(number: int) -> GroundedObject:
+    return GroundedObject(None, None, (ParseFault("items_too_many", number),))
 
 
-_REAL = (float, int)  # the exact types: a JSON true is of neither
+_REAL = (float, int)  # exact types, so that a JSON true is not a number
 
 
 def read_box(value: Any) -> Box | None:
-    """A decoded list of four ordered, finite numbers as a box; None for anything else."""
+    """Return a decoded list of four ordered, finite numbers as a box; None for anything else."""
     if type(value) is not list or len(value) != 4:
         return None
     x1, y1, x2, y2 = value

@@ -1,16 +1,15 @@
-"""Answers: what the policy said, as typed values. One parser for rewards, traces and inference.
+"""Responses of the policy as typed values: one parser for rewards, traces and inference.
 
-Implements the structure that section 3.2 and equations 4 and 5 of the paper ask of a response:
-reasoning inside `<think></think>`, then the decision inside `<answer></answer>`.
+Implements the response structure of section 3.2 and equations 4 and 5 of the paper: reasoning
+inside `<think></think>`, then the decision inside `<answer></answer>`.
 
-Blocks. Tags do not nest: reading from the left, a block runs from an opening tag to the next
-closing tag of its kind, and what lies inside it opens nothing. An opening tag that is never closed
-starts no block.
+Tags do not nest: reading from the left, a block runs from an opening tag to the next closing tag of
+its kind, and tags inside it open nothing. An opening tag that is never closed starts no block.
 
-Everything here is linear in the length of the text, and no text raises. The bounds (`MAX_*`) are
-far from any honest answer; text beyond one counts as malformed, never as shorter than it is.
+Everything is linear in the length of the text, and no text raises. The bounds (`MAX_*`) are far
+beyond any honest answer; text that exceeds one is malformed, and is never truncated.
 
-Left out: repair of any kind (what is not accepted in training must not be accepted at inference).
+Not implemented: repair of any kind (inference must not accept what training does not accept).
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from collections.abc import Sequence
 import msgspec
 
 MAX_CHARS = 1 << 22
-"""Longest response that is read, in characters."""
+"""Longest response that is parsed, in characters."""
 MAX_BLOCKS = 4096
-"""Most `<think>` and `<answer>` blocks that are told apart in one response."""
+"""Maximum number of `<think>` and `<answer>` blocks in one response."""
 
 THINK, THINK_END = "<think>", "</think>"
 ANSWER, ANSWER_END = "<answer>", "</answer>"
 TAGS = (THINK, THINK_END, ANSWER, ANSWER_END)
 
 
-class Fault(str):
-    """A reason code that knows its place; equal to the plain code."""
+class ParseFault(str):
+    """A reason code with its position; equal to the plain code."""
 
     at: int
-    """A structure's: the character of the response. Of JSON: the character of the answer. An
-    item's: its number in the list."""
+    """Structure: character index in the response. JSON: character index in the answer. Item: its
+    index in the list."""
 
     __slots__ = ("at",)
 
-    def __new__(cls, code: str, at: int = 0) -> Fault:
+    def __new__(cls, code: str, at: int = 0) -> ParseFault:
         fault = super().__new__(cls, code)
         fault.at = at
         return fault
@@ -48,23 +47,24 @@ class ParsedResponse(msgspec.Struct, frozen=True):
     """The structure of one response."""
 
     thought: str | None
-    """Stripped content of the only think block; None without exactly one."""
+    """Stripped content of the think block; None unless there is exactly one."""
     answer: str | None
-    """Stripped content of the only answer block outside any think block, well formed or not; None
-    without exactly one."""
+    """Stripped content of the answer block outside any think block, also in a malformed response;
+    None unless there is exactly one."""
     well_formed: bool
-    """Exactly `<think>…</think><answer>…</answer>`, white space around and between aside."""
-    faults: tuple[Fault, ...]
-    """Reason codes; empty exactly when well formed."""
+    """True for exactly `<think>…</think><answer>…</answer>`, ignoring white space around and
+    between the blocks."""
+    faults: tuple[ParseFault, ...]
+    """Reason codes; empty if and only if well formed."""
 
 
 def parse_response(text: str) -> ParsedResponse:
     """Split a response into thought and answer. Never raises on any str."""
     if len(text) > MAX_CHARS:
-        return ParsedResponse(None, None, False, (Fault("response_too_long", MAX_CHARS),))
+        return ParsedResponse(None, None, False, (ParseFault("response_too_long", MAX_CHARS),))
     body = text.strip()
     if body.startswith(THINK) and body.endswith(ANSWER_END):
-        # the usual case: no "<" but those of the four tags, so none can stand a second time
+        # fast path: the only "<" are those of the four tags, so no tag can be repeated
         think_end = body.find("<", len(THINK))
         answer = body.find("<", think_end + 1)
         start, end = answer + len(ANSWER), len(body) - len(ANSWER_END)
@@ -76,28 +76,28 @@ def parse_response(text: str) -> ParsedResponse:
         ):
             thought = body[len(THINK) : think_end].strip()
             return ParsedResponse(thought, body[start:end].strip(), True, ())
-        frame = _frame(body)
-        if frame is not None:
-            return ParsedResponse(*frame, True, ())
+        contents = _well_formed_contents(body)
+        if contents is not None:
+            return ParsedResponse(*contents, True, ())
     lead = len(text) - len(text.lstrip())
     blocks = _blocks(body)
     if blocks is None:
-        return ParsedResponse(None, None, False, (Fault("too_many_blocks", lead),))
+        return ParsedResponse(None, None, False, (ParseFault("too_many_blocks", lead),))
     thoughts, answers = blocks
     return ParsedResponse(
         thought=_content(body, thoughts),
         answer=_content(body, answers),
         well_formed=False,
         faults=tuple(
-            Fault(code, lead + at) for code, at in _structure_faults(body, thoughts, answers)
+            ParseFault(code, lead + at) for code, at in _structure_faults(body, thoughts, answers)
         ),
     )
 
 
 def parse_option(answer: str | None, options: Sequence[str] = ("A", "B")) -> str | None:
-    """The option that an AKS answer names (eq. 4): exactly one of `options`, or None.
+    """Return the option that an AKS answer names (eq. 4); None unless it is one of `options`.
 
-    Exact membership after stripping: no prefix, no other case, no substring, no full stop.
+    Exact membership after stripping: no prefix, other case, substring or full stop.
     """
     if answer is None:
         return None
@@ -106,10 +106,10 @@ def parse_option(answer: str | None, options: Sequence[str] = ("A", "B")) -> str
 
 
 def parse_keyframe(answer: str | None, n_frames: int) -> int | None:
-    """The 0-based frame index of a KFG answer (eq. 1), or None.
+    """Return the 0-based frame index of a KFG answer (eq. 1); None without a valid one.
 
-    Bare ASCII digits, 0 <= index < n_frames; anything else is no answer. What to do without one is
-    the caller's decision, in the open.
+    Valid are bare ASCII digits with 0 <= index < n_frames. The caller decides what to do without
+    an index, and records it.
     """
     if answer is None:
         return None
@@ -120,10 +120,11 @@ def parse_keyframe(answer: str | None, n_frames: int) -> int | None:
     return index if index < n_frames else None
 
 
-def _frame(body: str) -> tuple[str, str] | None:
-    """Thought and answer of a well-formed response, stripped; None for any other.
+def _well_formed_contents(body: str) -> tuple[str, str] | None:
+    """Return the stripped thought and answer of a well-formed response; None for any other.
 
-    body: what begins with a think tag and ends with an answer's.
+    Args:
+        body: Text that starts with `<think>` and ends with `</answer>`.
     """
     think_end = body.find(THINK_END, len(THINK))
     answer = body.find(ANSWER, think_end + len(THINK_END))
@@ -142,10 +143,10 @@ Spans = list[tuple[int, int]]
 
 
 def _blocks(body: str) -> tuple[Spans, Spans] | None:
-    """Contents' (start, end) of the think blocks and of the answer blocks; None beyond MAX_BLOCKS.
+    """Return the content spans of the think and of the answer blocks; None beyond MAX_BLOCKS.
 
-    Linear: the place of the next opening tag of each kind is kept until it is passed, so no stretch
-    of text is searched twice for the same tag.
+    Linear: the position of the next opening tag of each kind is kept until it is passed, so no part
+    of the text is searched twice for the same tag.
     """
     thoughts: Spans = []
     answers: Spans = []
@@ -153,16 +154,16 @@ def _blocks(body: str) -> tuple[Spans, Spans] | None:
     while think >= 0 or answer >= 0:
         is_think = answer < 0 or 0 <= think < answer
         if is_think:
-            start, closing, found = think + len(THINK), THINK_END, thoughts
+            start, closing, spans = think + len(THINK), THINK_END, thoughts
         else:
-            start, closing, found = answer + len(ANSWER), ANSWER_END, answers
+            start, closing, spans = answer + len(ANSWER), ANSWER_END, answers
         end = body.find(closing, start)
-        if end < 0:  # nor can any later block of this kind be closed
+        if end < 0:  # no later block of this kind can be closed either
             think, answer = (-1, answer) if is_think else (think, -1)
             continue
         if len(thoughts) + len(answers) == MAX_BLOCKS:
             return None
-        found.append((start, end))
+        spans.append((start, end))
         end += len(closing)
         if 0 <= think < end:
             think = body.find(THINK, end)
@@ -176,7 +177,7 @@ def _content(body: str, spans: Spans) -> str | None:
 
 
 def _structure_faults(body: str, thoughts: Spans, answers: Spans) -> list[tuple[str, int]]:
-    """Why a response is not well formed, and where: at least one code."""
+    """Return why a response is malformed and where; at least one code."""
     faults = []
     for tag, other, spans, inside in (
         (THINK, "think_inside_answer", thoughts, answers),
@@ -206,7 +207,7 @@ def _structure_faults(body: str, thoughts: Spans, answers: Spans) -> list[tuple[
 
 
 def _outside(body: str) -> int:
-    """Where the first text outside one think and one answer block begins."""
+    """Return where the first text outside one think and one answer block begins."""
     edges = ((0, body.find(THINK)), (body.find(THINK_END) + len(THINK_END), body.find(ANSWER)))
     for start, end in edges:
         left = body[start:end]

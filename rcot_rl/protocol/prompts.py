@@ -1,13 +1,14 @@
-"""Prompts: what is said to the policy for VDG, KFG, AKS and KTG (paper, sections 3.2, 3.3, A.3).
+"""Prompts for VDG, KFG, AKS and KTG (paper, sections 3.2, 3.3, A.3).
 
-The texts of the paper's prompt figures are not public, so these are ours. A template set is a YAML
-file with the keys of `TASKS`; recipes name a shipped set (`qwen`, `compact`) or a path. `compact`
-says the same in few tokens, for policies whose context is small. The same set serves shards, SFT,
-rollouts and inference: a prompt that differs between training and inference is a silent fault.
+The texts of the paper's prompt figures are not public, so these are our own. A template set is a
+YAML file with the keys of `TASKS`; recipes name a shipped set (`qwen`, `compact`) or a path.
+`compact` has the same content in fewer tokens, for policies with a small context. Shards, SFT,
+rollouts and inference use the same set: a prompt that differs between training and inference is a
+silent fault.
 
-Templates use `string.Template` fields (`$query`), so that braces in JSON examples and in users'
-sentences mean nothing, and control tokens in a field are neutralized (`control_tokens`). The media
-placeholder is not part of a template: `user_turn` adds it.
+Templates use `string.Template` fields (`$query`), so braces in JSON examples and in expressions
+have no meaning. Control tokens in a field are neutralized (`control_tokens`). The media placeholder
+is not part of a template: `user_turn` adds it.
 """
 
 from __future__ import annotations
@@ -32,38 +33,42 @@ TASKS: Mapping[str, frozenset[str]] = {
     "ktg": frozenset({"query", "description", "canvas"}),
     "ktg_zero_target": frozenset({"query", "description", "canvas"}),
 }
-"""Template name -> fields it may use."""
+"""Template name -> fields that it may use."""
 
 TRACES: Mapping[str, frozenset[str]] = {
     "trace_aks": frozenset({"query", "description", "answer"}),
     "trace_ktg": frozenset({"query", "description", "answer", "canvas"}),
 }
-"""Templates that a set may lack: those by which a larger model writes reasoning for SFT."""
+"""Optional templates, by which a larger model writes reasoning for SFT."""
 
 SHIPPED = Path(__file__).parent / "prompts"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """One template set. Every method returns the text of a user turn, without media."""
+    """One template set. Every method returns the text of a user turn, without the media."""
 
     name: str
     templates: Mapping[str, str]
-    own: tuple[str, ...] = ()
-    """Control tokens of the policy's tokenizer that the static pattern does not know."""
+    extra_tokens: tuple[str, ...] = ()
+    """Control tokens of the policy's tokenizer that the static pattern does not cover."""
 
     def vdg(self, n_frames: int) -> str:
-        """Video description generation (eq. 1, p_vdg)."""
+        """Return the prompt of video description generation (eq. 1, p_vdg)."""
         return self._fill("vdg", n_frames=n_frames)
 
     def kfg(self, query: str, n_frames: int) -> str:
-        """Keyframe generation (eq. 1, p_kfg); the answer is a 0-based frame index."""
+        """Return the prompt of keyframe generation (eq. 1, p_kfg); it asks for a 0-based index."""
         return self._fill("kfg", query=query, n_frames=n_frames, last_frame=n_frames - 1)
 
     def kfg_again(
         self, query: str, n_frames: int, rejected: Sequence[int], description: str
     ) -> str:
-        """Re-selection after option B (eq. 3, p'_kfs); `rejected` are the frames refused so far."""
+        """Return the prompt of re-selection after option B (eq. 3, p'_kfs).
+
+        Args:
+            rejected: Positions of the frames refused so far.
+        """
         return self._fill(
             "kfg_again",
             query=query,
@@ -74,45 +79,54 @@ class Prompts:
         )
 
     def aks(self, description: str, query: str) -> str:
-        """Is this frame a valid keyframe? (eq. 2, p_aks); the answer is A or B."""
+        """Return the prompt that asks if a frame is a valid keyframe, A or B (eq. 2, p_aks)."""
         return self._fill("aks", description=description, query=query)
 
     def ktg(
         self, description: str, query: str, zero_target: bool = False, canvas: int = 840
     ) -> str:
-        """Boxes and points of the targets on the canvas (eq. 5, p_ktg)."""
+        """Return the prompt that asks for the targets' boxes and points on the canvas (eq. 5)."""
         task = "ktg_zero_target" if zero_target else "ktg"
         return self._fill(task, description=description, query=query, canvas=canvas)
 
-    def trace(self, task: str, description: str, query: str, answer: str, canvas: int) -> str:
-        """Reasoning towards a known `answer` (A.1: describe the scene, analyse the target, answer).
+    def trace(
+        self, task: Literal["aks", "ktg"], description: str, query: str, answer: str, canvas: int
+    ) -> str:
+        """Return the prompt for reasoning towards a known answer.
 
-        task: aks or ktg. Raises InputError when the set has no such template.
+        Section A.1: describe the scene, analyse the target, answer. Raises InputError.
         """
         name = f"trace_{task}"
         if name not in self.templates:
-            raise InputError(f"has no template {name}, which traces need", file=self.name)
+            raise InputError(f"has no template {name}, which traces need; add it", file=self.name)
         fields = {"query": query, "description": description, "answer": answer, "canvas": canvas}
         return self._fill(name, **{k: v for k, v in fields.items() if k in TRACES[name]})
 
     def _fill(self, task: str, **fields: object) -> str:
-        safe = {k: neutralize(v, self.own) if isinstance(v, str) else v for k, v in fields.items()}
+        safe = {
+            k: neutralize(v, self.extra_tokens) if isinstance(v, str) else v
+            for k, v in fields.items()
+        }
         text = Template(self.templates[task]).substitute(safe).strip()
         # a field and the text around it can form a token together
-        return neutralize(text, self.own, keep_tags=True)
+        return neutralize(text, self.extra_tokens, keep_tags=True)
 
 
 def user_turn(text: str, media: Literal["image", "video"]) -> str:
-    """The content of the user message: the media placeholder, then the text."""
+    """Return the content of a user message: the media placeholder, then the text."""
     return f"<{media}>{text}"
 
 
-def load_prompts(name_or_path: str, own: tuple[str, ...] = ()) -> Prompts:
-    """A shipped template set by name, or one of the user's by path.
+def load_prompts(name_or_path: str, extra_tokens: tuple[str, ...] = ()) -> Prompts:
+    """Load a shipped template set by name, or a user's set by path.
 
-    own: `control_tokens.own_tokens` of the policy's tokenizer, where it is present. Raises
-    InputError, naming file and key, for a missing file, a missing or unknown template, a field that
-    its task does not have, and a control token or media placeholder in a template.
+    Args:
+        name_or_path: `qwen`, `compact` or the path of a YAML file.
+        extra_tokens: `extra_control_tokens` of the policy's tokenizer, if it is present.
+
+    Raises:
+        InputError: The file is missing or not valid YAML, a template is missing or unknown, has a
+            field that its task does not have, or contains a control token or media placeholder.
     """
     path = Path(name_or_path)
     if not path.suffix:
@@ -129,11 +143,11 @@ def load_prompts(name_or_path: str, own: tuple[str, ...] = ()) -> Prompts:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates, encoding
         raise InputError(f"not valid YAML: {error}".replace("\n", " "), file=path) from error
-    _check(templates, path, own)
-    return Prompts(name=path.stem, templates=templates, own=own)
+    _check(templates, path, extra_tokens)
+    return Prompts(path.stem, templates, extra_tokens)
 
 
-def _check(templates: object, path: Path, own: tuple[str, ...]) -> None:
+def _check(templates: object, path: Path, extra_tokens: tuple[str, ...]) -> None:
     if not isinstance(templates, dict):
         raise InputError("must be a mapping of templates", file=path)
     known = {**TASKS, **TRACES}
@@ -146,21 +160,21 @@ def _check(templates: object, path: Path, own: tuple[str, ...]) -> None:
             )
         text = templates.get(key)
         if not isinstance(text, str):
-            raise InputError("missing, or not a text", file=path, key=key)
+            raise InputError("must be a text; is missing or of another type", file=path, key=key)
         template = Template(text)
         if not template.is_valid():
-            raise InputError("a '$' that starts no field; write '$$'", file=path, key=key)
+            raise InputError("has a '$' that starts no field; write '$$'", file=path, key=key)
         unknown = set(template.get_identifiers()) - known[key]
         if unknown:
             allowed = ", ".join(sorted(known[key]))
             raise InputError(
-                f"unknown field ${sorted(unknown)[0]}; it has: {allowed}", file=path, key=key
+                f"unknown field ${sorted(unknown)[0]} (known: {allowed})", file=path, key=key
             )
-        tokens = control_tokens(text, own, keep_tags=True)
+        tokens = control_tokens(text, extra_tokens, keep_tags=True)
         if tokens:
-            named = ", ".join(tokens)
             raise InputError(
-                f"holds {named}, which only the chat template and verl may add; remove it",
+                f"contains {', '.join(tokens)}; remove it (only the chat template and verl add "
+                "control tokens)",
                 file=path,
                 key=key,
             )

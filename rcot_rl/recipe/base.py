@@ -1,4 +1,4 @@
-"""The base of every section of a recipe: typed, frozen, unknown keys refused."""
+"""The base class of recipe sections: typed, frozen, without unknown keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A recipe section. The string under a field is its documentation."""
+    """A section of a recipe. The string under a field is its documentation."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True

@@ -1,9 +1,10 @@
 """From a recipe's file and the command line's overrides to a checked `Recipe`.
 
 Order of precedence, lowest first: the file named by `extends` (to any depth), the file itself,
-`key.path=value` overrides. In each of these, the keys of the shared `grpo` section stand for both
-`grpo_aks` and `grpo_ktg`, and those of the two for themselves. All faults of a recipe are reported
-together. An unknown key, at any depth, is one of them; a known key that is close is suggested.
+`key.path=value` overrides. In each of these layers, the keys of `grpo` are given to every GRPO
+stage of `train` that the layer or a lower one has, and a stage's own keys win over them. All faults
+of a recipe are reported together. An unknown key, at any depth, is one of them; a known key that is
+close is suggested.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.schema import GRPO_STAGES, STAGES, Recipe, section_key
-from rcot_rl.recipe.source import NOT_YAML, Key, Source, read_yaml
-from rcot_rl.recipe.training import GrpoSection
+from rcot_rl.recipe.layers import Shipped, read_layers, read_overrides
+from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.source import Key, MergeRules, Source
 from rcot_rl.suggestions import MOST, did_you_mean, is_initials, nearest
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Shipped(Path(__file__).resolve().parents[2] / "recipes", "recipe")
 _REPLACED: frozenset[Key] = frozenset({("data", "sets")})
 """Names of the user's own: a recipe that gives some means all of them, its parent's are gone."""
 
-_SHARED = {"grpo": ("grpo_aks", "grpo_ktg")}
-_QUOTES = tuple("'\"|>!&")
-"""Starts of a YAML text that stands for another one."""
+_GRPO = "grpo"
+"""The section with defaults of every GRPO stage, and the kind of those stages."""
+
+_FORMER = {"sft": "train.sft", "grpo_aks": "train.grpo-aks", "grpo_ktg": "train.grpo-ktg"}
+"""Sections of earlier versions, which had three fixed stages, and where their keys are now."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 _MOST_FAULTS = 100
 """Faults of one recipe that are listed."""
@@ -41,67 +46,134 @@ _MOST_FAULTS = 100
 def load_recipe(
     name_or_path: str | Path,
     overrides: Sequence[str] = (),
-    needs: Sequence[str] | None = None,
+    stages: Sequence[str] | None = None,
 ) -> Recipe:
-    """The resolved recipe.
+    """Return the resolved recipe.
 
-    name_or_path: a YAML file, or the name of one under recipes/.
-    overrides: `key.path=value`, values in YAML.
-    needs: the stages whose sections the command reads; None: the recipe's own stages.
-    Raises InputError with file, line and key.
+    Args:
+        name_or_path: A YAML file, or the name of one under recipes/.
+        overrides: `key.path=value`, values in YAML.
+        stages: Stages whose batches have to suit the ranks. None: the recipe's.
+
+    Raises:
+        InputError: Every fault, each with file, line and key.
     """
-    return resolve_recipe(name_or_path, overrides, needs)[0]
+    return resolve_recipe(name_or_path, overrides, stages)[0]
 
 
 def resolve_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] = (), needs: Sequence[str] | None = None
+    name_or_path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] | None = None
 ) -> tuple[Recipe, Source]:
     """Return the resolved recipe and the merged tree of what was given, with every value's place.
 
     Arguments and errors are those of `load_recipe`.
     """
-    path = _find(name_or_path)
-    source = _read_with_parents(path, ())
-    given = Source({})
-    for text in overrides:
-        given = given.merge(_override(text))
-    source = source.merge(_spread_shared(given))
-    listed = source.tree.get("stages", STAGES)
-    used = needs if needs is not None else listed if isinstance(listed, list | tuple) else STAGES
-    recipe = _validate(source, Recipe, _unused(source, used))
-    require(recipe, used, path)
+    path = RECIPES.find(name_or_path)
+    source = Source({})
+    for layer in read_layers(path, RECIPES):
+        source = _add_layer(source, layer, _REPLACED)
+    source = _add_layer(source, read_overrides(overrides))
+    source.tree.pop(_GRPO, None)
+    recipe = _validate(source, Recipe)
+    faults = recipe.faults()
+    if not faults:
+        faults = recipe.batch_faults(recipe.stages if stages is None else stages)
+    if faults:
+        errors = {str(e): e for e in (_fault(source, *fault, path) for fault in faults)}
+        raise InputError.of_all(list(errors.values()))
     return recipe, source
 
 
-def require(recipe: Recipe, stages: Sequence[str], file: Path | None = None) -> None:
-    """Raise InputError if those stages read a section that is missing, or have batches that their
-    ranks cannot share. file: the recipe's."""
-    lacking = recipe.lacks(stages)
-    if lacking:
-        raise InputError.of_all([InputError(m, file=file, key=k) for k, m in lacking.items()])
-    fault = recipe.batch_fault(stages)
-    if fault is not None:
-        raise InputError(fault, file=file)
+def _fault(source: Source, key: Key, message: str, path: Path) -> InputError:
+    file, line = source.place(key)
+    return InputError(message, file=file or path, line=line, key=source.name(key))
 
 
-def _unused(source: Source, used: Sequence[str]) -> set[str]:
-    """GRPO sections that no stage of `used` reads, of which nothing but keys of the shared section
-    is there, and not all that it must have."""
-    must = {name for name, field in GrpoSection.model_fields.items() if field.is_required()}
-    keys = set()
-    for stage in GRPO_STAGES:
-        key = section_key(stage)
-        section = source.tree.get(key)
-        if stage in used or not isinstance(section, dict) or must <= section.keys():
+def require(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Raise InputError if a stage is unknown, or has batches that its ranks cannot share."""
+    unknown = next((s for s in stages if s not in recipe.order), None)
+    if unknown is not None:
+        hint = did_you_mean(unknown, recipe.order)
+        raise InputError(f"'{unknown}' is none of the stages {', '.join(recipe.order)}{hint}")
+    faults = recipe.batch_faults(stages)
+    if faults:
+        raise InputError.of_all([InputError(m, key=".".join(key)) for key, m in faults])
+
+
+def _add_layer(below: Source, layer: Source, names: frozenset[Key] = frozenset()) -> Source:
+    """Merge a layer over the ones below it; the defaults of GRPO stages stay under `grpo`.
+
+    Args:
+        below: The lower layers, merged.
+        layer: The layer.
+        names: Mappings that the layer replaces as a whole.
+    """
+    defaults, stages = _section(layer, _GRPO), _section(layer, "train")
+    former: dict[str, Any] = below.tree.get("train", {})
+    for name, values in stages.items():
+        if values is None and name not in former:
+            file, line = layer.place(("train", name))
+            message = f"no such stage to remove{did_you_mean(str(name), former)}"
+            raise InputError(message, file=file, line=line, key=f"train.{name}")
+    rules = MergeRules(names, restart="kind", removable=lambda key: key[:-1] == ("train",))
+    every = below.merge(layer, rules)  # with the defaults of all layers so far
+    spread = Source({})
+    for name, values in every.tree.get("train", {}).items():
+        known, given = former.get(name, {}), stages.get(name, {})
+        if not isinstance(values, dict) or values.get("kind") != _GRPO:
             continue
-        if all((key, name) in source.typed for name in section):
-            keys.add(key)
-    return keys
+        inherits = isinstance(known, dict) and known.get("kind") == _GRPO
+        # a stage that is new here gets the defaults of lower layers too
+        shared = defaults if inherits else every.tree.get(_GRPO, {})
+        missing = _without(shared, given if isinstance(given, dict) else {})
+        section = Source({"train": {name: missing}})
+        _spread_places(every, missing, (_GRPO,), ("train", name), section)
+        spread = spread.merge(section)
+    return every.merge(spread)
+
+
+def _without(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that `given` does not have, key by key."""
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        other = given.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            rest[key] = _without(value, other)
+        elif key not in given:
+            rest[key] = value
+    return rest
+
+
+def _section(source: Source, key: str) -> dict[str, Any]:
+    """Return a section of the tree, empty if it is missing. Raises InputError for no mapping."""
+    section = source.tree.get(key)
+    if section is None and key not in source.tree:
+        return {}
+    if not isinstance(section, dict):
+        file, line = source.place((key,))
+        raise InputError("must be a mapping", file=file, line=line, key=key)
+    return section
+
+
+def _spread_places(source: Source, values: Any, at: Key, to: Key, out: Source) -> None:
+    """Note in `out` that the keys below `to` were given below `at` of `source`."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if (*at, name) in source.places:
+            out.places[(*to, name)] = source.places[(*at, name)]
+            out.typed[(*to, name)] = (*at, name)
+        _spread_places(source, value, (*at, name), (*to, name), out)
 
 
 def recipe_hash(recipe: BaseModel) -> str:
-    """sha256 of the resolved recipe as canonical JSON: what was run, whatever file said it."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """Return the sha256 of the resolved recipe as canonical JSON.
+
+    Two recipes that resolve to the same values have the same hash, whatever their files look like.
+    The order of keys does not count, except that of the stages of `train`.
+    """
+    values = recipe.model_dump(mode="json")
+    if isinstance(values.get("train"), dict):
+        values["train"] = list(values["train"].items())
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -118,102 +190,13 @@ def dump_for_driver(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _find(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-    if path.suffix in (".yaml", ".yml"):
-        raise InputError(f"no such file{_other_recipe(path)}", file=path)
-    if str(name_or_path) in known:
-        return RECIPES / f"{name_or_path}.yaml"
-    hint = did_you_mean(name_or_path, known)
-    raise InputError(f"no such recipe{hint} (shipped: {', '.join(known)})", file=str(name_or_path))
-
-
-def _other_recipe(path: Path) -> str:
-    """A suggestion in place of a file that is not there: a file beside it, or a shipped recipe."""
-    folder = path.parent
-    beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    near = nearest(path.name, [name for name in beside if name.endswith((".yaml", ".yml"))])
-    if near is not None:
-        return f"; did you mean {folder / near}?"
-    return did_you_mean(path.stem, sorted(p.stem for p in RECIPES.glob("*.yaml")))
-
-
-def _read_with_parents(path: Path, below: tuple[Path, ...]) -> Source:
-    path = path.resolve()
-    if path in below:
-        chain = " -> ".join(p.name for p in (*below, path))
-        raise InputError(f"extends itself: {chain}", file=path, key="extends")
-    source = read_yaml(path)
-    parent = source.tree.pop("extends", None)
-    if parent is None:
-        return _spread_shared(source)
-    if not isinstance(parent, str):
-        raise InputError("must be the path of a recipe", file=path, key="extends")
-    parent_path = path.parent / parent
-    if not parent_path.is_file() and "/" not in parent:
-        parent_path = RECIPES / Path(parent).with_suffix(".yaml")  # a shipped one, from anywhere
-    if not parent_path.is_file():
-        line = source.places[("extends",)][1]
-        hint = _other_recipe(path.parent / parent)
-        raise InputError(f"no such recipe: {parent}{hint}", file=path, line=line, key="extends")
-    inherited = _read_with_parents(parent_path, (*below, path))
-    return inherited.merge(_spread_shared(source), _REPLACED)
-
-
-def _override(text: str) -> Source:
-    where = "command line"
-    dotted, equals, value_text = text.partition("=")
-    if not equals or not dotted:
-        raise InputError(f"'{text}' is not key.path=value", file=where)
-    try:
-        value = yaml.safe_load(value_text)
-    except NOT_YAML as error:
-        raise InputError(f"'{value_text}' is not a YAML value", file=where, key=dotted) from error
-    plain = isinstance(value, str) and value_text[:1] not in _QUOTES
-    if plain and value.split() != value_text.split():
-        # YAML takes ' #' for a comment: a path would silently become another one
-        message = f"YAML reads '{value_text}' as '{value}'; put the value in quotes"
-        raise InputError(message, file=where, key=dotted)
-    keys = dotted.split(".")
-    tree: Any = value
-    for key in reversed(keys):
-        tree = {key: tree}
-    places: dict[Key, tuple[str, int | None]] = {
-        tuple(keys[: end + 1]): (where, None) for end in range(len(keys))
-    }
-    return Source(tree, places)
-
-
-def _spread_shared(source: Source) -> Source:
-    tree, places, typed = dict(source.tree), dict(source.places), dict(source.typed)
-    for shared, targets in _SHARED.items():
-        section = tree.pop(shared, None)
-        if section is None:
-            continue
-        if not isinstance(section, dict):
-            file, line = source.place((shared,))
-            raise InputError("must be a mapping", file=file, line=line, key=shared)
-        moved = {k: v for k, v in source.places.items() if k[:1] == (shared,)}
-        for target in targets:
-            own = tree.get(target)
-            base = Source({target: section})
-            tree[target] = base.merge(Source({target: own or {}})).tree[target]
-            for key, place in moved.items():
-                spread = (target, *key[1:])
-                if spread not in places:
-                    places[spread], typed[spread] = place, key
-    return Source(tree, places, typed)
-
-
-def _validate(source: Source, model: type[_Model], unused: set[str]) -> _Model:
-    """unused: sections that are left out of the result, and in which nothing is missing."""
+def _validate(source: Source, model: type[_Model]) -> _Model:
     unknown = dict(_unknown_keys(source.tree, model, ()))
     faults = [_unknown(source, key, section) for key, section in unknown.items()]
     # a misspelt key is not missing too
     meant = {(*k[:-1], nearest(str(k[-1]), s.model_fields)) for k, s in unknown.items()}
+    if any(key[0] in _FORMER for key in unknown):
+        meant.add(("train",))
     result: _Model | None = None
     try:
         result = model.model_validate(source.tree)
@@ -221,27 +204,40 @@ def _validate(source: Source, model: type[_Model], unused: set[str]) -> _Model:
         faults += [
             _invalid(source, e)
             for e in error.errors()
-            if e["type"] != "extra_forbidden"
-            and not (e["type"] == "missing" and (e["loc"][0] in unused or tuple(e["loc"]) in meant))
+            # the second one follows from another fault, which is listed itself
+            if e["type"] not in ("extra_forbidden", "default_factory_not_called")
+            and not (e["type"] == "missing" and _untagged(source, e["loc"]) in meant)
         ]
     if faults:
-        # a fault of the shared section was found once in each of the two that it stands for
+        # a fault of the section `grpo` was found in every stage that it is given to
         distinct = list({str(fault): fault for fault in faults}.values())
         if len(distinct) > _MOST_FAULTS:
             distinct[_MOST_FAULTS:] = [InputError(f"{len(distinct) - _MOST_FAULTS} further faults")]
         raise InputError.of_all(distinct)
-    if result is None:
-        left = {key: value for key, value in source.tree.items() if key not in unused}
-        result = model.model_validate(left)
+    assert result is not None  # every error of pydantic's is a fault
     return result
 
 
+def _untagged(source: Source, location: Key) -> Key:
+    """Return pydantic's location of a fault without the kind of stage, which it puts in between."""
+    if location[0] == "train" and len(location) > 2:
+        return (*location[:2], *location[3:])
+    return tuple(location)
+
+
 def _invalid(source: Source, error: Any) -> InputError:
-    key = tuple(error["loc"])
+    key = _untagged(source, error["loc"])
     file, line = source.place(key)
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if error["type"] != "missing" and not isinstance(error["input"], dict):
+    if error["type"] == "union_tag_not_found":
+        others = [name for name in source.tree["train"] if name != key[-1]]
+        hint = did_you_mean(str(key[-1]), others, "train.")
+        key, message = (*key, "kind"), f"missing; sft or grpo{hint}"
+    elif error["type"] == "union_tag_invalid":
+        key, message = (*key, "kind"), f"must be sft or grpo (is {error['ctx']['tag']!r})"
+        file, line = source.place(key)
+    elif error["type"] != "missing" and not isinstance(error["input"], dict):
         message += f" (is {error['input']!r})"
     if error["type"] == "literal_error":
         message += did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
@@ -250,7 +246,7 @@ def _invalid(source: Source, error: Any) -> InputError:
 
 def _unknown_keys(value: Any, annotation: Any, key: Key) -> Iterator[tuple[Key, type[BaseModel]]]:
     """Keys that are none of the schema's, each with the section that it is in."""
-    model = _section_of(annotation)
+    model = _section_for(value, annotation)
     if model is not None and isinstance(value, dict):
         for name, child in value.items():
             if name in model.model_fields:
@@ -268,20 +264,42 @@ def _unknown_keys(value: Any, annotation: Any, key: Key) -> Iterator[tuple[Key, 
             yield from _unknown_keys(child, arguments[1], (*key, name))
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a value of this type can be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _sections_of(arguments[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        found = [_section_of(a) for a in typing.get_args(annotation)]
-        return next((f for f in found if f is not None), None)
-    return None
+        return [section for a in arguments for section in _sections_of(a)]
+    return []
+
+
+def _section_for(value: Any, annotation: Any) -> type[BaseModel] | None:
+    """Return the section of this type that a mapping is, by its `kind` if there are several."""
+    sections = _sections_of(annotation)
+    if len(sections) > 1 and isinstance(value, dict):
+        sections = [s for s in sections if _kind_of(s.model_fields["kind"]) == value.get("kind")]
+    return sections[0] if sections else None
+
+
+def _kind_of(field: FieldInfo) -> str:
+    return str(typing.get_args(field.annotation)[0])
 
 
 def _unknown(source: Source, key: Key, model: type[BaseModel]) -> InputError:
     file, line = source.place(key)
-    name, typed = str(key[-1]), source.name(key)
-    parent = typed.rpartition(".")[0]
-    known = [*model.model_fields, *(() if parent else _SHARED)]
+    name, given = str(key[-1]), source.name(key)
+    parent = given.rpartition(".")[0]
+    if key[0] in _FORMER and len(key) == 1:
+        now = _FORMER[name]
+        message = (
+            f"is now `{now}` (`train:` maps each stage's name to `kind: sft` or `kind: grpo` and "
+            "its settings)"
+        )
+        return InputError(f"unknown key: {message}", file=file, line=line, key=given)
+    known = [*model.model_fields, *(() if parent else (_GRPO,))]
     below = [] if parent else _below(model, name)
     if below:
         hint = f"; did you mean {' or '.join(below)}?"
@@ -289,18 +307,30 @@ def _unknown(source: Source, key: Key, model: type[BaseModel]) -> InputError:
         hint = did_you_mean(name, known, f"{parent}." if parent else "")
     if not hint:
         hint = f"; known {'here' if parent else 'sections'}: {', '.join(known)}"
-    return InputError(f"unknown key{hint}", file=file, line=line, key=typed)
+    return InputError(f"unknown key{hint}", file=file, line=line, key=given)
 
 
 def _below(model: type[BaseModel], name: str) -> list[str]:
-    """Keys one section below `model` that are called so, or have these initials; none if they are
-    more than three. The shared sections stand for those that they are spread over."""
+    """Return the keys one section below `model` that are called `name` or have these initials.
+
+    Keys of GRPO stages are named as keys of `grpo`. Empty if there are more than three.
+    """
     close = []
-    owners = {own: shared for shared, owned in _SHARED.items() for own in owned}
     for section, field in model.model_fields.items():
-        inside = _section_of(field.annotation)
-        for key in inside.model_fields if inside else ():
-            if key == name or is_initials(name, key):
-                close.append(f"{owners.get(section, section)}.{key}")
+        for prefix, inside in _named_sections(section, field.annotation):
+            for key in inside.model_fields:
+                if key == name or is_initials(name, key):
+                    close.append(f"{prefix}.{key}")
     close = list(dict.fromkeys(close))
     return close if len(close) <= MOST else []
+
+
+def _named_sections(name: str, annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield (prefix of its keys, section) for a field of the recipe."""
+    if typing.get_origin(annotation) is dict:
+        for inside in _sections_of(typing.get_args(annotation)[1]):
+            if "kind" in inside.model_fields:
+                kind = _kind_of(inside.model_fields["kind"])
+                yield (kind if kind == _GRPO else f"{name}.<{kind} stage>"), inside
+    for inside in _sections_of(annotation):
+        yield name, inside

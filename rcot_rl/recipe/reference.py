@@ -1,6 +1,6 @@
-"""The recipe for people: every key with type, default and meaning, and a recipe's values' origins.
+"""Documentation of recipes: the key reference, and a resolved recipe with the origin of each value.
 
-Both are read from the schema: the meaning of a key is the string under its field.
+The key reference is generated from the schema; the meaning of a key is the string under its field.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pydantic_core import PydanticUndefined
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.source import Key, Source
-from rcot_rl.recipe.training import GrpoSection
 
-_SHARED_GRPO = "Defaults of every GRPO stage."
+_SHARED_GRPO = (
+    "Defaults for all GRPO stages: any key of `train.<grpo>` except `kind`. Keys of a stage win."
+)
 
 
 @dataclass(frozen=True)
 class KeyDoc:
-    """One key of the recipe."""
+    """A key of the recipe."""
 
     key: str
-    """Dotted; `[]` stands for an entry of a list and `<name>` for a name of the user's."""
+    """Dotted key; `[]` stands for an entry of a list and `<name>` for a user-defined name."""
     type: str
     default: str
     """In YAML, or `required`."""
@@ -40,12 +41,10 @@ def recipe_keys(prefix: str = "") -> list[KeyDoc]:
     """Return the keys at or below `prefix`, in the schema's order.
 
     Raises:
-        InputError: no key begins with `prefix`.
+        InputError: No key starts with `prefix`.
     """
     keys = list(_keys_of(Recipe, ""))
-    at = next(i for i, doc in enumerate(keys) if doc.key == "grpo_aks")
-    shared = KeyDoc("grpo", "mapping", "{}", _SHARED_GRPO)
-    keys[at:at] = [shared, *_keys_of(GrpoSection, "grpo.")]
+    keys.append(KeyDoc("grpo", "mapping", "{}", _SHARED_GRPO))
     wanted = prefix.strip(".")
     chosen = [d for d in keys if not wanted or _within(d.key, wanted)]
     if not chosen:
@@ -54,36 +53,40 @@ def recipe_keys(prefix: str = "") -> list[KeyDoc]:
 
 
 def _within(key: str, prefix: str) -> bool:
-    plain = key.replace("[]", "")
+    plain = key.replace("[]", "").replace("<", "").replace(">", "")
     return any(k == prefix or k.startswith(f"{prefix}.") for k in (key, plain))
 
 
 def _keys_of(section: type[BaseModel], prefix: str) -> Iterator[KeyDoc]:
     for name, field in section.model_fields.items():
-        below, suffix = _section_below(field.annotation)
+        sections = list(_sections_below(field.annotation))
         meaning = field.description or ""
-        if not meaning and below is not None:
-            meaning = (below.__doc__ or "").strip()
+        if not meaning and len(sections) == 1:
+            meaning = (sections[0][0].__doc__ or "").strip()
         key = f"{prefix}{name}"
         yield KeyDoc(key, _field_type(field), _default(field), " ".join(meaning.split()))
-        if below is not None:
+        for below, suffix in sections:
             yield from _keys_of(below, f"{key}{suffix}.")
 
 
-def _section_below(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The section that values of `annotation` are or hold, and what stands before its keys."""
+def _sections_below(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """Yield each section in values of `annotation`, with the suffix of its parent's key."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, ""
+        yield annotation, ""
+        return
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is list:
-        return _section_below(arguments[0])[0], "[]"
-    if origin is dict:
-        return _section_below(arguments[1])[0], ".<name>"
-    for argument in arguments if origin in (typing.Union, types.UnionType) else ():
-        below = _section_below(argument)
-        if below[0] is not None:
-            return below
-    return None, ""
+        yield from ((below, "[]") for below, _ in _sections_below(arguments[0]))
+    elif origin is dict:
+        for below, _ in _sections_below(arguments[1]):
+            kind = below.model_fields.get("kind")
+            called = typing.get_args(kind.annotation)[0] if kind is not None else "name"
+            yield below, f".<{called}>"
+    elif origin is typing.Annotated:
+        yield from _sections_below(arguments[0])
+    elif origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            yield from _sections_below(argument)
 
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
@@ -100,14 +103,14 @@ def _field_type(field: FieldInfo) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """Write a type as a reader of YAML would: `int`, `a | b`, `list of text`."""
+    """Return a type as it reads in YAML: `int`, `a | b`, `list of text`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return type_name(arguments[0])
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(type_name(a) for a in arguments)
+        return " | ".join(dict.fromkeys(type_name(a) for a in arguments))
     if origin is list:
         return f"list of {type_name(arguments[0])}"
     if origin is dict:
@@ -121,6 +124,8 @@ def type_name(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory_takes_validated_data:
+        return "see meaning"
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
@@ -136,7 +141,7 @@ def _plain(value: Any) -> Any:
 
 
 def _flow(value: Any) -> str:
-    """One line of YAML."""
+    """Return a value as one line of YAML."""
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6
     )
@@ -144,13 +149,13 @@ def _flow(value: Any) -> str:
 
 
 def show(recipe: Recipe, source: Source) -> str:
-    """Write a resolved recipe as YAML, every value with its origin behind it as a comment.
+    """Return a resolved recipe as YAML, with the origin of each value in a comment.
 
-    The origin is a file and line, `command line`, or `default`. The text is itself a recipe.
+    The origin is a file and line, `command line`, or `default`. The text is a valid recipe.
 
     Args:
-        recipe: the resolved recipe.
-        source: the merged tree that it was made from.
+        recipe: The resolved recipe.
+        source: The merged tree that it was validated from.
     """
     rows = list(_rows(recipe, (), source, 0))
     width = min(max(len(text) for text, _ in rows), 60)
@@ -179,7 +184,7 @@ def _rows(section: BaseModel, at: Key, source: Source, depth: int) -> Iterator[t
 
 
 def _given(section: BaseModel) -> dict[str, Any]:
-    """What an entry of a list says, defaults left out."""
+    """Return an entry of a list without its default values."""
     return section.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -195,7 +200,7 @@ def _origin(key: Key, source: Source) -> str:
 
 
 def keys_page() -> str:
-    """Return the documentation's key reference: a table for each top-level key, in Markdown."""
+    """Return the key reference in Markdown: a table for each top-level key."""
     rows: dict[str, list[KeyDoc]] = {"Top level": []}
     for doc in recipe_keys():
         first, _, below = doc.key.partition(".")
@@ -205,7 +210,7 @@ def keys_page() -> str:
             rows["Top level"].append(doc)
     parts = [
         "# Recipe keys\n\nGenerated from the schema by `make docs`. `[]` stands for an entry of a "
-        "list, `<name>` for a name of\nyour own. `rcot recipe keys PREFIX` prints the same.\n"
+        "list, `<name>` for a\nuser-defined name. `rcot recipe keys PREFIX` prints the same.\n"
     ]
     for name, docs in rows.items():
         parts.append(f"## {name}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")
@@ -219,6 +224,6 @@ def keys_page() -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape a table cell; in code spans Markdown takes `<` as it is."""
+    """Escape a table cell; inside code spans, Markdown needs no escape for `<`."""
     spans = text.replace("|", "\\|").split("`")
     return "`".join(s if i % 2 else s.replace("<", "&lt;") for i, s in enumerate(spans))

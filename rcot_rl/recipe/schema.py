@@ -1,58 +1,81 @@
 """The recipe's schema: everything a run needs, in one typed tree.
 
-Sections of single rooms live beside this file (`data.py`, `inference.py`, `training.py`); this one
-puts them together. Field defaults are the paper's values (Table 7, section 4.2, A.3).
+This module combines the sections of `*_section.py`. Field defaults are the paper's values (Table 7,
+section 4.2, A.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from rcot_rl.errors import InputError
-from rcot_rl.paths import HandedOnPath, PathText
 from rcot_rl.recipe.base import Section
-from rcot_rl.recipe.data import DataSection
-from rcot_rl.recipe.inference import EngineSection, PredictSection
-from rcot_rl.recipe.launch import LaunchSection
-from rcot_rl.recipe.supervise import SuperviseSection
-from rcot_rl.recipe.training import ClusterSection, GrpoSection, SftSection
+from rcot_rl.recipe.data_section import DataSection, Dataset
+from rcot_rl.recipe.inference_section import EngineSection, PredictSection
+from rcot_rl.recipe.launch_section import LaunchSection
+from rcot_rl.recipe.supervise_section import SuperviseSection
+from rcot_rl.recipe.training_section import BASE, ClusterSection, GrpoStage, SftStage, TrainStage
+from rcot_rl.suggestions import did_you_mean
+from rcot_rl.system.paths import HandedOnPath, PathText
 
-Stage = Literal["data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-GRPO_STAGES = ("grpo-aks", "grpo-ktg")
+RowTask = Literal["aks", "ktg"]
+TASKS: tuple[RowTask, ...] = get_args(RowTask)
+
+BEFORE_TRAINING = ("data",)
+AFTER_TRAINING = ("predict", "eval", "report")
+"""Stages that run after those of `train`, in order."""
+
+RESERVED = frozenset(
+    {*BEFORE_TRAINING, *AFTER_TRAINING, BASE, "corpora", "shards", "texts", "predictions"}
+)
+"""Names that a training stage cannot have: other stages and folders of a run."""
+
+STAGE_NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+"""Pattern of a training stage's name, which is also a folder's name and a part of override keys."""
 
 
 class CanvasSection(Section):
-    """Side of the square images that the policy sees, in pixels (A.3)."""
+    """Side length in pixels of the square images that the policy sees (A.3)."""
 
     image: int = Field(default=840, gt=0, multiple_of=28)
-    """AKS and KTG: the keyframe."""
+    """The keyframe in AKS and KTG."""
 
     video: int = Field(default=448, gt=0, multiple_of=28)
-    """VDG and KFG: every frame of the video."""
+    """Each frame of the video in VDG and KFG."""
 
 
 class ModelsSection(Section):
-    """The networks of a run."""
+    """The models of a run."""
 
     policy: HandedOnPath = "Qwen/Qwen2.5-VL-3B-Instruct"
-    """The base policy: a folder, a hub id, or `tiny` for the shipped one."""
+    """The base policy: a folder, a hub id, or `tiny` for the shipped test model."""
 
     segmenter: PathText = "facebook/sam2.1-hiera-large"
-    """SAM2: a folder, a hub id, `tiny` for the shipped one, or `flow` for the weight-free one."""
+    """SAM2: a folder, a hub id, or `tiny` for the shipped test model. `flow`: optical flow, without
+    weights."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    """The trainer's: torch's own, or flash-attn, which packs sequences without padding. The locks
-    do not have flash-attn: it is compiled on the machine (see docs/training.md)."""
+    """Attention implementation of the trainer: `sdpa` of torch, or flash-attn, which packs
+    sequences without padding. flash-attn is not in the lock files; compile it on the machine (see
+    docs/training.md)."""
 
 
 class ToyCorpus(Section):
-    layout: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
+    """A procedurally generated corpus."""
+
+    layout: Dataset
+    """The public layout that it is written in."""
+
     split: str
+    """Split of the layout, such as train or valid."""
+
     videos: int = Field(gt=0)
+    """Number of clips."""
+
     absent_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of expressions whose target is not in the video."""
 
@@ -60,40 +83,52 @@ class ToyCorpus(Section):
 class ToySection(Section):
     """Procedurally generated corpora, written to RUN/corpora/<layout> before the data stage."""
 
-    preset: str = "lattice"
+    preset: Literal["lattice", "rich"] = "lattice"
     """Difficulty: `lattice`, which a tiny policy can learn, or `rich`."""
 
     seed: int = Field(default=1, ge=0)
+    """Seed of scenes and expressions."""
+
     corpora: list[ToyCorpus] = Field(min_length=1)
+    """The corpora to generate."""
 
 
 class Benchmark(Section):
-    dataset: Literal["ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17"]
+    """A benchmark to predict and score."""
+
+    dataset: Dataset
+    """The corpus and its layout."""
+
     root: PathText | None = None
-    """The corpus. None: the toy corpus of that layout."""
+    """Folder of the corpus. None: the run's toy corpus of that layout."""
 
     split: str = "valid"
+    """Split of the corpus, as its layout names it."""
+
     limit: int | None = Field(default=None, gt=0)
-    """At most this many expressions, the first in the corpus' order. None: all."""
+    """Maximum number of expressions, the first ones in the corpus' order. None: all."""
 
 
 class EvalSection(Section):
-    """What the predict and eval stages score."""
+    """Benchmarks, checkpoints and held-out rows that the predict and eval stages score."""
 
     benchmarks: list[Benchmark] = Field(default_factory=list)
-    checkpoints: list[Literal["base", "sft", "grpo-aks", "grpo-ktg"]] = Field(
-        default=["sft", "grpo-ktg"], min_length=1
-    )
-    """The stages of training whose model is run through the pipeline and scored."""
+    """Benchmarks, each dataset at most once."""
+
+    checkpoints: list[str] | None = Field(default=None, min_length=1)
+    """Training stages whose models predict and are scored; `base` is the base policy. None: the
+    last stage, preceded by its KL reference (GRPO) or the stage that it starts from (SFT)."""
 
     heldout_prompts: int = Field(default=256, ge=0)
-    """Validation rows per task on which rewards are compared before and after GRPO. 0: none."""
+    """Validation rows per task for comparing rewards before and after GRPO. 0: no comparison."""
 
     heldout_samples: int = Field(default=4, ge=1)
-    """Responses a prompt, at the training temperature; one greedy response comes on top."""
+    """Sampled responses per held-out prompt, at the training temperature. One greedy response is
+    generated in addition."""
 
     baselines: bool = True
-    """Also score the whole frame, a centred box, and the first frame as keyframe."""
+    """Also score three baselines: the whole frame, a centred box, and the first frame as
+    keyframe."""
 
     @field_validator("benchmarks")
     @classmethod
@@ -101,7 +136,9 @@ class EvalSection(Section):
         names = [b.dataset for b in benchmarks]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice} is there twice, and eval/{twice}.json would be of the last")
+            raise ValueError(
+                f"{twice} is listed twice, and both would write eval/{twice}.json; remove one"
+            )
         return benchmarks
 
 
@@ -109,14 +146,17 @@ class WandbSection(Section):
     """Weights & Biases."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"
-    """`online` needs `wandb login` or WANDB_API_KEY."""
+    """`offline` writes to the run's folder; `online` needs `wandb login` or WANDB_API_KEY."""
 
     project: str = "rcot-rl"
+    """W&B project."""
+
     entity: str | None = None
+    """W&B user or team. None: the account's default."""
 
 
 class Recipe(Section):
-    """One run, from corpora to report."""
+    """A run, from corpora to report."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; `runs/<name>` is its default folder."""
@@ -125,83 +165,189 @@ class Recipe(Section):
     """Seed of data, training and sampling."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    """Where training and inference run."""
+    """Device of training and inference."""
 
-    stages: list[Stage] = Field(default=list(STAGES), min_length=1)
-    """Stages of `rcot run`; their order is fixed."""
+    train: dict[str, TrainStage] = Field(default_factory=dict)
+    """Training stages by name, in the order in which they run. In a recipe that extends another,
+    `NAME: null` removes a stage."""
+
+    stages: list[str] = Field(default_factory=lambda known: all_stages(known), min_length=1)
+    """Stages that `rcot run` runs, always in the order of the default: data, those of `train`,
+    predict, eval, report."""
 
     prompts: HandedOnPath = "qwen"
-    """A shipped prompt set, or the path of one's own."""
+    """Name of a shipped prompt set, or the path of your own."""
 
     canvas: CanvasSection = CanvasSection()
     models: ModelsSection = ModelsSection()
     toy: ToySection | None = None
     data: DataSection
-    sft: SftSection = SftSection()
-    grpo_aks: GrpoSection | None = None
-    """None: no command that is given uses it (`lacks` says which do)."""
-
-    grpo_ktg: GrpoSection | None = None
     cluster: ClusterSection = ClusterSection()
     engine: EngineSection = EngineSection()
     predict: PredictSection = PredictSection()
     eval: EvalSection = EvalSection()
     wandb: WandbSection = WandbSection()
     supervise: SuperviseSection = Field(default=SuperviseSection(), exclude=True)
-    """What is done about failures; no part of the run's identity either."""
+    """Retries and timeouts. Not part of the recipe's hash."""
 
     launch: LaunchSection = Field(default=LaunchSection(), exclude=True)
-    """How `rcot launch` submits it; no part of the run's identity, so not in its hash."""
-
-    def batch_fault(self, stages: Sequence[str]) -> str | None:
-        """What is wrong with the batches of those training stages."""
-        here = self.cluster.gpus_per_node
-        everywhere = self.cluster.nodes * here
-        sizes = {"sft": ("sft.batch_size", self.sft.batch_size, self.sft.micro_batch_size, here)}
-        for stage in GRPO_STAGES:
-            if stage not in stages:
-                continue
-            g, key = self.grpo(stage), stage.replace("-", "_")
-            each = g.prompts_per_step * g.n
-            sizes[stage] = (f"{key}.prompts_per_step x n", each, g.micro_batch_size, everywhere)
-        for stage, (name, size, micro, ranks) in sizes.items():
-            if stage in stages and size % (ranks * micro):
-                return (
-                    f"{name} = {size} is no multiple of ranks x micro_batch_size = "
-                    f"{ranks} x {micro}"
-                )
-        return None
-
-    def lacks(self, stages: Sequence[str]) -> dict[str, str]:
-        """Sections that those stages read and the recipe does not have, each with the reason."""
-        missing = {
-            section_key(stage): f"missing, and the stage {stage} reads it"
-            for stage in GRPO_STAGES
-            if stage in stages and getattr(self, section_key(stage)) is None
-        }
-        if "predict" in stages and self.eval.heldout_prompts:
-            for stage in GRPO_STAGES:
-                if getattr(self, section_key(stage)) is None:
-                    missing.setdefault(
-                        section_key(stage),
-                        "missing, and predict reads held-out rows by it; add it, or set "
-                        "eval.heldout_prompts=0",
-                    )
-        return missing
+    """How `rcot launch` submits the run. Not part of the recipe's hash."""
 
     @property
-    def grpo_stages(self) -> list[str]:
-        """The GRPO stages among the recipe's that it has a section for."""
-        return [s for s in GRPO_STAGES if s in self.stages and getattr(self, section_key(s))]
+    def order(self) -> tuple[str, ...]:
+        """All stages that the recipe can run, in order."""
+        return (*BEFORE_TRAINING, *self.train, *AFTER_TRAINING)
 
-    def grpo(self, stage: str) -> GrpoSection:
-        """The section of stage `grpo-aks` or `grpo-ktg`. Raises InputError without one."""
-        section: GrpoSection | None = getattr(self, section_key(stage))
-        if section is None:
-            raise InputError(f"missing, and the stage {stage} reads it", key=section_key(stage))
-        return section
+    def in_order(self, stages: Collection[str]) -> tuple[str, ...]:
+        """Return `stages` once each, in the order in which they run."""
+        return tuple(name for name in self.order if name in stages)
+
+    @property
+    def sft_stages(self) -> dict[str, SftStage]:
+        """The SFT stages of `train`."""
+        return {k: stage for k, stage in self.train.items() if isinstance(stage, SftStage)}
+
+    @property
+    def grpo_stages(self) -> dict[str, GrpoStage]:
+        """The GRPO stages of `train`."""
+        return {k: stage for k, stage in self.train.items() if isinstance(stage, GrpoStage)}
+
+    def stage(self, name: str) -> SftStage | GrpoStage:
+        """Return the settings of a training stage. Raises InputError if the recipe has none."""
+        if name not in self.train:
+            raise InputError("is not a training stage of the recipe", key=f"train.{name}")
+        return self.train[name]
+
+    def sft(self, stage: str) -> SftStage:
+        """Return the settings of an SFT stage. Raises InputError for another kind of stage."""
+        settings = self.train.get(stage)
+        if not isinstance(settings, SftStage):
+            raise InputError("is not an SFT stage of the recipe", key=f"train.{stage}")
+        return settings
+
+    def grpo(self, stage: str) -> GrpoStage:
+        """Return the settings of a GRPO stage. Raises InputError for another kind of stage."""
+        settings = self.train.get(stage)
+        if not isinstance(settings, GrpoStage):
+            raise InputError("is not a GRPO stage of the recipe", key=f"train.{stage}")
+        return settings
+
+    def start_of(self, stage: str) -> str:
+        """Return the stage whose policy `stage` starts from, or `base`."""
+        names = [BASE, *self.train]
+        return self.train[stage].after or names[names.index(stage) - 1]
+
+    def reference_of(self, stage: str) -> str:
+        """Return the stage whose model is the KL reference of `stage`, or `base`.
+
+        An SFT stage has no reference; its start is returned.
+        """
+        settings = self.train[stage]
+        if isinstance(settings, SftStage):
+            return self.start_of(stage)
+        if settings.reference is not None:
+            return settings.reference
+        ancestor = self.start_of(stage)
+        while ancestor in self.grpo_stages:
+            ancestor = self.start_of(ancestor)
+        return ancestor
+
+    @property
+    def scored_checkpoints(self) -> list[str]:
+        """Checkpoints to score; the masks of the last one are the run's predictions."""
+        if self.eval.checkpoints is not None:
+            return self.eval.checkpoints
+        trained = self.in_order(set(self.stages) & set(self.train) or self.train)
+        return [self.reference_of(trained[-1]), trained[-1]] if trained else [BASE]
+
+    def tasks_in(self, shard_set: str) -> tuple[RowTask, ...]:
+        """Return the tasks of a shard set's rows; empty if `data.sets` does not have the set."""
+        size = self.data.sets.get(shard_set)
+        return () if size is None else tuple(t for t in TASKS if getattr(size, t) > 0)
+
+    @property
+    def heldout_stages(self) -> dict[RowTask, str]:
+        """The GRPO stage whose validation rows and reward measure each task.
+
+        It is the last stage that trains on rows of the task, preferably one of `stages`.
+        """
+        stages = self.grpo_stages
+        chosen = sorted(stages, key=lambda name: name in self.stages)  # stable: later ones win
+        return {
+            task: name
+            for task in TASKS
+            for name in chosen
+            if task in self.tasks_in(stages[name].shard_set)
+        }
+
+    def faults(self) -> list[tuple[tuple[str, ...], str]]:
+        """Return (key, message) for each fault that involves several sections."""
+        faults: list[tuple[tuple[str, ...], str]] = []
+        for name in self.train:
+            faults += [(("train", name, *key), text) for key, text in self._stage_faults(name)]
+        if faults:
+            return faults
+        for name in self.stages:
+            if name not in self.order:
+                hint = did_you_mean(name, self.order)
+                text = f"'{name}' is not a stage of the recipe ({', '.join(self.order)}){hint}"
+                faults.append((("stages",), text))
+        known = (BASE, *self.train)
+        for name in self.eval.checkpoints or ():
+            if name not in known:
+                text = f"'{name}' is not one of {', '.join(known)}{did_you_mean(name, known)}"
+                faults.append((("eval", "checkpoints"), text))
+        return faults
+
+    def _stage_faults(self, name: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        settings, earlier = self.train[name], [BASE]
+        earlier += list(self.train)[: list(self.train).index(name)]
+        if name in RESERVED or not re.fullmatch(STAGE_NAME, name):
+            reason = "is reserved" if name in RESERVED else "is not lower-case words joined by '-'"
+            yield (), f"invalid stage name: it {reason}"
+        pairs = [("after", settings.after)]
+        if isinstance(settings, GrpoStage):
+            pairs.append(("reference", settings.reference))
+        known = True
+        for key, value in pairs:
+            if value is not None and value not in earlier:
+                known = False
+                hint = did_you_mean(value, earlier)
+                yield (
+                    (key,),
+                    f"'{value}' is not an earlier stage ({', '.join(earlier)}){hint}",
+                )
+        if not known or not isinstance(settings, GrpoStage):
+            return
+        start, reference = self.start_of(name), self.reference_of(name)
+        if start not in self.grpo_stages and start != reference:
+            yield (
+                ("reference",),
+                f"must be {start}, from which the stage starts (is {reference}): only a stage that "
+                "starts from a GRPO stage can have another reference",
+            )
+
+    def batch_faults(self, stages: Collection[str]) -> list[tuple[tuple[str, ...], str]]:
+        """Return (key, message) for each batch of `stages` that its ranks cannot share equally."""
+        here = self.cluster.gpus_per_node
+        everywhere = self.cluster.nodes * here
+        faults: list[tuple[tuple[str, ...], str]] = []
+        for name, settings in self.train.items():
+            if name not in stages:
+                continue
+            if isinstance(settings, SftStage):
+                key, size, ranks = "batch_size", settings.batch_size, here
+                text = f"{key} = {size}"
+            else:
+                key, size = "prompts_per_step", settings.prompts_per_step * settings.n
+                ranks, text = everywhere, f"{key} x n = {size}"
+            micro = settings.micro_batch_size
+            if size % (ranks * micro):
+                text += f" is not a multiple of ranks x micro_batch_size = {ranks} x {micro}"
+                faults.append((("train", name, key), text))
+        return faults
 
 
-def section_key(stage: str) -> str:
-    """The recipe's key of a stage's section."""
-    return stage.replace("-", "_")
+def all_stages(known: dict[str, Any]) -> list[str]:
+    """Return the default of `stages`, given the validated fields before it."""
+    return [*BEFORE_TRAINING, *known.get("train", ()), *AFTER_TRAINING]

@@ -1,8 +1,8 @@
-"""YAML with a memory: which file and line each key of a merged recipe came from."""
+"""YAML trees that keep the file and line of each key, also after merging."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,23 @@ from rcot_rl.errors import InputError
 
 Key = tuple[str | int, ...]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises for a text at fault; for a date such as 2020-13-45, a bare ValueError."""
+"""What PyYAML raises for an invalid text; for a date such as 2020-13-45, it is a ValueError."""
 MAX_KEYS = 100_000
-"""Most keys of one file: aliases of aliases can stand for more than any memory holds."""
+"""Maximum number of keys in a file: nested aliases can expand to more than fits into memory."""
 
 
 @dataclass
 class Source:
-    """A plain tree of values, and the place of every key in it."""
+    """A tree of values with the place of every key."""
 
     tree: dict[str, Any]
     places: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
+    """File and line of each key."""
     typed: dict[Key, Key] = field(default_factory=dict)
-    """Keys that were given by another name: `grpo_aks.steps` as `grpo.steps`."""
+    """Keys that the user wrote under another name: `train.grpo-aks.steps` as `grpo.steps`."""
 
     def name(self, key: Key) -> str:
-        """The dotted key, as it was given."""
+        """Return the dotted key as the user wrote it."""
         for end in range(len(key), 0, -1):
             if key[:end] in self.typed:
                 return _dotted((*self.typed[key[:end]], *key[end:]))
@@ -37,37 +38,87 @@ class Source:
         return _dotted(key)
 
     def place(self, key: Key) -> tuple[str | None, int | None]:
-        """File and line of `key`, or of its nearest ancestor that has one."""
+        """Return file and line of `key`, or of its nearest ancestor with a place."""
         for end in range(len(key), -1, -1):
             if key[:end] in self.places:
                 return self.places[key[:end]]
         return None, None
 
-    def merge(self, over: Source, replaced: frozenset[Key] = frozenset()) -> Source:
-        """`over` wins key by key; mappings merge, but for `replaced`; lists and scalars do not."""
-        places = dict(self.places)
-        tree = _merge(self.tree, over.tree, (), replaced)
-        places.update(over.places)
-        typed = {k: v for k, v in self.typed.items() if k not in over.places} | over.typed
+    def merge(self, over: Source, rules: MergeRules | None = None) -> Source:
+        """Return both trees merged: mappings key by key, other values replaced by those of `over`.
+
+        Args:
+            over: The tree that wins.
+            rules: Exceptions.
+        """
+        gone: list[Key] = []
+        tree = _merge(self.tree, over.tree, (), rules or MergeRules(), gone)
+        starts = set(gone)
+
+        def is_gone(key: Key) -> bool:
+            return any(key[:end] in starts for end in range(1, len(key) + 1))
+
+        places = {k: v for k, v in self.places.items() if not is_gone(k)} | over.places
+        typed = {
+            k: v for k, v in self.typed.items() if k not in over.places and not is_gone(k)
+        } | over.typed
         return Source(tree, places, typed)
+
+    def under(self, key: Key) -> Source:
+        """Return the tree as the value of a key of another tree, with the places of its keys."""
+        tree: Any = self.tree
+        for name in reversed(key):
+            tree = {name: tree}
+        return Source(
+            tree,
+            {(*key, *below): place for below, place in self.places.items()},
+            {(*key, *below): given for below, given in self.typed.items()},
+        )
+
+
+@dataclass(frozen=True)
+class MergeRules:
+    """Exceptions to the rule that mappings merge key by key."""
+
+    replaced: frozenset[Key] = frozenset()
+    """Mappings that are replaced as a whole."""
+    restart: str = ""
+    """A mapping that gives this key another value inherits nothing."""
+    removable: Callable[[Key], bool] = lambda key: False
+    """Returns True for keys that null removes; elsewhere null is a value."""
 
 
 def _merge(
-    base: Mapping[str, Any], over: Mapping[str, Any], at: Key, replaced: frozenset[Key]
+    base: Mapping[str, Any], over: Mapping[str, Any], at: Key, rules: MergeRules, gone: list[Key]
 ) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
-        here = (*at, key)
-        merged = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        if merged and here not in replaced:
-            out[key] = _merge(out[key], value, here, replaced)
+        here, old = (*at, key), out.get(key)
+        if value is None and rules.removable(here):
+            out.pop(key, None)
+            gone.append(here)
+            continue
+        if not isinstance(old, Mapping):
+            out[key] = value
+        elif (
+            isinstance(value, Mapping)
+            and here not in rules.replaced
+            and (value.get(rules.restart, old.get(rules.restart)) == old.get(rules.restart))
+        ):
+            out[key] = _merge(old, value, here, rules, gone)
         else:
+            gone.append(here)
             out[key] = value
     return out
 
 
 def read_yaml(path: Path) -> Source:
-    """One YAML mapping. Raises InputError for what is not one, and for a key given twice."""
+    """Read a YAML file with one mapping.
+
+    Raises:
+        InputError: The file is missing or is not a YAML mapping, or it has a duplicate key, a
+            recursive alias or too many keys.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -89,7 +140,7 @@ def read_yaml(path: Path) -> Source:
 
 
 def yaml_fault(error: Exception) -> tuple[str, int | None]:
-    """What is wrong with a text that raised one of `NOT_YAML`, on one line, and where if known."""
+    """Return a one-line message for an exception of `NOT_YAML`, and the line if it is known."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
     if isinstance(error, RecursionError):
@@ -106,9 +157,9 @@ def _note_places(
 ) -> None:
     if id(node) in inside:
         line = node.start_mark.line + 1
-        raise InputError("holds itself", file=file, line=line, key=_dotted(prefix))
+        raise InputError("recursive YAML alias", file=file, line=line, key=_dotted(prefix))
     if len(places) > MAX_KEYS:
-        raise InputError(f"has more than {MAX_KEYS} keys, aliases written out", file=file)
+        raise InputError(f"has more than {MAX_KEYS} keys after expanding aliases", file=file)
     inside |= {id(node)}
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()

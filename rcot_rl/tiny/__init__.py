@@ -1,1 +1,1 @@
-"""The shipped tiny models: how they are made (`make models`), not how they are used."""
+"""Scripts that make and judge the shipped tiny models (`make models`); nothing else uses them."""

@@ -1,8 +1,8 @@
-"""The tiny policy's network, processor and tensors: Qwen2.5-VL itself, at about 1.5 M parameters.
+"""The tiny policy's model, processor and inputs: Qwen2.5-VL with about 1.5 M parameters.
 
-Nothing of the architecture is changed: window size, merger, M-RoPE and the chat layout are those
-of `transformers`; only sizes shrink. Beside the builders stand vectorised equals of the slow steps
-of a training loop (patches, M-RoPE positions); tests hold them to the processor and the model.
+The architecture is unchanged: window attention, merger, M-RoPE and chat layout are those of
+transformers; only sizes shrink. `to_patches` and `media_positions` are vectorized replacements for
+slow steps of a training loop; tests compare them with the processor and the model.
 
 Left out: gradient checkpointing, mixed precision, several images in one prompt.
 """
@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from rcot_rl.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, MAX_NUMBER
 
@@ -36,12 +36,13 @@ IMAGE_CANVAS = 112
 VIDEO_CANVAS = 112
 """Side in pixels of a video frame: 16 tokens for every two frames."""
 LARGEST_SIDE = 224
-"""Images up to this side pass unchanged; larger ones are shrunk by the processor."""
+"""Images up to this side stay unchanged; the processor shrinks larger ones."""
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 Media = Literal["image", "video"]
+PositionRule = Literal["vllm", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,15 @@ class PolicySize:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, size: PolicySize, seed: int
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A fresh float32 model, a function of `size` and `seed`.
+    """Return a new float32 model that depends only on `size` and `seed`.
 
-    Weights start at standard deviation 0.06 (0.02 is too small for a width of 128) and number
-    tokens start on a smooth curve, so that neighbouring coordinates are neighbours.
+    Weights start with standard deviation 0.06 (0.02 is too small for a width of 128). Embeddings of
+    numbers start on a smooth curve, so that similar coordinates have similar embeddings.
     """
-    token_id = tokenizer.convert_tokens_to_ids
+
+    def token_id(token: str) -> int:
+        return _token_id(tokenizer, token)
+
     half = size.hidden // size.heads // 2
     space = 3 * half // 8
     config = Qwen2_5_VLConfig(
@@ -119,21 +123,27 @@ def build_model(
     return model
 
 
+def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    index = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(index, int)  # a list only for a list of tokens
+    return index
+
+
 @torch.no_grad()
 def _smooth_numbers(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    weight = model.get_input_embeddings().weight
+    weight = model.get_input_embeddings().get_parameter("weight")
     half = weight.shape[1] // 2
     scale = torch.exp(torch.arange(half) / half * math.log(MAX_NUMBER / 6.0))
     for number in range(MAX_NUMBER + 1):
         angle = number / MAX_NUMBER * math.pi * scale
         row = torch.cat([angle.sin(), angle.cos()]) * 0.06
-        weight[tokenizer.convert_tokens_to_ids(str(number))] = row
+        weight[_token_id(tokenizer, str(number))] = row
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor at the small canvases."""
+    """Return Qwen2.5-VL's processor for the small canvases."""
     sizes = {
         "min_pixels": (PATCH * MERGE) ** 2,
         "max_pixels": LARGEST_SIDE**2,
@@ -157,7 +167,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
 def save_policy(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path
 ) -> None:
-    """Write model, tokenizer and processor to `out`, each file replaced only when it is whole."""
+    """Write model, tokenizer and processor to `out`; each file is replaced atomically."""
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(partial)
@@ -174,10 +184,14 @@ def save_policy(
 
 
 def to_patches(frames: np.ndarray) -> torch.Tensor:
-    """uint8 [N, T, S, S, 3] (T = 1 for images, else even) -> float32 [N * T/2 * (S/14)^2, 1176].
+    """Convert frames to patches, as Qwen2-VL's image and video processors do.
 
-    Rows are ordered, and hold the values, as Qwen2-VL's image and video processors make them of
-    frames that need no resizing (an image is repeated to fill the temporal patch).
+    Args:
+        frames: uint8 [N, T, S, S, 3] RGB that needs no resizing; T is 1 for images, else even. An
+            image is repeated to fill the temporal patch.
+
+    Returns:
+        float32 [N * T/2 * (S/14)^2, 1176].
     """
     count, time, side = frames.shape[:3]
     blocks = side // (PATCH * MERGE)
@@ -193,13 +207,20 @@ def to_patches(frames: np.ndarray) -> torch.Tensor:
 
 
 def media_positions(
-    steps: int, blocks: int, interval: float, after: Literal["vllm", "transformers"]
+    steps: int, blocks: int, interval: float, after: PositionRule
 ) -> tuple[torch.Tensor, int]:
-    """M-RoPE offsets int64 [3, steps * blocks^2] of one image or video, and what they take up.
+    """Return M-RoPE offsets of one image or video, and where the text after it continues.
 
-    `interval` is the distance of two temporal steps (tokens_per_second x seconds per step, 1 for
-    images). The text after a video goes on after its largest position in vLLM, after its height in
-    transformers 5.9: the same for 8 frames of the canvas at interval 1, the policy's only one.
+    Args:
+        steps: Temporal steps.
+        blocks: Merged patches per side.
+        interval: Distance of two temporal steps: tokens_per_second x seconds per step, 1 for
+            images.
+        after: vLLM continues after the largest position, transformers 5.9 after the height. Both
+            agree for 8 frames of the canvas at interval 1, the only videos of the policy.
+
+    Returns:
+        (offsets int64 [3, steps * blocks^2], offset of the next text token)
     """
     time = torch.arange(steps).repeat_interleave(blocks * blocks)
     time = (time * interval).long()
@@ -210,30 +231,36 @@ def media_positions(
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Model inputs: ids, mask, labels [B, L]; positions [3, B, L]; pixels and grid as named."""
+class PolicyBatch:
+    """Model inputs."""
 
     ids: torch.Tensor
+    """int64 [B, L]"""
     mask: torch.Tensor
+    """int64 [B, L], 1 for tokens that are not padding"""
     labels: torch.Tensor
+    """int64 [B, L], -100 outside the responses"""
     positions: torch.Tensor
+    """int64 [3, B, L]"""
     pixels: torch.Tensor
+    """See `to_patches`."""
     grid: torch.Tensor
+    """int64 [B, 3]: temporal, vertical and horizontal patches"""
     media: Media
 
 
-class Encoder:
-    """Turns (user text, response, media) into batches, as processor and chat template would."""
+class PolicyEncoder:
+    """Encode (user text, response, media) to batches, as processor and chat template do."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.pad = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-        self.eos = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        self.pad_of = {m: tokenizer.convert_tokens_to_ids(f"<|{m}_pad|>") for m in Media.__args__}
+        self.pad = _token_id(tokenizer, END_OF_TEXT)
+        self.eos = _token_id(tokenizer, END_OF_TURN)
+        self.pad_of = {m: _token_id(tokenizer, f"<|{m}_pad|>") for m in get_args(Media)}
         self.placeholders = torch.tensor(list(self.pad_of.values()))
 
     def prompt(self, text: str, media: Media, tokens: int) -> list[int]:
-        """Token ids of one user turn up to the first token of the answer."""
+        """Return token ids of one user turn up to the first token of the answer."""
         turn = (
             f"<|im_start|>user\n<|vision_start|>{f'<|{media}_pad|>' * tokens}<|vision_end|>"
             f"{text}<|im_end|>\n<|im_start|>assistant\n"
@@ -241,7 +268,7 @@ class Encoder:
         return self.tokenizer(turn, add_special_tokens=False)["input_ids"]
 
     def response(self, text: str) -> list[int]:
-        """Token ids of a response and its end of turn."""
+        """Return token ids of a response and its end of turn."""
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos]
 
     def batch(
@@ -251,30 +278,35 @@ class Encoder:
         frames: np.ndarray,
         *,
         interval: float = 1,
-        after: Literal["vllm", "transformers"] = "vllm",
-    ) -> Batch:
-        """`frames` uint8 [B, T, S, S, 3]; without responses, prompts are padded on the left."""
+        after: PositionRule = "vllm",
+    ) -> PolicyBatch:
+        """Encode a batch.
+
+        Args:
+            responses: Responses; without them, prompts are padded on the left.
+            frames: uint8 [B, T, S, S, 3] RGB, T = 1 for images.
+        """
         time, side = frames.shape[1:3]
         media: Media = "image" if time == 1 else "video"
         steps, blocks = max(1, time // TEMPORAL), side // (PATCH * MERGE)
-        asked = [self.prompt(p, media, steps * blocks * blocks) for p in prompts]
-        said = [[] for _ in asked] if responses is None else [self.response(r) for r in responses]
-        length = max(len(a) + len(s) for a, s in zip(asked, said, strict=True))
-        ids = torch.full((len(asked), length), self.pad)
+        questions = [self.prompt(p, media, steps * blocks * blocks) for p in prompts]
+        answers = [[] for _ in prompts] if responses is None else [*map(self.response, responses)]
+        length = max(len(q) + len(a) for q, a in zip(questions, answers, strict=True))
+        ids = torch.full((len(prompts), length), self.pad)
         labels = torch.full_like(ids, -100)
         mask = torch.zeros_like(ids)
         positions = torch.zeros(3, *ids.shape, dtype=torch.long)
         offsets, extent = media_positions(steps, blocks, interval, after)
-        for row, (question, answer) in enumerate(zip(asked, said, strict=True)):
-            whole = question + answer
-            start = length - len(whole) if responses is None else 0
-            stop = start + len(whole)
-            ids[row, start:stop] = torch.tensor(whole)
+        for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            tokens = question + answer
+            start = length - len(tokens) if responses is None else 0
+            stop = start + len(tokens)
+            ids[row, start:stop] = torch.tensor(tokens)
             mask[row, start:stop] = 1
             if answer:
                 labels[row, start + len(question) : stop] = torch.tensor(answer)
             before = question.index(self.pad_of[media])
-            rest = len(whole) - before - offsets.shape[1]
+            rest = len(tokens) - before - offsets.shape[1]
             positions[:, row, start:stop] = torch.cat(
                 [
                     torch.arange(before).expand(3, -1),
@@ -283,19 +315,19 @@ class Encoder:
                 ],
                 dim=1,
             )
-        grid = torch.tensor([[steps, side // PATCH, side // PATCH]] * len(asked))
-        return Batch(ids, mask, labels, positions, to_patches(frames), grid, media)
+        grid = torch.tensor([[steps, side // PATCH, side // PATCH]] * len(prompts))
+        return PolicyBatch(ids, mask, labels, positions, to_patches(frames), grid, media)
 
 
 def hidden_states(
-    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, **kwargs: object
-) -> object:
-    """The backbone's output on a batch; keyword arguments go to it (a cache, say)."""
+    model: Qwen2_5_VLForConditionalGeneration, batch: PolicyBatch, *, use_cache: bool = False
+) -> Any:
+    """Return the backbone's output (transformers' ModelOutput) for a batch."""
     name = "" if batch.media == "image" else "_videos"
     return model.model(
         input_ids=batch.ids,
         attention_mask=batch.mask,
         position_ids=batch.positions,
         **{f"pixel_values{name}": batch.pixels, f"{batch.media}_grid_thw": batch.grid},
-        **kwargs,
+        use_cache=use_cache,
     )

@@ -1,13 +1,13 @@
-"""The model card of a tiny SAM2: what `sam2_train` did, and how `sam2_eval` judges the result."""
+"""Model card of a tiny SAM2: the training run and the figures of `sam2_eval`."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rcot_rl.inference.segmenter import load_segmenter
+from rcot_rl.segmentation.segmenter import VideoSegmenter, load_segmenter
+from rcot_rl.system.files import write_text
 from rcot_rl.tiny.sam2_data import LATTICE_SHARE, TRAIN_STREAM
 from rcot_rl.tiny.sam2_eval import CLIPS, EVAL_STREAM, StaticBox, evaluate
 
@@ -20,12 +20,12 @@ _COLUMNS = {
 }
 
 Figures = dict[str, dict[str, dict[str, float]]]
-"""Of each preset, each segmenter's, as `evaluate` gives them."""
+"""Preset -> segmenter -> figures of `evaluate`."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """One run of training: its options, and what came of them."""
+class TrainingRun:
+    """Options and results of one training run."""
 
     minutes: float
     seed: int
@@ -36,61 +36,59 @@ class Made:
 
 
 def judge(folder: Path, clips: int = CLIPS) -> Figures:
-    """`folder`'s checkpoint, the static box and the flow propagator on the same held-out clips."""
-    segmenters = [StaticBox(), load_segmenter("flow"), load_segmenter(str(folder))]
+    """Evaluate the checkpoint in `folder`, the static box and optical flow on the same clips."""
+    segmenters: list[VideoSegmenter] = [
+        StaticBox(),
+        load_segmenter("flow"),
+        load_segmenter(str(folder)),
+    ]
     return {preset: {s.name: evaluate(s, clips, preset) for s in segmenters} for preset in JUDGED}
 
 
-def write_card(folder: Path, made: Made, figures: Figures | None = None) -> None:
-    """README.md of the checkpoint in `folder`, in one step; without figures it says so."""
-    partial = folder / ".README.md.part"
-    partial.write_text(model_card(folder.name, made, figures), encoding="utf-8")
-    os.replace(partial, folder / "README.md")
+def write_card(folder: Path, run: TrainingRun, figures: Figures | None = None) -> None:
+    """Write README.md of the checkpoint in `folder` atomically."""
+    write_text(folder / "README.md", model_card(folder.name, run, figures))
 
 
-def model_card(name: str, made: Made, figures: Figures | None) -> str:
-    """The card's text. name: of the checkpoint."""
-    start = "" if made.start_from is None else f" --from {made.start_from.name}"
-    first = "from scratch" if made.start_from is None else f"from `{made.start_from.name}`"
-    told = (
-        _tables(figures)
-        if figures
-        else "Not judged: a checkpoint of a run that went on, or broke off.\n"
-    )
+def model_card(name: str, run: TrainingRun, figures: Figures | None) -> str:
+    """Return the text of the card of checkpoint `name`; without figures it says so."""
+    start = "" if run.start_from is None else f" --from {run.start_from.name}"
+    first = "from scratch" if run.start_from is None else f"from `{run.start_from.name}`"
+    unfinished = "Not evaluated: a checkpoint of a run that was not finished.\n"
     return f"""# {name}
 
-A SAM2 video model of {made.parameters / 1e6:.2f} M parameters, trained {first} on procedural clips.
+A SAM2 video model of {run.parameters / 1e6:.2f} M parameters, trained {first} on procedural clips.
 It is the segmenter of the laptop recipe and of the tests: architecture and code path are those of
-the released SAM2 weights, only sizes shrink. It knows the shapes of the toy corpora and nothing
-else; use released weights on real video. float16 safetensors in transformers' Sam2Video format;
+the released SAM2 weights, with smaller sizes. It only knows the shapes of the toy corpora; use
+released weights for real video. float16 safetensors in transformers' Sam2Video format;
 load them as float32 (`load_segmenter` does).
 
-## Made by
+## Command
 
-    python -m rcot_rl.tiny.sam2_train{start} --out DIR --minutes {made.minutes:g} --seed {made.seed}
+    python -m rcot_rl.tiny.sam2_train{start} --out DIR --minutes {run.minutes:g} --seed {run.seed}
 
-{made.steps} steps, {made.cpu_minutes:.1f} CPU minutes on one core (float32, one thread). A run is
-cut by CPU time, so its number of steps depends on the machine.
+{run.steps} steps, {run.cpu_minutes:.1f} CPU minutes on one core (float32, one thread). CPU time
+ends a run, so the number of steps depends on the machine.
 
 Clips are {LATTICE_SHARE:.0%} `lattice` and {1 - LATTICE_SHARE:.0%} `rich`, from
-`numpy.random.default_rng([{TRAIN_STREAM}, {made.seed}])`, a stream that no corpus uses; mirrored,
-reversed and with permuted colour channels at random. Prompts: a jittered box and a positive point.
-What is saved is a moving average of the weights.
+`numpy.random.default_rng([{TRAIN_STREAM}, {run.seed}])`, a stream that no corpus uses; randomly
+mirrored, reversed and with permuted colour channels. Prompts: a jittered box and a positive point.
+The saved weights are a moving average.
 
 ## Figures
 
-{told}"""
+{_tables(figures) if figures else unfinished}"""
 
 
 def _tables(figures: Figures) -> str:
     lines = [
         "    python -m rcot_rl.tiny.sam2_eval DIR flow [--preset rich]",
         "",
-        f"Held-out clips (`default_rng([{EVAL_STREAM}, k])`), every object prompted with its",
-        "true box and most interior point on the middle one of the frames that show it. J at that",
-        "frame, J over all frames (1 where truth and mask are both empty), J over the frames that",
-        "show the object, and the share of frames without it in which the mask is empty. Means",
-        "over objects, frames for the last. The static box is the baseline; flow needs no weights.",
+        f"Held-out clips (`default_rng([{EVAL_STREAM}, k])`). Every object is prompted with its",
+        "true box and most interior pixel in the middle one of the frames that show it. J at that",
+        "frame, J over all frames (1 if truth and mask are both empty), J over the frames that",
+        "show the object: means over objects. Last column: the share of frames without the object",
+        "in which the mask is empty. The static box is the baseline; flow needs no weights.",
     ]
     for preset, rows in figures.items():
         objects = next(iter(rows.values()))["objects"]

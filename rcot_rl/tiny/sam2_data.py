@@ -1,7 +1,8 @@
-"""What the tiny SAM2 is trained on: clips of the toy generator, augmented, and prompts as KTG's.
+"""Training data of the tiny SAM2: augmented clips of the toy generator, prompted as KTG does.
 
-A batch is some clips and some tracks, a track being one object of one clip that is visible on the
-clip's first frame, where it is prompted. Everything is drawn from the generator passed in.
+KTG is keyframe target grounding. A batch has clips and tracks; a track is one object of a clip that
+is visible in the clip's first frame, where it is prompted. All randomness comes from the generator
+that the caller passes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from data_pipelines.geometry import tight_box
 from data_pipelines.toy.scenes import PRESETS, make_scene
 
 TRAIN_STREAM = 90210  # the evaluation draws from 90211
@@ -19,38 +21,46 @@ LATTICE_SHARE = 0.85
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stretch of training. share: of all CPU time; others: per step."""
+class TrainStage:
+    """One stage of training; sizes are per step."""
 
     name: str
     share: float
+    """Share of the CPU time."""
     side: int
+    """Pixels of a frame's side."""
     clips: int
     frames: int
+    """Frames per clip."""
     objects: int
+    """Most objects per clip."""
     lr: float
     teacher: float
-    """Probability, at the start, that the memory is written from the true mask."""
+    """Initial probability that the memory is written from the true mask."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """frames: uint8 [T, S, S, 3] RGB. labels: uint8 [T, S, S], 0 background, object i + 1."""
+class LabelledClip:
+    """Frames with labels."""
 
     frames: np.ndarray
+    """uint8 [T, S, S, 3] RGB"""
     labels: np.ndarray
+    """uint8 [T, S, S]: 0 for background, i + 1 for object i."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """One object to follow. clip: its index in the batch. masks: bool [T, S, S]."""
+    """One object to track."""
 
     clip: int
+    """Index of its clip in the batch."""
     masks: np.ndarray
+    """bool [T, S, S]"""
 
 
-def draw_clip(rng: np.random.Generator) -> Clip:
-    """A scene of either preset at 128 x 128, whole length."""
+def draw_clip(rng: np.random.Generator) -> LabelledClip:
+    """Draw a scene of either preset, in full length, at 128 x 128 pixels."""
     preset = PRESETS["lattice" if rng.random() < LATTICE_SHARE else "rich"]
     scene = make_scene(rng, preset)
     frames, labels = [], []
@@ -60,20 +70,22 @@ def draw_clip(rng: np.random.Generator) -> Clip:
             label[mask] = index + 1
         frames.append(scene.render(t))
         labels.append(label)
-    return resize_clip(Clip(np.stack(frames), np.stack(labels)), SIDE)
+    return resize_clip(LabelledClip(np.stack(frames), np.stack(labels)), SIDE)
 
 
-def resize_clip(clip: Clip, side: int) -> Clip:
-    """`clip` at side x side, aspect not kept, as SAM2 sees every video."""
+def resize_clip(clip: LabelledClip, side: int) -> LabelledClip:
+    """Return `clip` at side x side pixels; like SAM2, without keeping the aspect ratio."""
     if clip.frames.shape[1:3] == (side, side):
         return clip
     frames = [cv2.resize(f, (side, side), interpolation=cv2.INTER_AREA) for f in clip.frames]
     labels = [cv2.resize(m, (side, side), interpolation=cv2.INTER_NEAREST) for m in clip.labels]
-    return Clip(np.stack(frames), np.stack(labels))
+    return LabelledClip(np.stack(frames), np.stack(labels))
 
 
-def sample_clip(rng: np.random.Generator, pool: list[Clip], length: int, side: int) -> Clip:
-    """`length` frames of a random clip, mirrored, reversed and recoloured at random."""
+def sample_clip(
+    rng: np.random.Generator, pool: list[LabelledClip], length: int, side: int
+) -> LabelledClip:
+    """Return `length` frames of a random clip, randomly mirrored, reversed and recoloured."""
     clip = pool[rng.integers(len(pool))]
     total = len(clip.frames)
     stride = int(rng.integers(1, 3)) if total > 2 * (length - 1) else 1
@@ -87,37 +99,50 @@ def sample_clip(rng: np.random.Generator, pool: list[Clip], length: int, side: i
             frames, labels = np.flip(frames, axis), np.flip(labels, axis)
     if rng.random() < 0.5:
         frames = frames[..., rng.permutation(3)]
-    return resize_clip(Clip(np.ascontiguousarray(frames), np.ascontiguousarray(labels)), side)
+    return resize_clip(
+        LabelledClip(np.ascontiguousarray(frames), np.ascontiguousarray(labels)), side
+    )
 
 
 def sample_batch(
-    rng: np.random.Generator, pool: list[Clip], stage: Stage
-) -> tuple[list[Clip], list[Track]]:
-    """Clips with at least one object on their first frame, and up to `stage.objects` of each."""
-    clips: list[Clip] = []
+    rng: np.random.Generator, pool: list[LabelledClip], stage: TrainStage
+) -> tuple[list[LabelledClip], list[Track]]:
+    """Return clips with an object in their first frame, and up to `stage.objects` of each."""
+    clips: list[LabelledClip] = []
     tracks: list[Track] = []
     while len(clips) < stage.clips:
         clip = sample_clip(rng, pool, stage.frames, stage.side)
         values, counts = np.unique(clip.labels[0], return_counts=True)
         least = 0.002 * stage.side**2
-        seen = [v for v, c in zip(values, counts, strict=True) if v and c > least]
-        if not seen:
+        visible = [v for v, c in zip(values, counts, strict=True) if v and c > least]
+        if not visible:
             continue
-        for value in rng.permutation(seen)[: stage.objects]:
+        for value in rng.permutation(visible)[: stage.objects]:
             tracks.append(Track(len(clips), clip.labels == value))
         clips.append(clip)
     return clips, tracks
 
 
+def interior_pixel(mask: np.ndarray) -> tuple[int, int]:
+    """Return (x, y) of the pixel of `mask`, bool [H, W], that is farthest from the background."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(distance.argmax(), distance.shape)
+    return int(x), int(y)
+
+
 def draw_prompt(rng: np.random.Generator, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A jittered box [4] and a pixel [2] of `mask`, half the time its most interior one."""
+    """Draw a jittered box [4] and a pixel [2] of `mask`, in half the cases its most interior one.
+
+    Args:
+        mask: bool [H, W], not empty.
+    """
     ys, xs = np.nonzero(mask)
-    box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
+    box = np.array(tight_box(mask), np.float32)
     extent = np.array([box[2] - box[0], box[3] - box[1]] * 2)
     box = box + rng.normal(0, rng.choice([0.02, 0.06]), 4) * extent
     if rng.random() < 0.5:
-        inner = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        y, x = np.unravel_index(inner.argmax(), inner.shape)
+        x, y = interior_pixel(mask)
     else:
         chosen = rng.integers(len(xs))
         x, y = xs[chosen], ys[chosen]

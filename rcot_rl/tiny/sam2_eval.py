@@ -1,8 +1,8 @@
-"""Judges segmenters on held-out lattice clips: `python -m rcot_rl.tiny.sam2_eval [SPEC ...]`.
+"""Evaluate segmenters on held-out clips: `python -m rcot_rl.tiny.sam2_eval [SPEC ...]`.
 
-Every object is prompted with its true box and its most interior point, on the middle one of the
-frames in which it is visible; so the figures say what masks cost, not what grounding costs. J is
-the Jaccard index, 1 where both masks are empty. The baseline is the box itself, in every frame.
+Every object is prompted with its true box and its most interior pixel, in the middle one of the
+frames in which it is visible, so the figures measure masks without the errors of grounding. J is
+the region similarity, 1 if both masks are empty. The baseline is the box itself, in every frame.
 """
 
 from __future__ import annotations
@@ -12,43 +12,55 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from data_pipelines.geometry import tight_box
 from data_pipelines.toy.scenes import PRESETS, make_scene
-from rcot_rl.inference.segmenter import Segmenter, load_segmenter
+from rcot_rl.evaluation.jf import region_similarity
+from rcot_rl.segmentation.segmenter import VideoSegmenter, load_segmenter
+from rcot_rl.tiny.sam2_data import interior_pixel
 
 EVAL_STREAM = 90211
 CLIPS = 24
 
 
 @dataclass(frozen=True)
-class Case:
-    """One object of one clip. frames: uint8 [T, H, W, 3]; masks: bool [T, H, W], the truth."""
+class TrackingCase:
+    """One object of one clip, with its prompt."""
 
     frames: np.ndarray
+    """uint8 [T, H, W, 3] RGB"""
     masks: np.ndarray
+    """bool [T, H, W], the ground truth"""
     key: int
+    """Index of the prompted frame."""
     box: np.ndarray
+    """float [4]: x1, y1, x2, y2, half-open, in pixels"""
     point: np.ndarray
+    """float [2]: x, y in pixels"""
 
 
 class StaticBox:
-    """The prompt itself as the mask of every frame: what any tracker must beat."""
+    """The prompted box as the mask of every frame: a lower bound for every tracker."""
 
     name = "static box"
 
     def segment(
-        self, frames_thwc: np.ndarray, key: int, boxes_source: np.ndarray, points_source: np.ndarray
+        self,
+        frames_thwc: np.ndarray,
+        key: int,
+        boxes_source: np.ndarray,
+        points_source: np.ndarray | None,
     ) -> np.ndarray:
+        """Return the filled boxes, bool [N, T, H, W]."""
         masks = np.zeros((len(boxes_source), *frames_thwc.shape[:3]), dtype=bool)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes_source.astype(int), strict=True):
             mask[:, y1:y2, x1:x2] = True
         return masks
 
 
-def cases(clips: int = CLIPS, preset: str = "lattice") -> Iterator[Case]:
-    """Every object that is ever visible in `clips` held-out clips."""
+def cases(clips: int = CLIPS, preset: str = "lattice") -> Iterator[TrackingCase]:
+    """Yield every object that is ever visible in `clips` held-out clips."""
     for k in range(clips):
         scene = make_scene(np.random.default_rng([EVAL_STREAM, k]), PRESETS[preset])
         frames = np.stack([scene.render(t) for t in range(scene.n_frames)])
@@ -57,31 +69,29 @@ def cases(clips: int = CLIPS, preset: str = "lattice") -> Iterator[Case]:
             visible = np.flatnonzero(masks.any(axis=(1, 2)))
             if len(visible):
                 key = int(visible[len(visible) // 2])
-                yield Case(frames, masks, key, *true_prompt(masks[key]))
+                yield TrackingCase(frames, masks, key, *true_prompt(masks[key]))
 
 
 def true_prompt(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tight box [4] (exclusive right and bottom) and the most interior pixel [2] of `mask`."""
-    ys, xs = np.nonzero(mask)
-    box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], float)
-    inner = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(inner.argmax(), inner.shape)
-    return box, np.array([x, y], float)
+    """Return the tight box, float [4], and the most interior pixel, float [2], of `mask`."""
+    return np.array(tight_box(mask), float), np.array(interior_pixel(mask), float)
 
 
-def jaccard(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """J per frame, [T], of bool [T, H, W] masks."""
-    both = (found & truth).sum(axis=(1, 2))
-    either = (found | truth).sum(axis=(1, 2))
-    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
+def evaluate(
+    segmenter: VideoSegmenter, clips: int = CLIPS, preset: str = "lattice"
+) -> dict[str, float]:
+    """Return means over objects.
 
-
-def evaluate(segmenter: Segmenter, clips: int = CLIPS, preset: str = "lattice") -> dict[str, float]:
-    """Means over objects: J at the key frame, over all frames, over those that show the object."""
-    at_key, over_video, where_visible, absent = [], [], [], []
+    The figures are J at the prompted frame, over all frames and over the frames that show the
+    object, and the share of frames without the object in which the mask is empty.
+    """
+    at_key: list[float] = []
+    over_video: list[float] = []
+    where_visible: list[float] = []
+    absent: list[float] = []
     for case in cases(clips, preset):
-        found = segmenter.segment(case.frames, case.key, case.box[None], case.point[None])[0]
-        scores = jaccard(found, case.masks)
+        masks = segmenter.segment(case.frames, case.key, case.box[None], case.point[None])[0]
+        scores = np.asarray(region_similarity(case.masks, masks))
         visible = case.masks.any(axis=(1, 2))
         at_key.append(scores[case.key])
         over_video.append(scores.mean())
@@ -97,12 +107,14 @@ def evaluate(segmenter: Segmenter, clips: int = CLIPS, preset: str = "lattice") 
 
 
 def main() -> None:
+    """Print one JSON line per segmenter."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("spec", nargs="*", default=["tiny", "flow"], help="tiny, flow or a folder")
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="lattice")
     args = parser.parse_args()
-    for segmenter in (StaticBox(), *(load_segmenter(spec) for spec in args.spec)):
+    segmenters: list[VideoSegmenter] = [StaticBox(), *map(load_segmenter, args.spec)]
+    for segmenter in segmenters:
         result = evaluate(segmenter, args.clips, args.preset)
         print(json.dumps({"segmenter": segmenter.name, "preset": args.preset, **result}))
 

@@ -1,12 +1,12 @@
-"""Trains the tiny SAM2 on generated clips: `python -m rcot_rl.tiny.sam2_train --out DIR`.
+"""Train the tiny SAM2 on generated clips: `python -m rcot_rl.tiny.sam2_train --out DIR`.
 
-Progressively, as weights do not depend on the image side: single frames at 64 px, single frames at
-128 px, then clips of five frames at 128 px with the memory in the loop. Prompts are a jittered box
-and a positive point on the clip's first frame, as KTG gives them (the paper's frozen SAM2 receives
-exactly these). Loss: 4 BCE + Dice on masks of visible objects, 0.5 BCE on the visibility score.
+Three stages, since weights do not depend on the image side: single frames at 64 px, single frames
+at 128 px, then clips of five frames at 128 px with the memory. Prompts are a jittered box and a
+positive point in the clip's first frame, which is what KTG gives the paper's frozen SAM2. Loss:
+4 BCE + Dice on masks of visible objects, 0.5 BCE on the visibility score.
 
-Left out: interactive corrections on later frames and mask prompts. `forward` of the transformers
-model runs without gradients, so the step below drives its sub-modules in the same order.
+Left out: corrections in later frames, and mask prompts. `forward` of the transformers model runs
+without gradients, so `ClipForward` calls its submodules in the same order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,14 +24,14 @@ import torch.nn.functional as F
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
-from rcot_rl.inference.sam2 import Sam2Segmenter, preprocess
-from rcot_rl.tiny.sam2_card import Made, judge, write_card
+from rcot_rl.segmentation.sam2 import BOX_FIRST, BOX_SECOND, POSITIVE, Sam2Segmenter, preprocess
+from rcot_rl.tiny.sam2_card import TrainingRun, judge, write_card
 from rcot_rl.tiny.sam2_data import (
     SIDE,
     TRAIN_STREAM,
-    Clip,
-    Stage,
+    LabelledClip,
     Track,
+    TrainStage,
     draw_clip,
     draw_prompt,
     sample_batch,
@@ -38,25 +39,30 @@ from rcot_rl.tiny.sam2_data import (
 from rcot_rl.tiny.sam2_model import HIDDEN, MEMORY_CHANNELS, build_tiny_sam2, save_half
 
 POOL = 240
+"""Clips kept in memory; each step replaces one."""
 SAVE_EVERY = 240.0
+"""CPU seconds between checkpoints."""
 
+PromptKind = Literal["both", "box", "point"]
 
-STAGES = (
-    Stage("64 px frames", 0.10, 64, 8, 1, 3, 5e-4, 0.0),
-    Stage("128 px frames", 0.10, 128, 8, 1, 3, 4e-4, 0.0),
-    Stage("128 px clips", 0.80, 128, 3, 5, 3, 5e-4, 0.5),
+STAGES: tuple[TrainStage, ...] = (
+    TrainStage("64 px frames", 0.10, 64, 8, 1, 3, 5e-4, 0.0),
+    TrainStage("128 px frames", 0.10, 128, 8, 1, 3, 4e-4, 0.0),
+    TrainStage("128 px clips", 0.80, 128, 3, 5, 3, 5e-4, 0.5),
 )
 
 
 class ClipForward:
     """SAM2's frame-by-frame pass over a batch of tracks, with gradients.
 
-    Mirrors what the session of `Sam2VideoModel` does: the first frame is the prompted one and stays
-    in memory, then the last three frames and the last object pointers.
+    Does the same as the session of `Sam2VideoModel`: the memory keeps the first frame, which is the
+    prompted one, the last three frames and the last object pointers.
     """
 
-    def __init__(self, model: Sam2VideoModel, clips: list[Clip], tracks: list[Track]) -> None:
-        self.model = model
+    def __init__(
+        self, model: Sam2VideoModel, clips: list[LabelledClip], tracks: list[Track]
+    ) -> None:
+        self.model: Any = model
         self.tracks = tracks
         length, side = clips[0].frames.shape[:2]
         pixels = preprocess(np.concatenate([c.frames for c in clips]), side)
@@ -71,35 +77,36 @@ class ClipForward:
         self.pointers: list[torch.Tensor] = []
 
     def prompt(
-        self, boxes: np.ndarray, points: np.ndarray, mode: str
+        self, boxes: np.ndarray, points: np.ndarray, kind: PromptKind
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frame 0's embeddings of boxes [N, 4] and points [N, 2]; mode: box, point or both."""
+        """Embed boxes [N, 4] and points [N, 2] of frame 0, or only one of them."""
         corners = torch.from_numpy(boxes).view(len(boxes), 1, 2, 2)
         clicks = torch.from_numpy(points).view(len(points), 1, 1, 2)
-        if mode == "box":
-            where, kinds = corners, [2, 3]
-        elif mode == "point":
-            where, kinds = clicks, [1]
+        if kind == "box":
+            spots, labels = corners, [BOX_FIRST, BOX_SECOND]
+        elif kind == "point":
+            spots, labels = clicks, [POSITIVE]
         else:
-            where, kinds = torch.cat([corners, clicks], 2), [2, 3, 1]
-        labels = torch.tensor(kinds, dtype=torch.int32).view(1, 1, -1).expand(len(boxes), 1, -1)
-        return self.model.prompt_encoder(where, labels, None, None)
+            spots = torch.cat([corners, clicks], 2)
+            labels = [BOX_FIRST, BOX_SECOND, POSITIVE]
+        each = torch.tensor(labels, dtype=torch.int32).view(1, 1, -1).expand(len(boxes), 1, -1)
+        return self.model.prompt_encoder(spots, each, None, None)
 
     def frame(
         self, t: int, prompt: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask logits [N, 1, S, S] and visibility logits [N] of frame t."""
+        """Return mask logits [N, 1, S, S] and visibility logits [N] of frame t."""
         model, n = self.model, len(self.tracks)
-        now = [level[:, :, t] for level in self.levels]
+        levels = [level[:, :, t] for level in self.levels]
         sizes = model.backbone_feature_sizes
-        fine = [now[i].permute(1, 2, 0).unflatten(2, tuple(sizes[i])) for i in range(2)]
+        fine = [levels[i].permute(1, 2, 0).unflatten(2, tuple(sizes[i])) for i in range(2)]
         if t == 0:
-            embedding = (now[-1] + model.no_memory_embedding).permute(1, 2, 0)
+            embedding = (levels[-1] + model.no_memory_embedding).permute(1, 2, 0)
             sparse, dense = prompt
         else:
-            embedding = self._attend(t, now[-1]).transpose(1, 2)
-            nowhere = torch.zeros(n, 1, 1, 2), -torch.ones(n, 1, 1, dtype=torch.int32)
-            sparse, dense = model.prompt_encoder(*nowhere, None, None)
+            embedding = self._attend(t, levels[-1]).transpose(1, 2)
+            no_prompt = torch.zeros(n, 1, 1, 2), -torch.ones(n, 1, 1, dtype=torch.int32)
+            sparse, dense = model.prompt_encoder(*no_prompt, None, None)
         masks, _, tokens, score = model.mask_decoder(
             image_embeddings=embedding.unflatten(2, tuple(sizes[-1])),
             image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(
@@ -111,18 +118,18 @@ class ClipForward:
             high_resolution_features=fine,
         )
         pointer = model.object_pointer_proj(tokens[:, 0, 0])
-        seen = (score > 0).float().view(n, 1)
-        self.pointers.append(seen * pointer + (1 - seen) * model.no_object_pointer)
+        visible = (score > 0).float().view(n, 1)
+        self.pointers.append(visible * pointer + (1 - visible) * model.no_object_pointer)
         logits = F.interpolate(
             masks[:, 0], size=(model.image_size,) * 2, mode="bilinear", align_corners=False
         )
         return logits, score.flatten()
 
     def remember(self, t: int, logits: torch.Tensor, score: torch.Tensor) -> None:
-        """Writes frame t's mask logits [N, 1, S, S] into the memory.
+        """Write frame t's mask logits [N, 1, S, S] into the memory.
 
-        The prompted frame's mask is written as 0 or 1, as at inference; in training mode the model
-        itself would not do so.
+        The mask of the prompted frame is written as 0 or 1, as at inference; the model does not do
+        this in training mode.
         """
         coarse = self.levels[-1][:, :, t]
         if t == 0:
@@ -134,20 +141,20 @@ class ClipForward:
 
     def _attend(self, t: int, coarse: torch.Tensor) -> torch.Tensor:
         model, n = self.model, len(self.tracks)
-        when = model.memory_temporal_positional_encoding
-        used = [(0, when[-1])]
+        frame_codes = model.memory_temporal_positional_encoding
+        used = [(0, frame_codes[-1])]
         for back in range(model.num_maskmem - 1, 0, -1):
             if t - back >= 1:
-                used.append((t - back, when[back - 1]))
+                used.append((t - back, frame_codes[back - 1]))
         memory = [self.memory[u][0] for u, _ in used]
-        places = [self.memory[u][1] + shift for u, shift in used]
-        most = model.config.max_object_pointers_in_encoder
-        frames = [0, *(t - back for back in range(1, most) if t - back >= 1)]
+        positions = [self.memory[u][1] + code for u, code in used]
+        limit = model.config.max_object_pointers_in_encoder
+        frames = [0, *(t - back for back in range(1, limit) if t - back >= 1)]
         pieces = HIDDEN // MEMORY_CHANNELS
         pointers = torch.stack([self.pointers[f] for f in frames])
         pointers = pointers.reshape(len(frames), n, pieces, MEMORY_CHANNELS)
         pointers = pointers.permute(0, 2, 1, 3).flatten(0, 1)
-        ages = torch.tensor([t - f for f in frames], dtype=torch.float32) / (most - 1)
+        ages = torch.tensor([t - f for f in frames], dtype=torch.float32) / (limit - 1)
         age_code = model.temporal_positional_encoding_projection_layer(
             get_1d_sine_pe(ages, dim=HIDDEN)
         )
@@ -156,13 +163,19 @@ class ClipForward:
             current_vision_features=coarse,
             current_vision_position_embeddings=self.position,
             memory=torch.cat([*memory, pointers]),
-            memory_posision_embeddings=torch.cat([*places, age_code]),
+            memory_posision_embeddings=torch.cat([*positions, age_code]),
             num_object_pointer_tokens=len(pointers),
         )[0]
 
 
 def mask_loss(logits: torch.Tensor, truth: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """logits, truth: [N, 1, S, S]; score: [N]. Masks count only where something is visible."""
+    """Return the scalar loss; masks count only for visible objects.
+
+    Args:
+        logits: Mask logits, [N, 1, S, S].
+        truth: True masks, float [N, 1, S, S].
+        score: Visibility logits, [N].
+    """
     visible = (truth.flatten(1).sum(1) > 0).float()
     count = visible.sum().clamp(min=1)
     bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").flatten(1).mean(1)
@@ -174,15 +187,20 @@ def mask_loss(logits: torch.Tensor, truth: torch.Tensor, score: torch.Tensor) ->
 
 
 def train_step(
-    model: Sam2VideoModel, rng: np.random.Generator, pool: list[Clip], stage: Stage, teacher: float
+    model: Sam2VideoModel,
+    rng: np.random.Generator,
+    pool: list[LabelledClip],
+    stage: TrainStage,
+    teacher: float,
 ) -> torch.Tensor:
-    """The mean loss per frame of a fresh batch, with its graph: scalar."""
+    """Return the mean loss per frame of a new batch, a scalar with its graph."""
     clips, tracks = sample_batch(rng, pool, stage)
     boxes, points = zip(*(draw_prompt(rng, t.masks[0]) for t in tracks), strict=True)
     truth = torch.from_numpy(np.stack([t.masks for t in tracks]).astype(np.float32))
     run = ClipForward(model, clips, tracks)
-    mode = str(rng.choice(["both", "box", "point"], p=[0.84, 0.08, 0.08]))
-    prompt = run.prompt(np.stack(boxes), np.stack(points), mode)
+    kinds = get_args(PromptKind)
+    kind = kinds[rng.choice(len(kinds), p=[0.84, 0.08, 0.08])]
+    prompt = run.prompt(np.stack(boxes), np.stack(points), kind)
     losses = []
     for t in range(stage.frames):
         logits, score = run.frame(t, prompt)
@@ -193,8 +211,8 @@ def train_step(
     return torch.stack(losses).mean()
 
 
-class Average:
-    """An exponential moving average of the weights: what is saved and judged."""
+class WeightAverage:
+    """An exponential moving average of the weights, which is saved and evaluated."""
 
     def __init__(self, model: Sam2VideoModel) -> None:
         self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -202,68 +220,68 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: Sam2VideoModel) -> None:
+        """Add the weights of one step."""
         self.updates += 1
         keep = min(0.99, self.updates / (self.updates + 9))
         for key, value in model.state_dict().items():
             self.weights[key].lerp_(value, 1 - keep)
 
 
-def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) -> Made:
-    """Trains for `minutes` of CPU time and writes float16 checkpoints into `out` on the way.
+def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) -> TrainingRun:
+    """Train for `minutes` of CPU time and write float16 checkpoints into `out`.
 
-    While it learns on clips one is written every four minutes, and one at the end, each with a
-    model card that has no figures yet. The same seed gives the same run up to where the clock cuts
-    the stages. start_from: a checkpoint's folder; with it, all the time goes to clips. Returns
-    what was done, for the card with figures.
-    Raises InputError when `start_from` holds no tiny SAM2.
+    In the last stage a checkpoint is written every four minutes, and one at the end, each with a
+    model card without figures. The same seed gives the same run, except for where CPU time ends
+    the stages. Raises InputError.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rng = np.random.default_rng([TRAIN_STREAM, seed])
-    began = saved = time.process_time()
+    started = saved = time.process_time()
     pool = [draw_clip(rng) for _ in range(POOL)]
-    print(f"{POOL} clips drawn in {time.process_time() - began:.0f} CPU s", flush=True)
+    print(f"{POOL} clips drawn in {time.process_time() - started:.0f} CPU s", flush=True)
     stages, weights = STAGES, None
     if start_from is not None:
         stages = (replace(STAGES[-1], share=1.0, teacher=0.2),)
         weights = Sam2Segmenter.load(start_from).model.state_dict()
     steps = 0
 
-    def made() -> Made:
-        spent = (time.process_time() - began) / 60
+    def summary() -> TrainingRun:
+        spent = (time.process_time() - started) / 60
         parameters = sum(p.numel() for p in model.parameters())
-        return Made(minutes, seed, start_from, steps, spent, parameters)
+        return TrainingRun(minutes, seed, start_from, steps, spent, parameters)
 
     def save() -> None:
         save_half(average.weights, SIDE, out)
-        write_card(out, made())
+        write_card(out, summary())
 
     for stage in stages:
         model = build_tiny_sam2(stage.side, seed)
         if weights is not None:
             model.load_state_dict(weights)
         model.train()
-        average = Average(model)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)
-        start, budget, recent = time.process_time(), stage.share * minutes * 60, []
+        average = WeightAverage(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)
+        start, budget = time.process_time(), stage.share * minutes * 60
+        recent: list[float] = []
         floor = 0.03 if stage is stages[-1] else 0.3
         step = 0
         while (done := (time.process_time() - start) / budget) < 1:
             step += 1
             steps += 1
             scale = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = stage.lr * min(1, step / 40) * scale
             loss = train_step(model, rng, pool, stage, stage.teacher * (1 - done))
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             average.update(model)
             pool[rng.integers(POOL)] = draw_clip(rng)
             recent.append(loss.item())
             if step % 25 == 0:
-                spent = time.process_time() - began
+                spent = time.process_time() - started
                 print(f"{stage.name} step {step} {spent:.0f}s {np.mean(recent):.3f}", flush=True)
                 recent = []
             if stage is stages[-1] and time.process_time() - saved > SAVE_EVERY:
@@ -271,16 +289,17 @@ def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) 
                 saved = time.process_time()
         weights = average.weights
     save()
-    print(f"{steps} steps, {(time.process_time() - began) / 60:.1f} CPU minutes", flush=True)
-    return made()
+    print(f"{steps} steps, {(time.process_time() - started) / 60:.1f} CPU minutes", flush=True)
+    return summary()
 
 
 def main() -> None:
+    """Train, evaluate and write the model card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--from", type=Path, dest="start_from", help="go on from this checkpoint")
+    parser.add_argument("--from", type=Path, dest="start_from", help="continue this checkpoint")
     args = parser.parse_args()
     run = train(args.out, args.minutes, args.seed, args.start_from)
     write_card(args.out, run, judge(args.out))

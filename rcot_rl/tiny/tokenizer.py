@@ -1,11 +1,11 @@
-"""The tiny policy's tokenizer: a closed word list over a byte fallback, with Qwen's special tokens.
+"""The tiny policy's tokenizer: a closed word list with byte fallback and Qwen's special tokens.
 
-Nothing is learnt: a text is split by one regular expression and a piece that is in the word list
-is one token; any other piece falls apart into its bytes, so every text round-trips. What the
-policy reads and writes all day (numbers, JSON glue, tags, shape words) is one token each, which
-is what makes a model of a million parameters able to write boxes.
+Nothing is learned. One regular expression splits a text; a piece in the word list is one token,
+any other piece becomes its bytes, so every text round-trips. The pieces that the policy reads and
+writes most (numbers, JSON glue, tags, shape words) are one token each, so that a model of a million
+parameters can write boxes.
 
-Left out: merges. Unknown words cost one token per byte.
+Left out: merges. An unknown word costs one token per byte.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Qwen2.5-VL's own names, so that processors, vLLM and verl find their placeholders."""
+"""Qwen2.5-VL's names, so that processors, vLLM and verl find their placeholders."""
 
 MAX_NUMBER = 112
-"""Every integer from 0 to here is one token: pixels of the canvas and frame indices."""
+"""Every integer from 0 to this one is a token: pixels of the canvas and frame indices."""
 
 GLUE = (
     "<think>",
@@ -52,7 +52,7 @@ _STARTERS = (
     "Which Yes all assistant both first no system the user yes "
 )
 STARTERS = tuple(_STARTERS.split())
-"""Words that begin a line (no space before them)."""
+"""Words at the start of a line, without a space before them."""
 
 _WORDS = (
     "A B Target Think a above after again all an and answer anything appear appears are at before "
@@ -68,7 +68,7 @@ _WORDS = (
     "white whole with yellow yes "
 )
 WORDS = tuple(_WORDS.split())
-"""Words inside a line (one space before them)."""
+"""Words inside a line, with a space before them."""
 
 _SPLIT = "|".join(
     (
@@ -99,7 +99,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> dict[str, int]:
-    """Token string (in the byte-level alphabet) -> id: specials, bytes, numbers, glue, words."""
+    """Return token (in the byte-level alphabet) -> id: specials, bytes, numbers, glue, words."""
     pieces = [str(n) for n in range(MAX_NUMBER + 1)]
     pieces += [*GLUE, *STARTERS, *(f" {word}" for word in WORDS)]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -109,7 +109,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer with its chat template, ready for `save_pretrained`."""
+    """Return the tokenizer with its chat template, ready for `save_pretrained`."""
     backend = Tokenizer(models.BPE(vocab=vocabulary(), merges=[], ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,9 +1,10 @@
-"""Advantages where one batch holds several tasks: each task's rewards on a scale of their own.
+"""Scale advantages per task, for batches that mix tasks.
 
-Eq. 14 divides a response's reward, less its group's mean, by the group's standard deviation. In a
-batch of AKS (at most 3 points) and KTG (at most 6) that gives a group whose rewards differ by a
-hair the weight of one that differs by all. `per_task` divides by the task's spread over the step
-instead: groups keep their relative weight inside a task, and the tasks theirs to one another.
+Eq. 14 divides a response's reward, minus its group's mean, by the group's standard deviation. In a
+batch of AKS (agentic keyframe selection, at most 3 points) and KTG (keyframe target grounding, at
+most 6), a group whose rewards hardly differ then weighs as much as one whose rewards differ fully.
+`per_task` divides by the task's spread over the step instead: groups keep their relative weight
+within a task, and tasks have equal weight.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ EPSILON = 1e-6
 """verl's guard in eq. 14's denominator."""
 
 
-def per_task(centred: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """float64 [N]: each response's advantage.
+def per_task(centered: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+    """Divide each centered reward by the root mean square of its task's centered rewards.
 
-    centred: [N], reward less the group's mean; tasks: the task of each response. The spread of a
-    task is the root mean square of its centred rewards in this step. A task without any spread has
-    advantages of 0. Raises ValueError when the lengths differ.
+    Args:
+        centered: float [N], each response's reward minus its group's mean.
+
+    Returns:
+        float64 [N], the advantages; 0 for a task whose rewards have no spread.
     """
-    if len(centred) != len(tasks):
-        raise ValueError(f"{len(centred)} advantages of {len(tasks)} tasks")
-    values = np.asarray(centred, dtype=np.float64)
+    if len(centered) != len(tasks):
+        raise ValueError(f"{len(centered)} advantages of {len(tasks)} tasks")
+    values = np.asarray(centered, dtype=np.float64)
     names = np.asarray(tasks, dtype=object)
-    result = np.zeros_like(values)
+    advantages = np.zeros_like(values)
     for task in dict.fromkeys(tasks):
-        mine = names == task
-        result[mine] = values[mine] / (np.sqrt(np.mean(values[mine] ** 2)) + EPSILON)
-    return result
+        rows = names == task
+        advantages[rows] = values[rows] / (np.sqrt(np.mean(values[rows] ** 2)) + EPSILON)
+    return advantages

@@ -1,100 +1,79 @@
-"""Agentic keyframe selection as an episode: judge, and on B select again (eqs. 2 to 4).
+"""Agentic keyframe selection as an episode of the rollout, without verl, vLLM or torch.
 
-The rules without verl, vLLM or torch; `agentic_loop` plays episodes in the rollout. They are the
-pipeline's own (`rcot_rl.inference.pipeline`): at most λ judgements; a re-selection that names no
-frame, or a refused one, falls to the frame farthest from all refused; the last candidate stands.
-
-What an episode is worth is decided by where it ended: the last verdict (right when A is said of a
-frame that shows a target, B of one that shows none) and the chosen frame's area over the greatest.
+An episode drives the state machine of inference (`rcot_rl.protocol.keyframe_selection`) on the
+frames of its row's clip; `agentic_loop` generates the turns. The reward depends on where the
+episode ended: the last verdict (right if A is given to a frame that shows a target, B to one that
+shows none) and the area of the chosen frame relative to the largest area.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypedDict, TypeVar
 
-import msgspec
+from rcot_rl.protocol.keyframe_selection import KeyframeSelection
+from rcot_rl.protocol.row_clips import RowClip
 
-from rcot_rl.errors import InputError
-from rcot_rl.protocol.keyframes import farthest
-from rcot_rl.protocol.parser import parse_keyframe, parse_option, parse_response
-
-KEY = "extra_info.clip"
+Turn = TypeVar("Turn")
 
 
-class Clip(msgspec.Struct):
-    """Of `extra_info.clip`: the frames to choose from."""
+class EpisodeOutcome(TypedDict):
+    """Where an episode ended, as the reward reads it. Frames are positions in the row's clip."""
 
-    frames: list[str]
-    """Paths of images."""
-    keyframe: int
-    """The position of the row's own frame, which is judged first."""
-    areas: list[int]
-    """Pixels of the targets' union in each frame."""
-
-
-def read_clip(extra_info: Any) -> Clip:
-    """The row's clip. Raises InputError when there is none, or it is none."""
-    value = extra_info.get("clip") if isinstance(extra_info, dict) else None
-    if not value:
-        raise InputError(
-            "missing; the agentic loop needs shards with data.clip_frames and clip_tasks: [aks]",
-            key=KEY,
-        )
-    try:
-        clip = msgspec.json.decode(value, type=Clip)
-    except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        raise InputError(f"is no clip: {error}", key=KEY) from error
-    if len(clip.areas) != len(clip.frames) or not 0 <= clip.keyframe < len(clip.frames):
-        raise InputError("needs frames, an area for each, and a keyframe in them", key=KEY)
-    return clip
+    truth: Literal["A", "B"]
+    """The right verdict on the frame that was judged last."""
+    area: float
+    """Target area of the chosen frame over the largest one; 1 if no frame shows a target."""
+    judgements: int
+    judged: int
+    """The frame that was judged last."""
+    chosen: int
+    """The frame that stands at the end."""
 
 
-@dataclass
-class Episode:
-    """One response to a prompt, as it is played."""
+def start_selection(clip: RowClip, rounds: int) -> KeyframeSelection:
+    """Return the selection of one episode, which judges the row's own frame first.
 
-    clip: Clip
-    rounds: int
-    """λ."""
-    candidate: int = field(init=False)
-    """The position of the frame that stands."""
-    judged: int | None = None
-    """The position of the frame that the last verdict was about."""
-    judgements: int = 0
-    refused: list[int] = field(default_factory=list)
+    Args:
+        rounds: λ; an episode always has one judgement.
+    """
+    return KeyframeSelection(len(clip.frames), clip.keyframe, max(rounds, 1))
 
-    def __post_init__(self) -> None:
-        self.candidate = self.clip.keyframe
 
-    def verdict(self, response: str) -> bool:
-        """Take a judgement of the candidate; whether it has to be selected again."""
-        self.judged = self.candidate
-        self.judgements += 1
-        if parse_option(parse_response(response).answer) != "B":
-            return False
-        self.refused.append(self.candidate)
-        return len(set(self.refused)) < len(self.clip.frames)
+async def play_episode(
+    selection: KeyframeSelection,
+    take_turn: Callable[[KeyframeSelection], Awaitable[tuple[Turn, str]]],
+) -> list[Turn]:
+    """Drive a selection to its end and return its turns, the last judgement last.
 
-    def selection(self, response: str) -> bool:
-        """Take a re-selection; whether the new candidate is to be judged."""
-        n = len(self.clip.frames)
-        chosen = parse_keyframe(parse_response(response).answer, n)
-        if chosen is None or chosen in self.refused:
-            chosen = farthest(n, self.refused)
-        self.candidate = chosen
-        return self.judgements < self.rounds
+    Args:
+        take_turn: Return the turn that `selection.next_task` asks for, and its response text.
+    """
+    turns: list[Turn] = []
+    last_judgement = 0
+    while selection.next_task is not None:
+        if selection.next_task == "aks":
+            last_judgement = len(turns)
+        turn, response = await take_turn(selection)
+        turns.append(turn)
+        selection.advance(response)
+    turns.append(turns.pop(last_judgement))
+    return turns
 
-    def outcome(self) -> dict[str, Any]:
-        """For the reward: `truth` of the last verdict, the chosen frame's `area` as a share of the
-        greatest (1 where no frame shows a target), the number of `judgements`, the positions."""
-        if self.judged is None:
-            raise ValueError("nothing was judged yet")
-        areas, greatest = self.clip.areas, max(self.clip.areas)
-        return {
-            "truth": "A" if areas[self.judged] else "B",
-            "area": areas[self.candidate] / greatest if greatest else 1.0,
-            "judgements": self.judgements,
-            "judged": self.judged,
-            "chosen": self.candidate,
-        }
+
+def episode_outcome(selection: KeyframeSelection, areas: list[int]) -> EpisodeOutcome:
+    """Return the outcome of an episode.
+
+    Args:
+        areas: Target pixels in each frame of the clip.
+    """
+    if selection.judged is None:
+        raise ValueError("the episode has no judgement")
+    largest = max(areas)
+    return EpisodeOutcome(
+        truth="A" if areas[selection.judged] else "B",
+        area=areas[selection.candidate] / largest if largest else 1.0,
+        judgements=selection.rounds,
+        judged=selection.judged,
+        chosen=selection.candidate,
+    )

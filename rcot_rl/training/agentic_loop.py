@@ -1,12 +1,12 @@
-"""Agentic AKS in the rollout: verl's multi-trajectory agent loop plays `agentic.Episode`.
+"""Agentic AKS in the rollout: verl's multi-trajectory agent loop plays the episodes of `agentic`.
 
-Each turn (a judgement on an image, a re-selection on the clip) is a sequence of its own, with its
-own media, as at inference, where no turn sees the one before. verl takes them as the outputs of one
-session: the last one is scored, and all of them get its advantage. The last judgement is put last,
-for it is the one that the reward reads; the outcome goes along in `extra_fields`.
+Each turn (a judgement on an image, a re-selection on the clip) is a separate sequence with its own
+media, as at inference, where no turn sees the previous one. verl treats them as the outputs of one
+session: it scores the last one, and gives its advantage to all. The last judgement comes last,
+because the reward reads it; the outcome is in `extra_fields`.
 
-A group's first judgement is shared as in the single-turn loop; what comes after differs between
-responses and is not.
+The prompt of the first judgement is shared by the group, as in the single-turn loop. Later prompts
+differ between responses.
 """
 
 from __future__ import annotations
@@ -21,56 +21,71 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 
 from data_pipelines.geometry import to_canvas
 from rcot_rl.errors import InputError
-from rcot_rl.protocol.keyframes import video_metadata
+from rcot_rl.protocol.keyframe_selection import KeyframeSelection
 from rcot_rl.protocol.prompts import load_prompts
-from rcot_rl.training.agent_loop import _GROUP, CachedSingleTurn
-from rcot_rl.training.agentic import Episode, read_clip
+from rcot_rl.protocol.row_clips import RowClip, read_row_clip, video_metadata
+from rcot_rl.training.agentic import episode_outcome, play_episode, start_selection
+from rcot_rl.training.cached_agent_loop import _GROUP, CachedSingleTurn
 from rcot_rl.training.reward_manager import OUTCOME
 
 
 @register("rcot_agentic_aks")
 class AgenticAks(CachedSingleTurn):
-    """`grpo.agent: agentic-aks`; its settings are `trainer.rcot.agentic` of verl's config."""
+    """The loop of `grpo.agent: agentic-aks`; settings: `trainer.rcot.agentic` of verl's config."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Read the settings and load the prompts; arguments as of verl's loop."""
         super().__init__(*args, **kwargs)
         settings = self.config.trainer.rcot.agentic
         self._rounds, self._fps = int(settings.rounds), float(settings.fps)
         self._image_canvas, self._video_canvas = settings.image_canvas, settings.video_canvas
         self._prompts = load_prompts(settings.prompts, self.own_tokens)
         self._clip_kwargs: dict[str, Any] | None = None
-        """For the processors of engine and trainer alike, in a turn that shows the clip."""
+        """Processor arguments of engine and trainer, during a turn that shows the clip."""
 
-    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> list[AgentLoopOutput]:
-        """One episode's turns, the last judgement last. InputError for a row without a clip."""
-        info = kwargs["extra_info"]
-        episode = Episode(read_clip(info), self._rounds)
-        judgement = await super().run(sampling_params, **kwargs)
-        turns = [judgement]
-        while episode.verdict(await self._text(judgement)):
-            again = await self._own(sampling_params, kwargs, await self._clip_turn(episode, info))
-            turns.append(again)
-            if not episode.selection(await self._text(again)):
-                break
-            judgement = await self._own(
-                sampling_params, kwargs, await self._image_turn(episode, info)
-            )
-            turns.append(judgement)
-        turns.remove(judgement)
-        turns.append(judgement)
+    async def run(  # type: ignore[override]  # verl accepts a list, but does not annotate it
+        self, sampling_params: dict[str, Any], **kwargs: Any
+    ) -> list[AgentLoopOutput]:
+        """Return one episode's turns, the last judgement last. Raises InputError."""
+        clip = read_row_clip(
+            kwargs["extra_info"],
+            needs="areas",
+            hint="the agentic loop needs shards with data.clip_frames and clip_tasks: [aks]",
+        )
+        selection = start_selection(clip, self._rounds)
+
+        async def take_turn(selection: KeyframeSelection) -> tuple[AgentLoopOutput, str]:
+            output = await self._turn(selection, clip, sampling_params, kwargs)
+            return output, await self._text(output)
+
+        turns = await play_episode(selection, take_turn)
         for turn in turns:
             turn.num_turns = 2 * len(turns)
-            turn.extra_fields[OUTCOME] = episode.outcome()
+            turn.extra_fields[OUTCOME] = dict(episode_outcome(selection, clip.areas))
         return turns
 
-    async def _own(
+    async def _turn(
+        self,
+        selection: KeyframeSelection,
+        clip: RowClip,
+        sampling_params: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> AgentLoopOutput:
+        """Generate the turn that `selection.next_task` asks for."""
+        if selection.judged is None:
+            return await super().run(sampling_params, **kwargs)
+        show = self._image_turn if selection.next_task == "aks" else self._clip_turn
+        message = await show(selection, clip, kwargs["extra_info"])
+        return await self._run_unshared(sampling_params, kwargs, message)
+
+    async def _run_unshared(
         self, sampling_params: dict[str, Any], kwargs: dict[str, Any], message: dict[str, Any]
     ) -> AgentLoopOutput:
-        """A turn that the group does not share."""
+        """Generate a turn whose prompt the group does not share."""
         token = _GROUP.set(None)
         video = message["content"][0].get("video")
         if video is not None:
-            # verl's pairs of frames and metadata lose the metadata in vLLM, for this model
+            # for this model, vLLM drops the metadata of verl's (frames, metadata) pairs
             metadata = [video_metadata(len(video), self._fps)]
             self._clip_kwargs = {"video_metadata": metadata, "do_sample_frames": False}
         try:
@@ -83,35 +98,41 @@ class AgenticAks(CachedSingleTurn):
         return self._clip_kwargs or super()._get_mm_processor_kwargs(audios)
 
     async def process_multi_modal_info(self, messages: list[dict]) -> dict:
-        """Frames of ours as they are: verl's own reading would resize small ones."""
+        """Pass our frames unchanged: verl's own reader would resize small ones."""
         for part in messages[0]["content"]:
             if isinstance(part, dict) and isinstance(part.get("video"), np.ndarray):
                 frames = torch.from_numpy(part["video"]).permute(0, 3, 1, 2)
                 return {"videos": [(frames, video_metadata(len(frames), self._fps))]}
         return await super().process_multi_modal_info(messages)
 
-    async def _image_turn(self, episode: Episode, info: dict[str, Any]) -> dict[str, Any]:
+    async def _image_turn(
+        self, selection: KeyframeSelection, clip: RowClip, info: dict[str, Any]
+    ) -> dict[str, Any]:
         from PIL import Image
 
-        path = episode.clip.frames[episode.candidate]
+        path = clip.frames[selection.candidate]
         shown = await asyncio.to_thread(_frame, path, self._image_canvas)
         text = self._prompts.aks(info["description"], info["expression"])
         return _message({"type": "image", "image": Image.fromarray(shown)}, text)
 
-    async def _clip_turn(self, episode: Episode, info: dict[str, Any]) -> dict[str, Any]:
-        frames = episode.clip.frames
+    async def _clip_turn(
+        self, selection: KeyframeSelection, clip: RowClip, info: dict[str, Any]
+    ) -> dict[str, Any]:
         shown = await asyncio.to_thread(
-            lambda: np.stack([_frame(path, self._video_canvas) for path in frames])
+            lambda: np.stack([_frame(path, self._video_canvas) for path in clip.frames])
         )
-        refused = list(dict.fromkeys(episode.refused))
         text = self._prompts.kfg_again(
-            info["expression"], len(frames), refused, info["description"]
+            info["expression"],
+            len(selection.shown),
+            selection.rejected_positions(),
+            info["description"],
         )
         return _message({"type": "video", "video": shown}, text)
 
     async def _text(self, output: AgentLoopOutput) -> str:
+        tokenizer: Any = self.tokenizer
         return await asyncio.to_thread(
-            self.tokenizer.decode, output.response_ids, skip_special_tokens=True
+            tokenizer.decode, output.response_ids, skip_special_tokens=True
         )
 
 
@@ -120,7 +141,7 @@ def _message(media: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _frame(path: str, canvas: int) -> np.ndarray:
-    """uint8 [canvas, canvas, 3] RGB."""
+    """Return uint8 `[canvas, canvas, 3]` RGB."""
     image = cv2.imread(path, cv2.IMREAD_COLOR)
     if image is None:
         raise InputError("not a readable image", file=path)

@@ -1,6 +1,6 @@
-"""Training stages as jobs: what process to run, with which configuration, to which end.
+"""Jobs of training stages: processes, their configuration, their last step and their results.
 
-The chain runs a job and follows its metrics; this room knows how verl is told and what it leaves.
+The stages run a job and follow its metrics; this module knows verl's inputs and outputs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.tokens import pixel_limits
 from rcot_rl.errors import InputError
-from rcot_rl.files import link_or_copy, replace_folder, write_text
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.stacks import FOLDER
+from rcot_rl.recipe.training_section import SftStage
+from rcot_rl.system.files import link_or_copy, replace_folder, write_text
+from rcot_rl.system.stacks import FOLDER
 from rcot_rl.training.checkpoint_store import all_of, inspect, settle
-from rcot_rl.training.handoff_check import CARD, card_of
-from rcot_rl.training.provenance import provenance, seal_made_of
+from rcot_rl.training.model_compatibility import CARD, card_of
+from rcot_rl.training.provenance import provenance, seal_with_provenance
 from rcot_rl.training.verl_config import grpo_config, sft_config, training_environment
 
 KEEP = "keep_checkpoints"
-"""Key below `trainer.rcot` for the callback that prunes (`checkpoints.py`)."""
+"""Key below `trainer.rcot` for the callback that prunes (`checkpoint_callback.py`)."""
 
 PRELOAD = (
     "ray",
@@ -48,43 +49,58 @@ PRELOAD = (
     "vllm.entrypoints.openai.api_server",
     "vllm.model_executor.models.qwen2_5_vl",
     "rcot_rl.training.cpu.engine_cpu",
-    "rcot_rl.training.trainer",
-    "rcot_rl.training.reward",
+    "rcot_rl.training.grpo_trainer",
+    "rcot_rl.training.reward_function",
     "rcot_rl.training.cpu.vllm_worker",
 )
-"""What a local run's processes import; see cluster.supervise.zygote."""
+"""Modules that the zygote of a local run imports; see `cluster.supervise.zygote`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process of a training stage."""
+    """The training process of a stage."""
 
-    arguments: list[str]
+    config: Path
+    """verl's resolved configuration."""
     environment: dict[str, str]
     verl_log: Path
     total_steps: int
     """The planned last step."""
     resumes_from: int
-    """The step of the newest checkpoint; 0: from the start."""
+    """The step of the newest checkpoint. 0: there is no checkpoint."""
+    on_all_hosts: bool
+    """False: only on the driver's host."""
 
 
-def sft_job(recipe: Recipe, model: Path, shards: Path, out: Path, attempt: Path) -> Job:
-    """CoT-SFT of `model` on `shards`; out: the stage's folder. Raises InputError."""
+def sft_job(recipe: Recipe, stage: str, model: Path, shards: Path, out: Path, attempt: Path) -> Job:
+    """Return the job that trains `model` on `shards` with SFT.
+
+    Args:
+        recipe: The recipe.
+        stage: An SFT stage of its `train`.
+        model: Folder of the model that the stage starts from.
+        shards: Folder of the shard set.
+        out: The stage's folder.
+        attempt: Folder of the attempt, for configuration and logs.
+
+    Raises:
+        InputError: The configuration, the model or the shards are invalid.
+    """
     check_pixels(recipe, model)
     train = split_files(shards, "train")
-    config = sft_config(recipe, model=model, train=train, val=[], out=out)
-    made_of = provenance(recipe, "sft", shards)
-    _note_provenance(config, made_of)
-    ranks = ranks_of(recipe, "sft")
-    steps = _planned_steps(config, count_rows(train), ranks, "sft.batch_size", shards)
+    config = sft_config(recipe, stage, model=model, train=train, val=[], out=out)
+    facts = provenance(recipe, stage, shards)
+    _note_provenance(config, facts)
+    ranks = ranks_of(recipe, stage)
+    steps = _planned_steps(config, count_rows(train), ranks, f"train.{stage}.batch_size", shards)
     path = _save(config, attempt)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return Job(
-        [*launcher, "-m", "rcot_rl.training.sft_main", str(path)],
+        path,
         training_environment(recipe, attempt),
         attempt / "verl.jsonl",
         steps,
-        _resume_step(out / "checkpoints", made_of),
+        _resume_step(out / "checkpoints", facts),
+        on_all_hosts=False,
     )
 
 
@@ -97,39 +113,53 @@ def grpo_job(
     attempt: Path,
     py_executable: str | None = None,
 ) -> Job:
-    """GRPO from `model` on `shards`. py_executable: what Ray starts workers with. InputError."""
+    """Return the job that trains a policy on `shards` with GRPO.
+
+    Args:
+        recipe: The recipe.
+        stage: A GRPO stage of its `train`.
+        model: Folder of the KL reference, from which verl also builds the policy.
+        shards: Folder of the shard set.
+        out: The stage's folder.
+        attempt: Folder of the attempt, for configuration and logs.
+        py_executable: Executable with which Ray starts workers. None: Ray's default.
+
+    Raises:
+        InputError: The configuration, the model or the shards are invalid.
+    """
     check_pixels(recipe, model)
     train, val = split_files(shards, "train"), split_files(shards, "val")
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
-    key = f"{stage.replace('-', '_')}.prompts_per_step"
+    key = f"train.{stage}.prompts_per_step"
     steps = _planned_steps(config, count_rows(train), 1, key, shards)
     if config.trainer.save_freq < 1:
         raise InputError(
-            "must be at least 1: without a checkpoint of its last step a stage is never done",
+            "must be at least 1: a stage is only done with a checkpoint of its last step",
             key="verl.trainer.save_freq",
         )
-    made_of = provenance(recipe, stage, shards)
-    _note_provenance(config, made_of)
+    facts = provenance(recipe, stage, shards)
+    _note_provenance(config, facts)
     environment = training_environment(recipe, attempt)
     # a running Ray's workers do not inherit what the supervisor sets for its own child
     alone = recipe.cluster.ray_address == "local"
     stacks = {} if alone else {FOLDER: str((attempt / "stacks").resolve())}
-    runtime = {"env_vars": environment | stacks}
+    runtime: dict[str, Any] = {"env_vars": environment | stacks}
     if py_executable is not None:
         runtime["py_executable"] = py_executable
     OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env", runtime, force_add=True)
     path = _save(config, attempt)
     return Job(
-        ["-m", "rcot_rl.training.grpo_main", str(path)],
+        path,
         environment,
         attempt / "verl.jsonl",
         steps,
-        _resume_step(out / "checkpoints", made_of),
+        _resume_step(out / "checkpoints", facts),
+        on_all_hosts=True,
     )
 
 
 def _planned_steps(config: DictConfig, rows: int, ranks: int, batch_key: str, shards: Path) -> int:
-    """The last step that verl will reach, as its own loops count. Raises InputError.
+    """Return the last step that verl will reach, counted as in its training loops.
 
     Args:
         config: verl's resolved configuration, with the keys under `verl:`.
@@ -137,12 +167,15 @@ def _planned_steps(config: DictConfig, rows: int, ranks: int, batch_key: str, sh
         ranks: Ranks that share a batch, each with the rows of its own sampler.
         batch_key: The recipe's key of the batch size.
         shards: The shard set, for the error.
+
+    Raises:
+        InputError: The rows do not fill a batch, or are too few for the requested steps.
     """
     most, batch = config.data.get("train_max_samples") or -1, config.data.train_batch_size
     rows = min(rows, most) if most > 0 else rows
     steps = rows // ranks // max(1, batch // ranks) * config.trainer.total_epochs
     if steps == 0:
-        raise InputError(f"{rows} rows make no batch of {batch_key}={batch}", file=shards)
+        raise InputError(f"{rows} rows do not fill a batch of {batch_key}={batch}", file=shards)
     wanted = config.trainer.total_training_steps
     if wanted is not None and wanted > steps:
         raise InputError(
@@ -153,29 +186,29 @@ def _planned_steps(config: DictConfig, rows: int, ranks: int, batch_key: str, sh
     return steps if wanted is None else wanted
 
 
-def _resume_step(checkpoints: Path, made_of: dict[str, Any]) -> int:
-    """`settle`; also seals a whole checkpoint whose process ended just before it would have."""
+def _resume_step(checkpoints: Path, facts: dict[str, Any]) -> int:
+    """Return the step to resume from, and seal its checkpoint if its process ended before that."""
     step = settle(checkpoints)
     newest = checkpoints / f"global_step_{step}"
     if step and not inspect(newest).sealed:
-        seal_made_of(newest, made_of)
+        seal_with_provenance(newest, facts)
     return step
 
 
 def sealed_step(checkpoints: Path) -> int:
-    """Step of the newest whole checkpoint that is sealed; 0: none."""
+    """Return the step of the newest complete and sealed checkpoint; 0 if there is none."""
     return max((c.step for c in all_of(checkpoints) if c.whole and c.sealed), default=0)
 
 
 def start_job(recipe: Recipe, stage: str, previous: Path, out: Path) -> list[str]:
-    """Arguments of the process that makes `previous` (a checkpoint) this stage's step 0."""
+    """Return arguments of the process that turns a checkpoint into step 0 of this stage."""
     section, optim = recipe.grpo(stage), "actor_rollout_ref.actor.optim"
     numbers = [
         str(section.verl_value(f"{optim}.lr", section.learning_rate)),
         str(section.verl_value(f"{optim}.weight_decay", section.weight_decay)),
         json.dumps(list(section.verl_value(f"{optim}.betas", _BETAS))),
     ]
-    return ["-m", "rcot_rl.training.handoff", str(previous), str(out / "checkpoints"), *numbers]
+    return ["-m", "rcot_rl.training.stage_start", str(previous), str(out / "checkpoints"), *numbers]
 
 
 _BETAS = (0.9, 0.999)
@@ -183,46 +216,48 @@ _BETAS = (0.9, 0.999)
 
 
 def ranks_of(recipe: Recipe, stage: str) -> int:
-    """Trainer ranks of a stage: CoT-SFT runs on one host of the cluster, GRPO on all of them."""
+    """Return the number of trainer ranks of a stage: SFT runs on one node, GRPO on all nodes."""
     cluster = recipe.cluster
-    return cluster.gpus_per_node if stage == "sft" else cluster.nodes * cluster.gpus_per_node
+    return cluster.gpus_per_node * (cluster.nodes if stage in recipe.grpo_stages else 1)
 
 
 def reshard_job(checkpoints: Path, ranks: int) -> list[str] | None:
-    """Arguments of the process that cuts the newest checkpoint anew for `ranks`; None when it has
-    that number, or there is none."""
+    """Return arguments of the process that reshards the newest checkpoint to `ranks` ranks.
+
+    None if there is no checkpoint, or if it has that number of ranks.
+    """
     whole = [c for c in all_of(checkpoints) if c.whole]
     if not whole or whole[-1].world_size in (ranks, None):
         return None
-    return ["-m", "rcot_rl.training.reshard", str(whole[-1].path), str(ranks)]
+    return ["-m", "rcot_rl.training.reshard_checkpoint", str(whole[-1].path), str(ranks)]
 
 
 def is_started(checkpoints: Path) -> bool:
-    """Whether verl would find a whole checkpoint to start from, step 0 included."""
+    """Return True if there is a complete checkpoint to resume from, step 0 included."""
     return any(c.whole for c in all_of(checkpoints))
 
 
 def merge_job(base: Path, checkpoint: Path, out: Path) -> list[str]:
-    """Arguments of the process that merges an SFT checkpoint's adapter into `base`."""
-    return ["-m", "rcot_rl.training.merge", str(base), str(checkpoint), str(out)]
+    """Return arguments of the process that merges a checkpoint's adapter into `base`."""
+    return ["-m", "rcot_rl.training.merge_adapter", str(base), str(checkpoint), str(out)]
 
 
 def newest_step(checkpoints: Path) -> int:
-    """The step of the newest whole checkpoint, from which verl would resume; 0: none."""
+    """Return the step of the newest complete checkpoint; 0 if there is none."""
     whole = [c.step for c in all_of(checkpoints) if c.whole]
     return whole[-1] if whole else 0
 
 
 def newest_checkpoint(checkpoints: Path) -> Path:
-    """The folder of the newest checkpoint. Raises InputError when there is none."""
+    """Return the folder of the newest complete checkpoint. Raises InputError if there is none."""
     step = newest_step(checkpoints)
     if step == 0:
-        raise InputError("holds no checkpoint yet: its stage comes first", file=checkpoints)
+        raise InputError("has no checkpoint yet; run its stage first", file=checkpoints)
     return checkpoints / f"global_step_{step}"
 
 
 def check_pixels(recipe: Recipe, model: Path) -> None:
-    """The pixel contract: the model's processor takes the canvas as it is. Raises InputError."""
+    """Raise InputError if the model's processor would resize images of the canvas."""
     side = recipe.canvas.image
     try:
         pixel_limits(model).vision_tokens(side, side)
@@ -231,21 +266,28 @@ def check_pixels(recipe: Recipe, model: Path) -> None:
 
 
 def token_limits(recipe: Recipe) -> dict[str, dict[str, int]]:
-    """Shard set -> the most tokens that the stages which train on it take."""
+    """Return, for each shard set, the token limits of the stages that train on it."""
     limits: dict[str, dict[str, int]] = {}
-    if "sft" in recipe.stages:
-        limits[recipe.sft.shard_set] = {"total_tokens": recipe.sft.max_length}
-    for stage in recipe.grpo_stages:
-        section = recipe.grpo(stage)
-        of_set = limits.setdefault(section.shard_set, {})
-        most = min(section.max_prompt_length, of_set.get("prompt_tokens", 1 << 30))
-        of_set["prompt_tokens"] = most
+    for stage in recipe.in_order(recipe.stages):
+        settings = recipe.train.get(stage)
+        if settings is None:
+            continue
+        if isinstance(settings, SftStage):
+            key, limit = "total_tokens", settings.max_length
+        else:
+            key, limit = "prompt_tokens", settings.max_prompt_length
+        of_set = limits.setdefault(settings.shard_set, {})
+        of_set[key] = min(limit, of_set.get(key, limit))
     return limits
 
 
 def publish_model(checkpoint: Path, model: Path, recipe: Recipe) -> None:
-    """Make `model` the Hugging Face folder of a GRPO checkpoint, with its card. Its files are hard
-    links where the file system has them. Raises InputError when the checkpoint has no such folder.
+    """Publish the Hugging Face folder of a GRPO checkpoint as `model`, with its card.
+
+    Files are hard links if the file system supports them.
+
+    Raises:
+        InputError: The checkpoint has no Hugging Face folder.
     """
     source = _saved_model(checkpoint)
     if not (source / "config.json").is_file():
@@ -258,11 +300,16 @@ def publish_model(checkpoint: Path, model: Path, recipe: Recipe) -> None:
 
 
 def stage_model(stage: Path) -> Path:
-    """The Hugging Face folder that a finished training stage left; stage: its folder in a run.
+    """Return the Hugging Face folder of a finished training stage.
 
     In runs of earlier versions, `model` is a link into the newest checkpoint. A copy of such a run
-    may have a folder instead, or nothing: then the checkpoint's own folder is taken, if it has the
-    card that a finished stage writes there. Raises InputError when there is none.
+    may lack it: then the checkpoint's folder is used, if it has the card of a finished stage.
+
+    Args:
+        stage: The stage's folder in the run.
+
+    Raises:
+        InputError: The stage has no model.
     """
     checkpoints = stage / "checkpoints"
     inside = _saved_model(checkpoints / f"global_step_{newest_step(checkpoints)}")
@@ -270,7 +317,7 @@ def stage_model(stage: Path) -> Path:
         return (stage / "model").resolve()
     if (inside / CARD).is_file():
         return inside.resolve()
-    raise InputError("the stage has left no model yet", file=stage / "model")
+    raise InputError("the stage has no model yet; run it first", file=stage / "model")
 
 
 def _saved_model(checkpoint: Path) -> Path:
@@ -278,14 +325,14 @@ def _saved_model(checkpoint: Path) -> Path:
 
 
 def write_card(model: Path, recipe: Recipe) -> None:
-    """`rcot.json` of a trained model: the prompts and canvases that it knows."""
+    """Write `rcot.json` of a trained model: the prompts and canvases that it was trained with."""
     write_text(model / CARD, json.dumps(card_of(recipe), indent=1) + "\n")
 
 
 def split_files(shards: Path, split: str) -> list[Path]:
-    """The parquet files of one split, in order. Raises InputError for none."""
+    """Return the Parquet files of a split, in order. Raises InputError if there are none."""
     if not (shards / "manifest.json").is_file():
-        raise InputError("is no shard set (no manifest.json); run the data stage", file=shards)
+        raise InputError("is not a shard set (no manifest.json); run the data stage", file=shards)
     files = sorted(shards.glob(f"{split}-*.parquet"))
     if not files:
         raise InputError(f"has no {split} shard", file=shards)
@@ -293,7 +340,11 @@ def split_files(shards: Path, split: str) -> list[Path]:
 
 
 def count_rows(files: list[Path]) -> int:
-    """Rows of parquet files, from their footers. InputError for an unreadable or empty one."""
+    """Return the number of rows of Parquet files, from their footers.
+
+    Raises:
+        InputError: A file is unreadable or empty.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -309,9 +360,9 @@ def count_rows(files: list[Path]) -> int:
     return total
 
 
-def _note_provenance(config: DictConfig, made_of: dict[str, Any]) -> None:
-    # verl reads no such key; it hands its whole configuration to W&B, and ours to SaveCallback
-    OmegaConf.update(config, "trainer.rcot.provenance", made_of, force_add=True)
+def _note_provenance(config: DictConfig, facts: dict[str, Any]) -> None:
+    # verl ignores this key, but passes its configuration to W&B and to SaveCallback
+    OmegaConf.update(config, "trainer.rcot.provenance", facts, force_add=True)
 
 
 def _save(config: DictConfig, attempt: Path) -> Path:
@@ -328,13 +379,13 @@ _WRAPPERS = ("ChildFailedError", "RayTaskError", "ActorDiedError")
 
 
 def failure_reason(log: Path) -> str:
-    """The last error that a log names, wrappers aside: what a person would look for first."""
+    """Return the last error in a log that is not a wrapper, or else its last lines."""
     text = log.read_text(encoding="utf-8", errors="replace")[-400_000:]
     rows = [_COLOUR.sub("", row).strip() for row in text.splitlines() if row.strip()]
     for row in reversed(rows):
-        found = _ERROR.match(row[:400])
-        if found and not found[1].endswith(_WRAPPERS):
-            return row[found.start(1) : found.start(1) + 600]
+        error = _ERROR.match(row[:400])
+        if error and not error[1].endswith(_WRAPPERS):
+            return row[error.start(1) : error.start(1) + 600]
     return " | ".join(rows[-3:])[-600:]
 
 

@@ -1,5 +1,7 @@
-"""What a stage was made of, by sha256: it travels with verl's configuration, into W&B and into
-every checkpoint, so that a model found later says which recipe, reward and shards gave it.
+"""The provenance of a stage: sha256 of its recipe, reward and shards.
+
+It is part of verl's configuration, of the W&B run and of every checkpoint, so that a model can be
+traced to its inputs.
 """
 
 from __future__ import annotations
@@ -9,43 +11,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rcot_rl.files import write_text
 from rcot_rl.recipe.loader import recipe_hash
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.system.files import write_text
 from rcot_rl.training.checkpoint_store import seal
 from reward_fns.score import UserReward, load_reward
 
 FILE = "provenance.json"
-"""In each checkpoint's folder."""
+"""Name of the file in each checkpoint's folder."""
 
 
 def reward_hashes(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """GRPO stage -> name and sha256 of its reward. Raises InputError for one that does not load."""
-    return {stage: _reward(recipe, stage) for stage in recipe.grpo_stages}
+    """Return name and sha256 of the reward of each GRPO stage that the recipe runs.
+
+    Raises:
+        InputError: A reward does not load.
+    """
+    return {name: _reward(recipe, name) for name in recipe.grpo_stages if name in recipe.stages}
 
 
 def shard_hash(shards: Path) -> str:
-    """sha256 of a shard set: of its manifest, which holds every file's."""
+    """Return the sha256 of a shard set's manifest, which contains that of every file."""
     return hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
 
 
 def provenance(recipe: Recipe, stage: str, shards: Path) -> dict[str, Any]:
-    """What decides a stage's outcome, besides the code and its starting model."""
-    made_of: dict[str, Any] = {
+    """Return the inputs of a stage besides the code and the starting model."""
+    facts: dict[str, Any] = {
         "stage": stage,
         "recipe_sha256": recipe_hash(recipe),
         "shards_sha256": shard_hash(shards),
     }
-    if stage != "sft":
+    if stage in recipe.grpo_stages:
         reward = _reward(recipe, stage)
-        made_of |= {"reward": reward["name"], "reward_sha256": reward["sha256"]}
-    return made_of
+        facts |= {"reward": reward["name"], "reward_sha256": reward["sha256"]}
+    return facts
 
 
-def seal_made_of(checkpoint: Path, made_of: Any) -> None:
+def seal_with_provenance(checkpoint: Path, facts: Any) -> None:
     """Seal a checkpoint with its stage's provenance (JSON values)."""
-    write_text(checkpoint / FILE, json.dumps(made_of, indent=1) + "\n")
-    seal(checkpoint, provenance=made_of)
+    write_text(checkpoint / FILE, json.dumps(facts, indent=1) + "\n")
+    seal(checkpoint, provenance=facts)
 
 
 def _reward(recipe: Recipe, stage: str) -> dict[str, str]:

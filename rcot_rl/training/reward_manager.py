@@ -1,32 +1,38 @@
-"""verl's reward manager of this project: a row of a batch to `reward.compute_score` and back.
+"""verl's reward manager of this project: scores a row of a batch with `reward_function`.
 
-verl's own (`naive`) waits for a reward without end. Here `compute_score` holds every sample to its
-deadline, and what goes to a user's function is the row alone: verl's bookkeeping objects, which may
-not be JSON, stay behind. Named in verl's configuration by `reward.reward_manager`.
+verl's own manager (`naive`) waits for a reward without a limit. Here `compute_score` holds every
+sample to its deadline, and a user's function gets only the row: verl's bookkeeping objects, which
+may not be JSON, are left out. Named in verl's configuration by `reward.reward_manager`.
 
-Left out: reward models; a judge is asked from an async user function.
+Not supported: reward models. A judge is called from an async user function.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from rcot_rl.errors import InputError
-from rcot_rl.training.reward import load
+from rcot_rl.training.reward_function import load
+
+logger = logging.getLogger(__name__)
 
 OUTCOME = "agentic"
-"""Where an agentic episode's outcome lies in its output's `extra_fields`."""
+"""Key of an agentic episode's outcome in its output's `extra_fields`."""
 
-FUNCTION = "pkg://rcot_rl.training.reward"
+FUNCTION = "pkg://rcot_rl.training.reward_function"
 
 
 class RCoTRewardManager(RewardManagerBase):
-    """Scores one response at a time, any number open at once. Raises InputError."""
+    """Scores one response per call; any number of calls may be open at once."""
+
+    tokenizer: Any
+    compute_score: Any
 
     def __init__(
         self,
@@ -44,21 +50,27 @@ class RCoTRewardManager(RewardManagerBase):
                 key="reward.custom_reward_function.path",
             )
         super().__init__(config, tokenizer, compute_score)
-        # now, for a fault to end the start and not the first step, and an import not to hold it up
+        # loaded here so that a faulty reward fails the start, not the first step
         kwargs = config.reward.custom_reward_function.reward_kwargs
-        load(kwargs.reward, kwargs.canvas, kwargs.deadline_s)
+        reward = load(kwargs.reward, kwargs.canvas, kwargs.deadline_s)
+        logger.info(
+            "reward %s: canvas %d, deadline %g s", reward.name, kwargs.canvas, kwargs.deadline_s
+        )
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
-        """`reward_score` and `reward_extra_info` of the last sequence of a trajectory.
+        """Score the last sequence of a trajectory.
 
-        A user's function may take, beside verl's `data_source` and `extra_info`, the number of
-        tokens of the response (`response_length`) and of turns (`num_turns`).
+        A user's function may take, besides verl's `data_source` and `extra_info`, the number of
+        tokens of the response (`response_length`) and of turns (`num_turns`). Raises InputError.
+
+        Returns:
+            `reward_score`, and `reward_extra_info` with all that `compute_score` returned.
         """
         item = data[-1:][0]
         ids = item.batch["responses"]
         length = int(item.batch["attention_mask"][-ids.shape[-1] :].sum())
         fields = item.non_tensor_batch
-        # in a thread: the fast tokenizers let go of the interpreter
+        # in a thread: the fast tokenizers release the interpreter lock
         text = await asyncio.get_running_loop().run_in_executor(
             None, lambda: self.tokenizer.decode(ids[:length], skip_special_tokens=True)
         )

@@ -1,11 +1,10 @@
-"""From a recipe to verl's configuration, without importing torch or verl.
+"""verl's configuration from a recipe, without importing torch or verl.
 
-The base is verl's own `ppo_trainer` (GRPO) or `sft_trainer_engine` (SFT), composed by hydra from
-the installed wheel; the recipe's values are written over it. A key that verl does not know is
-refused here: verl itself accepts typos in YAML silently.
+Hydra composes verl's `ppo_trainer` (GRPO) or `sft_trainer_engine` (SFT) from the installed wheel.
+The recipe's values override it. Unknown keys are errors here, because verl ignores typos in YAML.
 
-Two dictionaries make up the GRPO configuration: `method`, what the paper's experiment is, and
-`host`, sizes and devices, which alone may differ between a laptop and a cluster.
+The GRPO values have three parts: `_grpo_method` (the experiment), `_grpo_host` (sizes and devices,
+which may differ between a laptop and a cluster) and `_grpo_paths`.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rcot_rl import machine
 from rcot_rl.errors import InputError
-from rcot_rl.files import write_text
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.recipe.training import GrpoSection
+from rcot_rl.recipe.training_section import GrpoStage
 from rcot_rl.suggestions import did_you_mean
+from rcot_rl.system import machine
+from rcot_rl.system.files import write_text
 from reward_fns.user.sources import absolute
 
 FREE_KEYS = (
@@ -40,9 +39,9 @@ FREE_KEYS = (
     "engine.mixed_precision",
     "trainer.rcot.",
 )
-"""Keys that verl reads but its reference configuration does not list."""
+"""Keys, or prefixes with a final dot, that verl reads but its configuration does not list."""
 
-AGENT_LOOP = "rcot_rl.training.agent_loop"
+AGENT_LOOP = "rcot_rl.training.cached_agent_loop"
 
 _FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
@@ -50,10 +49,18 @@ _FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 def grpo_config(
     recipe: Recipe, stage: str, *, model: Path, train: list[Path], val: list[Path], out: Path
 ) -> DictConfig:
-    """verl's complete configuration of stage `grpo-aks` or `grpo-ktg`.
+    """Return verl's complete configuration of a GRPO stage.
 
-    model: the folder the stage starts from (policy and reference); train, val: parquet shards;
-    out: the stage's folder. Raises InputError for an override that verl does not know.
+    Args:
+        recipe: The recipe.
+        stage: A GRPO stage of its `train`.
+        model: Folder of the KL reference, from which verl also builds the policy.
+        train: Parquet shards.
+        val: Parquet shards of held-out rows.
+        out: The stage's folder.
+
+    Raises:
+        InputError: A key under `verl:` is unknown to verl.
     """
     section = recipe.grpo(stage)
     values: dict[str, Any] = {}
@@ -67,8 +74,8 @@ def grpo_config(
     return config
 
 
-def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
-    """What the experiment is: Table 7 and section 4.2 of the paper."""
+def _grpo_method(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
+    """Return the values of the experiment: Table 7 and section 4.2 of the paper."""
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     return {
         "algorithm.adv_estimator": "grpo",  # eq. 14
@@ -85,7 +92,7 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "data.max_response_length": section.max_response_length,
         "data.image_key": "images",
         "data.truncation": "error",
-        "data.seed": recipe.seed,  # null would give another order after each resume
+        "data.seed": recipe.seed,  # with null, each resume would change the order
         f"{actor}.strategy": "fsdp2",
         f"{actor}.optim.lr": section.learning_rate,
         f"{actor}.optim.weight_decay": section.weight_decay,
@@ -112,16 +119,16 @@ def _grpo_method(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
         "reward.reward_manager.source": "importlib",
         "reward.reward_manager.name": "RCoTRewardManager",
         "reward.reward_manager.module.path": "pkg://rcot_rl.training.reward_manager",
-        "reward.custom_reward_function.path": "pkg://rcot_rl.training.reward",
+        "reward.custom_reward_function.path": "pkg://rcot_rl.training.reward_function",
         "reward.custom_reward_function.name": "compute_score",
-        # Ray's workers may have another working directory
+        # absolute, since Ray's workers may have another working directory
         "reward.custom_reward_function.reward_kwargs.reward": absolute(section.reward),
         "reward.custom_reward_function.reward_kwargs.deadline_s": section.reward_deadline_s,
         "reward.custom_reward_function.reward_kwargs.canvas": recipe.canvas.image,
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,  # held-out rewards are the predict stage's work
         "trainer.total_training_steps": section.steps,
-        # verl ends at whichever of steps and epochs comes first: only the steps may count
+        # verl ends at the first of steps and epochs; only the steps must count
         "trainer.total_epochs": 100_000,
         "trainer.resume_mode": "auto",
         **_lora(section),
@@ -138,9 +145,10 @@ def _check_one_update(config: DictConfig) -> None:
 
 
 def inexact_reuse(value_of: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
-    """Keys of verl's configuration that make `old_log_probs: reuse` inexact, each with the reason.
+    """Yield each key of verl that makes `old_log_probs: reuse` inexact, with the reason.
 
-    value_of: the value of a dotted key.
+    Args:
+        value_of: Returns the value of a dotted key.
     """
     wanted = {
         "actor_rollout_ref.actor.ppo_epochs": 1,
@@ -155,7 +163,7 @@ def inexact_reuse(value_of: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
             yield key, f"is {value}, and old_log_probs: reuse needs {needed}; {fix}"
 
 
-def _old_log_probs(section: GrpoSection) -> dict[str, Any]:
+def _old_log_probs(section: GrpoStage) -> dict[str, Any]:
     if section.old_log_probs == "recompute":
         return {}
     return {
@@ -164,11 +172,11 @@ def _old_log_probs(section: GrpoSection) -> dict[str, Any]:
     }
 
 
-def _agent(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
+def _agent(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
     key = "actor_rollout_ref.rollout.agent.default_agent_loop"
     if section.agent == "single-turn":
         return {key: "rcot_single_turn"}
-    ours = {
+    settings = {
         "rounds": recipe.predict.rounds,
         "fps": recipe.predict.fps,
         "prompts": absolute(recipe.prompts),
@@ -177,11 +185,11 @@ def _agent(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
     }
     return {
         key: "rcot_agentic_aks",
-        **{f"trainer.rcot.agentic.{name}": value for name, value in ours.items()},
+        **{f"trainer.rcot.agentic.{name}": value for name, value in settings.items()},
     }
 
 
-def _lora(section: GrpoSection) -> dict[str, Any]:
+def _lora(section: GrpoStage) -> dict[str, Any]:
     if section.lora_rank is None:
         return {}
     model = "actor_rollout_ref.model"
@@ -190,13 +198,13 @@ def _lora(section: GrpoSection) -> dict[str, Any]:
         f"{model}.lora_alpha": section.lora_alpha,
         f"{model}.target_modules": "all-linear",
         f"{model}.exclude_modules": ".*visual.*",
-        # the engine's base weights are the file's; only adapters are sent to it
+        # the engine loads the base weights from the file; only adapters are sent to it
         "actor_rollout_ref.rollout.load_format": "safetensors",
     }
 
 
-def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
-    """Sizes and devices: all that may differ between hosts."""
+def _grpo_host(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
+    """Return sizes and devices: the values that may differ between hosts."""
     cluster, rollout = recipe.cluster, "actor_rollout_ref.rollout"
     values: dict[str, Any] = {
         "trainer.device": recipe.device,
@@ -227,15 +235,18 @@ def _grpo_host(recipe: Recipe, section: GrpoSection) -> dict[str, Any]:
 
 
 def _attention(recipe: Recipe, model: str) -> dict[str, Any]:
-    """The trainer's attention. verl packs sequences only for flash attention; its engine takes
-    log-probabilities one by one without that package's kernels, ours in pieces."""
+    """Return the trainer's attention implementation, and the module that verl imports for it.
+
+    verl packs sequences only for flash attention. Without the kernels of flash-attn, its engine
+    computes log-probabilities one by one; the engines of this package compute them in chunks.
+    """
     flash = recipe.models.attention == "flash_attention_2"
     values: dict[str, Any] = {
         f"{model}.override_config.attn_implementation": recipe.models.attention,
         f"{model}.use_remove_padding": flash,
     }
     if recipe.device == "cpu" or not flash:
-        engine = {"cpu": "cpu.engine_cpu", "cuda": "engine_cuda"}[recipe.device]
+        engine = {"cpu": "cpu.engine_cpu", "cuda": "engine_cuda_sdpa"}[recipe.device]
         values[f"{model}.external_lib"] = f"rcot_rl.training.{engine}"
     else:
         values[f"{model}.external_lib"] = "rcot_rl.training.on_policy_loss"
@@ -243,7 +254,7 @@ def _attention(recipe: Recipe, model: str) -> dict[str, Any]:
 
 
 def _cpu_values(recipe: Recipe) -> dict[str, Any]:
-    """What verl and vLLM must be told where there is no accelerator, each for a measured reason."""
+    """Return the settings of verl and vLLM without an accelerator, each for a measured reason."""
     rollout, model = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
     vllm = f"{rollout}.engine_kwargs.vllm"
     values: dict[str, Any] = {
@@ -254,14 +265,14 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
         f"{rollout}.enable_sleep_mode": False,
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 64,
         f"{vllm}.worker_extension_cls": "rcot_rl.training.cpu.vllm_worker.CpuWorkerExtension",
-        f"{vllm}.distributed_executor_backend": "uni",  # one process fewer
-        f"{vllm}.skip_mm_profiling": True,  # else 16 images of the largest size are encoded first
+        f"{vllm}.distributed_executor_backend": "uni",  # saves a process
+        f"{vllm}.skip_mm_profiling": True,  # profiling would encode 16 images of maximum size
         "data.dataloader_num_workers": 0,
         "trainer.rcot.poll_interval_s": 0.05,  # verl's 2 s are most of a tiny model's step
     }
     if recipe.cluster.ray_address == "local":
-        # verl's pools ask 3 CPUs a worker and count GPUs: both are logical numbers to Ray. A Ray
-        # that runs already has numbers of its own, and refuses these.
+        # verl's pools request 3 CPUs per worker, and GPUs; both are logical resources of Ray. A
+        # running Ray has its own and rejects these arguments.
         ray = "ray_kwargs.ray_init"
         values |= {
             f"{ray}.num_cpus": 32,
@@ -278,7 +289,7 @@ def _cpu_values(recipe: Recipe) -> dict[str, Any]:
 def _grpo_paths(
     recipe: Recipe,
     stage: str,
-    section: GrpoSection,
+    section: GrpoStage,
     model: Path,
     train: list[Path],
     val: list[Path],
@@ -292,36 +303,40 @@ def _grpo_paths(
         "trainer.project_name": recipe.wandb.project,
         "trainer.experiment_name": f"{recipe.name}-{stage}",
         "trainer.logger": _loggers(recipe),
-        "trainer.checkpoint_callback_class": "rcot_rl.training.checkpoints.SaveCallback",
-        # of an adapter verl would save its base under names that nothing loads: merge.py does it
+        "trainer.checkpoint_callback_class": "rcot_rl.training.checkpoint_callback.SaveCallback",
+        # verl would save an adapter's base under names that no library loads; see merge_adapter.py
         "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra"]
         + (["hf_model"] if section.lora_rank is None else []),
         "actor_rollout_ref.actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
     }
     if section.dump_rollouts:
         values["trainer.rollout_data_dir"] = str(out / "rollouts")
-    # an explicit address: with none, ray.init would join whatever RAY_ADDRESS names
+    # without an address, ray.init would join the cluster in RAY_ADDRESS
     values["ray_kwargs.ray_init.address"] = recipe.cluster.ray_address
     return values
 
 
 def sft_config(
-    recipe: Recipe, *, model: Path, train: list[Path], val: list[Path], out: Path
+    recipe: Recipe, stage: str, *, model: Path, train: list[Path], val: list[Path], out: Path
 ) -> DictConfig:
-    """verl's complete SFT configuration. Arguments and errors as `grpo_config`."""
-    return _write(sft_reference(), sft_values(recipe, model, train, val, out), recipe.sft)
+    """Return verl's complete configuration of an SFT stage, which starts from `model`.
+
+    Other arguments and errors are those of `grpo_config`.
+    """
+    values = sft_values(recipe, stage, model, train, val, out)
+    return _write(sft_reference(), values, recipe.sft(stage))
 
 
 def sft_reference() -> DictConfig:
-    """verl's SFT configuration, before anything is written over it."""
+    """Return verl's SFT configuration without overrides."""
     return _compose("sft_trainer_engine", [])
 
 
 def sft_values(
-    recipe: Recipe, model: Path, train: list[Path], val: list[Path], out: Path
+    recipe: Recipe, stage: str, model: Path, train: list[Path], val: list[Path], out: Path
 ) -> dict[str, Any]:
-    """What the recipe's own keys say, dotted. Arguments as `grpo_config`."""
-    sft = recipe.sft
+    """Return the dotted keys of verl that the recipe sets. Arguments are those of `sft_config`."""
+    sft = recipe.sft(stage)
     values: dict[str, Any] = {
         "data.train_files": [str(p) for p in train],
         "data.val_files": [str(p) for p in val] or None,
@@ -352,13 +367,13 @@ def sft_values(
         "trainer.seed": recipe.seed,
         "trainer.default_local_dir": str(out / "checkpoints"),
         "trainer.project_name": recipe.wandb.project,
-        "trainer.experiment_name": f"{recipe.name}-sft",
+        "trainer.experiment_name": f"{recipe.name}-{stage}",
         "trainer.logger": _loggers(recipe),
         **_attention(recipe, "model"),
     }
     if recipe.device == "cpu":
         values |= {
-            "data.num_workers": 1,  # samples are prepared on the second core
+            "data.num_workers": 1,  # prepares samples on the second core
             "model.enable_gradient_checkpointing": False,
             "engine.use_torch_compile": False,
             "engine.mixed_precision": dict(_FP32),
@@ -367,7 +382,7 @@ def sft_values(
 
 
 def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
-    """Environment of a training process and, through Ray's runtime_env, of all its workers."""
+    """Return the environment of a training process and, through runtime_env, of its Ray workers."""
     variables = {
         "RCOT_RL_PLUGIN": "required",
         "RCOT_RUN": hashlib.sha256(str(attempt.resolve()).encode()).hexdigest()[:10],
@@ -381,7 +396,7 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "RCOT_SEGMENTER": recipe.models.segmenter,  # of rewards that make masks
+        "RCOT_SEGMENTER": recipe.models.segmenter,  # for rewards that compute masks
         "RCOT_SEGMENTER_DEVICE": recipe.device,
     }
     if recipe.wandb.entity:
@@ -393,15 +408,15 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "RAY_enable_worker_prestart": "0",
-            # Ray gives an actor one thread; these take turns, so each may have all of its share
+            # Ray limits an actor to one thread; these take turns, so each uses its full share
             "OMP_NUM_THREADS": str(max(1, machine.cpus() // recipe.cluster.gpus_per_node)),
-            "RAY_worker_niceness": "0",  # Ray makes workers yield to everything else
+            "RAY_worker_niceness": "0",  # Ray lowers the priority of its workers
         }
     return variables
 
 
 def wandb_id(stage: Path) -> str:
-    """The id of a stage's W&B run, which all its attempts share; made with the first."""
+    """Return the id of a stage's W&B run, which all attempts share; the first one creates it."""
     file = stage / "wandb-id"
     if not file.is_file():
         stage.mkdir(parents=True, exist_ok=True)
@@ -436,8 +451,12 @@ def _write(config: DictConfig, values: Mapping[str, Any], section: Any) -> DictC
 
 
 def spelled_out(values: Mapping[str, Any], is_section: Callable[[str], bool]) -> dict[str, Any]:
-    """`a: {b: c}` as `a.b: c` where `a` is a section of verl's configuration, of which the other
-    keys must stay. is_section: whether a dotted key is one, and not empty."""
+    """Return `a: {b: c}` as `a.b: c` if `a` is a section of verl, whose other keys must stay.
+
+    Args:
+        values: Keys of verl, dotted or nested.
+        is_section: Returns True if a dotted key is a section that is not empty.
+    """
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and is_section(key):

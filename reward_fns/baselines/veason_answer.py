@@ -1,6 +1,6 @@
 """Veason-R1's answers: `{"keyframe_timestamp": 12, "bbox_2d_list": [[x1, y1, x2, y2], …]}`.
 
-Read by the same JSON reader and under the same bounds as the answers of KTG.
+Read by the same JSON reader and with the same limits as KTG answers.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from typing import Any
 import msgspec
 
 from rcot_rl.protocol.grounding import MAX_ITEMS, Box, read_box, read_json
-from rcot_rl.protocol.parser import MAX_CHARS, Fault
+from rcot_rl.protocol.parser import MAX_CHARS, ParseFault
 from reward_fns.registry import Response
 
 
 class VeasonAnswer(msgspec.Struct, frozen=True):
-    """One answer."""
+    """One parsed answer."""
 
     keyframe: int | None
-    """The chosen frame's id, if it is a whole number."""
+    """Id of the chosen frame, if it is an integer."""
     boxes: list[Box | None]
-    """One an entry of the list, None for what is no box; empty where there is no list."""
+    """One per list entry, None if it is not a valid box; empty without a list."""
     faults: tuple[str, ...]
-    """Reason codes; empty when keyframe and boxes are whole."""
+    """Reason codes; empty if keyframe and boxes are valid."""
 
 
 def veason_answer(response: Response) -> VeasonAnswer:
-    """The answer of a response. Never raises."""
+    """Parse the answer of a response. Never raises."""
     answer = response.parsed.answer
     if answer is None:
         return VeasonAnswer(None, [], ("answer_missing",))
     if len(answer) > MAX_CHARS:
         return VeasonAnswer(None, [], ("answer_too_long",))
     value: Any = read_json(answer)
-    if isinstance(value, Fault):
+    if isinstance(value, ParseFault):
         return VeasonAnswer(None, [], (value,))
     if not isinstance(value, dict):
         return VeasonAnswer(None, [], ("answer_not_an_object",))

@@ -1,13 +1,13 @@
-"""The rewards that KTG's descends from, to the last bit: VisionReasoner and Seg-Zero.
+"""The public rewards that the KTG reward descends from, to the last bit: VisionReasoner, Seg-Zero.
 
-They serve comparison, not training: their weaknesses (the first of two answers counts, element
-types go unchecked, one bad item zeroes the accuracy, what lies past 120 objects is free) are kept,
-because a baseline that is better than itself compares nothing. What is not kept is the time: the
-public functions take 31 s for an answer tag before 4,000 blanks; here all is linear.
+They are baselines for comparison, not for training, so their weaknesses are kept: the first of two
+answers counts, element types are not checked, one invalid item zeroes the accuracy, and objects
+beyond 120 are free. Only the running time differs: the public functions take 31 s for an answer tag
+followed by 4,000 blanks; these are linear.
 
 `visionreasoner_{format,accuracy,non_repeat}`, at most 3 + 3 + 1; ground truth as for ktg.
 `seg_zero_{thinking,segmentation,iou,box_l1,point_l1}`, at most 1 each; one object, two points.
-Distances scale with the canvas, like everywhere; on the 840 canvas they are the public ones.
+Distances scale with the canvas; on the 840 canvas they equal the public ones.
 """
 
 from __future__ import annotations
@@ -20,32 +20,20 @@ from typing import Any
 from rcot_rl.protocol.parser import ANSWER, ANSWER_END, THINK, THINK_END
 from rcot_rl.recipe.base import Section
 from reward_fns.ground_truth import BoxAndPoints, Objects
-from reward_fns.registry import Response, Settings, Term, register
+from reward_fns.registry import NoParams, Response, Settings, Term, register
 
 MAX_OBJECTS = 120
-"""Of each side, in VisionReasoner."""
+"""VisionReasoner truncates predictions and targets to this number."""
 _WHITE = re.compile(r"\s*")
-_FAILS = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
-"""What malformed answers raise in arithmetic on them; the public rewards pay 0 for it."""
-
-
-class Lineage(Section):
-    """Parameters of the modules of this file: none, the values are the public ones."""
+_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
+"""Exceptions that malformed answers raise in arithmetic; the public rewards then pay 0."""
 
 
 class SegZeroFormat(Section):
-    """Parameters of `seg_zero_segmentation` and of the terms that read its answer."""
+    """Parameters of `seg_zero_segmentation` and of the modules that read its answer."""
 
     strict: bool = False
-    """Keys must be `bbox`, `points_1`, `points_2`; else any that contain `bbox` and `point`."""
-
-
-def _one(params: Section, settings: Settings) -> float:
-    return 1.0
-
-
-def _three(params: Section, settings: Settings) -> float:
-    return 3.0
+    """Require the keys `bbox`, `points_1`, `points_2`; else any that contain `bbox` and `point`."""
 
 
 def _binary(earned: bool, reason: str) -> Term:
@@ -53,26 +41,26 @@ def _binary(earned: bool, reason: str) -> Term:
 
 
 def thinking_then_answer(text: str) -> bool:
-    """Whether the whole text, white space around it included, is think, then answer.
+    """Return True if the whole text is a think block, white space, and an answer block.
 
-    Tags may occur again inside either: only the outermost frame, and one place where a closed
-    think meets an opened answer, are asked for.
+    Tags may occur inside the blocks. Like the public expression, this checks only the outermost
+    tags and that somewhere an answer opens after a closed think.
     """
     last = len(text) - len(ANSWER_END)
     if not (text.startswith(THINK) and text.endswith(ANSWER_END)):
         return False
-    at = text.find(THINK_END, len(THINK))
-    while at >= 0:
-        white = _WHITE.match(text, at + len(THINK_END))
-        after = white.end() if white else at + len(THINK_END)
+    end = text.find(THINK_END, len(THINK))
+    while end >= 0:
+        white = _WHITE.match(text, end + len(THINK_END))
+        after = white.end() if white else end + len(THINK_END)
         if text.startswith(ANSWER, after) and after + len(ANSWER) <= last:
             return True
-        at = text.find(THINK_END, at + 1)
+        end = text.find(THINK_END, end + 1)
     return False
 
 
 def first_answer(text: str) -> str | None:
-    """Stripped content of the first answer tag, up to the next closing one, wherever it stands."""
+    """Return the stripped text between the first answer tag and the next closing one."""
     start = text.find(ANSWER)
     end = text.find(ANSWER_END, start + len(ANSWER)) if start >= 0 else -1
     return None if end < 0 else text[start + len(ANSWER) : end].strip()
@@ -82,15 +70,15 @@ def _first_json(text: str) -> Any:
     answer = first_answer(text)
     try:
         return None if answer is None else json.loads(answer)
-    except _FAILS:
+    except _ERRORS:
         return None
 
 
-@register("visionreasoner_format", params=Lineage, tasks=("ktg",), maximum=_three)
+@register("visionreasoner_format", params=NoParams, tasks=("ktg",), maximum=3.0)
 def visionreasoner_format(
-    response: Response, truth: Objects, params: Lineage, settings: Settings
+    response: Response, truth: Objects, params: NoParams, settings: Settings
 ) -> Term:
-    """1 for the thinking frame, plus the mean over items of [4-list box] + [2-list point]."""
+    """Return [think, then answer] + the mean over items of [4-list box] + [2-list point]."""
     thinking = 1.0 if thinking_then_answer(response.text) else 0.0
     reasons = [] if thinking else ["structure"]
     items, complete = _visionreasoner_items(_first_json(response.text))
@@ -98,14 +86,14 @@ def visionreasoner_format(
 
 
 def _visionreasoner_items(data: Any) -> tuple[float, bool]:
-    """The running sum of shares, kept up to the first item that fails, and whether all are full."""
+    """Return the sum of shares up to the first item that raises, and True if all are full."""
     if not isinstance(data, list):
         return 0.0, False
     total, complete = 0.0, bool(data)
     for item in data:
         if not isinstance(item, dict):
             complete = False
-            # looking a key up is no fault on a list or a text that does not hold it
+            # a key lookup does not raise on a list or a string that lacks the key
             if isinstance(item, (list, str)) and "bbox_2d" not in item and "point_2d" not in item:
                 continue
             break
@@ -119,22 +107,22 @@ def _visionreasoner_items(data: Any) -> tuple[float, bool]:
     return total, complete
 
 
-@register("visionreasoner_accuracy", params=Lineage, tasks=("ktg",), maximum=_three)
+@register("visionreasoner_accuracy", params=NoParams, tasks=("ktg",), maximum=3.0)
 def visionreasoner_accuracy(
-    response: Response, truth: Objects, params: Lineage, settings: Settings
+    response: Response, truth: Objects, params: NoParams, settings: Settings
 ) -> Term:
-    """Sum of matched [IoU > 0.5] + [mean box L1 < 10] + [point L2 < 30 in own box], averaged."""
+    """Return the mean matched [IoU > 0.5] + [mean box L1 < 10] + [point L2 < 30 in own box]."""
     truth.require_points()
     data = _first_json(response.text)
     try:
         value = _visionreasoner_match(data, truth.raw, settings.scale)
-    except _FAILS:
+    except _ERRORS:
         return Term(0.0, ["answer_unusable"])
     return Term(value, [] if value >= 3.0 else ["match"])
 
 
 def _visionreasoner_match(data: Any, truth: list[dict[str, Any]], scale: float) -> float:
-    """Arithmetic in the answer's own number types: int64 wraps around, as it does in public."""
+    """Compute in the answer's number types: int64 wraps around, as in the public code."""
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
@@ -165,28 +153,25 @@ def _pixel_iou(np: Any, a: Any, b: Any) -> Any:
     return inter / (area_a + area_b - inter)
 
 
-@register("visionreasoner_non_repeat", params=Lineage, tasks=("ktg",), maximum=_one)
+@register("visionreasoner_non_repeat", params=NoParams, tasks=("ktg",), maximum=1.0)
 def visionreasoner_non_repeat(
-    response: Response, truth: Objects, params: Lineage, settings: Settings
+    response: Response, truth: Objects, params: NoParams, settings: Settings
 ) -> Term:
-    """0 from the second piece between full stops that was there before; decimals count as such."""
+    """Return 0 if two or more pieces between full stops repeat; decimals split pieces too."""
     pieces = [piece for piece in map(str.strip, response.text.split(".")) if piece]
     return _binary(len(pieces) - len(set(pieces)) < 2, "repeated")
 
 
-@register("seg_zero_thinking", params=Lineage, tasks=("seg-zero",), maximum=_one)
+@register("seg_zero_thinking", params=NoParams, tasks=("seg-zero",), maximum=1.0)
 def seg_zero_thinking(
-    response: Response, truth: BoxAndPoints, params: Lineage, settings: Settings
+    response: Response, truth: BoxAndPoints, params: NoParams, settings: Settings
 ) -> Term:
-    """1 for the thinking frame."""
+    """Return 1 if the text is think, then answer."""
     return _binary(thinking_then_answer(response.text), "structure")
 
 
 def _seg_zero_object(text: str) -> dict[str, Any]:
-    """The first braces with something between, as JSON; anywhere in the response.
-
-    Raises one of _FAILS when there is none.
-    """
+    """Parse the first non-empty pair of braces in the response as JSON. Raises one of _ERRORS."""
     start = text.find("{")
     while start >= 0 and text.startswith("}", start + 1):
         start = text.find("{", start + 1)
@@ -204,11 +189,11 @@ def _seg_zero_box(data: dict[str, Any], strict: bool) -> Any:
     return box
 
 
-@register("seg_zero_segmentation", params=SegZeroFormat, tasks=("seg-zero",), maximum=_one)
+@register("seg_zero_segmentation", params=SegZeroFormat, tasks=("seg-zero",), maximum=1.0)
 def seg_zero_segmentation(
     response: Response, truth: BoxAndPoints, params: SegZeroFormat, settings: Settings
 ) -> Term:
-    """1 when the object has a box of four and two points of two, whatever their elements."""
+    """Return 1 if the object has a box of length 4 and two points of length 2."""
     try:
         data = _seg_zero_object(response.text)
         box = _seg_zero_box(data, params.strict)
@@ -220,43 +205,46 @@ def seg_zero_segmentation(
             points = [data[k] for k in data if k != first and "point" in k.lower()][:2]
             earned = len(points) == 2
         return _binary(earned and all(len(point) == 2 for point in points), "items")
-    except _FAILS:
+    except _ERRORS:
         return Term(0.0, ["items"])
 
 
-@register("seg_zero_iou", params=SegZeroFormat, tasks=("seg-zero",), maximum=_one)
+@register("seg_zero_iou", params=SegZeroFormat, tasks=("seg-zero",), maximum=1.0)
 def seg_zero_iou(
     response: Response, truth: BoxAndPoints, params: SegZeroFormat, settings: Settings
 ) -> Term:
-    """1 for a pixel IoU over 0.5; boxes that only touch do not intersect."""
+    """Return 1 for a pixel IoU over 0.5; boxes that only touch do not intersect."""
     try:
         a, b = _seg_zero_box(_seg_zero_object(response.text), params.strict), truth.box
         x1, y1, x2, y2 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
         inter = (x2 - x1 + 1) * (y2 - y1 + 1) if x1 < x2 and y1 < y2 else 0
         areas = [(c[2] - c[0] + 1) * (c[3] - c[1] + 1) for c in (a, b)]
         return _binary(float(inter) / (areas[0] + areas[1] - inter) > 0.5, "iou_low")
-    except _FAILS:
+    except _ERRORS:
         return Term(0.0, ["iou_low"])
 
 
-@register("seg_zero_box_l1", params=SegZeroFormat, tasks=("seg-zero",), maximum=_one)
+@register("seg_zero_box_l1", params=SegZeroFormat, tasks=("seg-zero",), maximum=1.0)
 def seg_zero_box_l1(
     response: Response, truth: BoxAndPoints, params: SegZeroFormat, settings: Settings
 ) -> Term:
-    """1 for a mean difference of the coordinates under 10."""
+    """Return 1 for a mean coordinate difference under 10."""
     try:
         box = _seg_zero_box(_seg_zero_object(response.text), params.strict)
         left, top, right, bottom = (abs(box[k] - truth.box[k]) for k in range(4))
         return _binary((left + top + right + bottom) / 4 < 10 * settings.scale, "box_far")
-    except _FAILS:
+    except _ERRORS:
         return Term(0.0, ["box_far"])
 
 
-@register("seg_zero_point_l1", params=SegZeroFormat, tasks=("seg-zero",), maximum=_one)
+@register("seg_zero_point_l1", params=SegZeroFormat, tasks=("seg-zero",), maximum=1.0)
 def seg_zero_point_l1(
     response: Response, truth: BoxAndPoints, params: SegZeroFormat, settings: Settings
 ) -> Term:
-    """1 when both points lie in the predicted box and are, better paired, under 100 away (L2)."""
+    """Return 1 if both points lie in the predicted box and their mean L2 distance is under 100.
+
+    The better of the two pairings with the true points counts.
+    """
     try:
         data = _seg_zero_object(response.text)
         box = _seg_zero_box(data, params.strict)
@@ -268,7 +256,7 @@ def seg_zero_point_l1(
         s, t = truth.points
         distance = min(_l2(p, s) + _l2(q, t), _l2(p, t) + _l2(q, s)) / 2
         return _binary(distance < 100 * settings.scale, "point_missed")
-    except _FAILS:
+    except _ERRORS:
         return Term(0.0, ["point_missed"])
 
 

@@ -1,8 +1,8 @@
-"""The one-to-one assignment with the greatest sum (before eq. 12), exactly.
+"""The one-to-one assignment with the greatest sum (before eq. 12), solved exactly.
 
-Almost every call has one to three objects on a side: those are searched whole, in plain Python.
-Of the others, most have a best partner of its own for every object, which no assignment can beat;
-the rest goes to scipy, which is imported only then.
+Almost every call has one to three objects on a side; these are searched exhaustively in plain
+Python. In most larger tables every row has its greatest score in a different column, which no
+assignment can beat. The rest goes to scipy, which is imported only then.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ if TYPE_CHECKING:
     import numpy as np
 
 Pairs = list[tuple[int, int]]
-TINY = (3, 4)
-"""Sides up to which all assignments are tried: at most 24."""
+SEARCHED = (3, 4)
+"""Shorter and longer side up to which all assignments are tried: at most 24."""
 
 
 def best_assignment(scores: Sequence[Sequence[float]] | np.ndarray) -> Pairs:
-    """Pairs (i, j), min(n, m) of them, that maximise the sum of scores[i][j].
+    """Return the min(n, m) pairs (i, j) that maximise the sum of scores[i][j].
 
-    scores: [n, m], n and m at least 1, none negative.
+    Args:
+        scores: Non-negative scores [n, m], with n and m at least 1.
     """
     n, m = len(scores), len(scores[0])
-    if min(n, m) > TINY[0] or (min(n, m) > 1 and max(n, m) > TINY[1]):
+    if min(n, m) > SEARCHED[0] or (min(n, m) > 1 and max(n, m) > SEARCHED[1]):
         return _solve(scores)
     if n <= m:
         return [(i, j) for i, j in enumerate(_search(scores))]
-    turned = [[scores[i][j] for i in range(n)] for j in range(m)]
-    return [(i, j) for j, i in enumerate(_search(turned))]
+    transposed = [[scores[i][j] for i in range(n)] for j in range(m)]
+    return [(i, j) for j, i in enumerate(_search(transposed))]
 
 
 def _search(scores: Sequence[Sequence[float]] | np.ndarray) -> tuple[int, ...]:
-    """For each row its column: the best of all injections of rows into columns."""
+    """Return the column of each row: the best of all injections of rows into columns."""
     best = -1.0
     choice: tuple[int, ...] = ()
     for columns in permutations(range(len(scores[0])), len(scores)):
@@ -53,7 +54,7 @@ def _solve(scores: Sequence[Sequence[float]] | np.ndarray) -> Pairs:
     if table.shape[0] > table.shape[1]:
         return [(i, j) for j, i in _solve(table.T)]
     first = table.argmax(axis=1)
-    if len(np.unique(first)) == len(first):  # each row has its own greatest: nothing can be more
+    if len(np.unique(first)) == len(first):  # every row gets its greatest score
         return list(enumerate(first.tolist()))
     from scipy.optimize import linear_sum_assignment
 

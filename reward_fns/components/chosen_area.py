@@ -1,7 +1,7 @@
-"""`chosen_area`: how much of the targets the frame shows at which an agentic AKS episode ended.
+"""`chosen_area`: relative target area in the frame that an agentic AKS episode chose.
 
-The agentic rollout writes the outcome beside the row: `extra_info.agentic.area`, the targets' area
-in the chosen frame over the greatest in any frame to choose from (see `rcot_rl.training.agentic`).
+The agentic rollout adds the outcome to the row as `extra_info.agentic.area`: the targets' area in
+the chosen frame over their largest area in any candidate frame (see `rcot_rl.training.agentic`).
 """
 
 from __future__ import annotations
@@ -10,34 +10,23 @@ import math
 from typing import Any
 
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.base import Section
-from reward_fns.registry import Response, Settings, Term, register
+from reward_fns.components.keyframe_area import share_term
+from reward_fns.registry import NoParams, Response, Settings, Term, register
 
 KEY = "extra_info.agentic.area"
 
 
-class ChosenArea(Section):
-    """Parameters of `chosen_area`: none."""
-
-
-def _one(params: ChosenArea, settings: Settings) -> float:
-    return 1.0
-
-
-@register("chosen_area", params=ChosenArea, tasks=("aks",), maximum=_one)
-def chosen_area(response: Response, truth: str, params: ChosenArea, settings: Settings) -> Term:
-    """The share, 0 to 1. Raises InputError for a row without an episode's outcome."""
-    share = _share(response.row)
-    if share == 0:
-        return Term(0.0, ["keyframe_without_target"])
-    return Term(share) if share == 1 else Term(share, ["keyframe_not_largest"])
+@register("chosen_area", params=NoParams, tasks=("aks",), maximum=1.0)
+def chosen_area(response: Response, truth: str, params: NoParams, settings: Settings) -> Term:
+    """Return the relative area, 0 to 1. Raises InputError if the row has no outcome."""
+    return share_term(_share(response.row))
 
 
 def _share(row: Any) -> float:
     value = row
     for name in KEY.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= 1:
-        raise InputError("must be a number from 0 to 1, as agentic rollouts write it", key=KEY)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not 0 <= value <= 1:
+        raise InputError("must be a number from 0 to 1, written by an agentic rollout", key=KEY)
     return float(value)

@@ -1,11 +1,13 @@
 """`format`: the format reward R_f (sections 3.2, 3.3 and A.2 of the paper).
 
-aks, at most 1: the response is well formed and the answer is exactly one of the options.
-kfg, at most 1: it is well formed and the answer is the bare index of a frame that was shown.
-ktg, at most 3: 1 for a well-formed response, plus the mean over the answer's items of 1 for a
-valid box and 1 for a valid point. One bad item costs its own share and no more.
+aks (agentic keyframe selection), at most 1: the response is well formed and the answer is exactly
+one of the options.
+kfg (keyframe generation), at most 1: the response is well formed and the answer is the bare index
+of a frame that was shown.
+ktg (keyframe target grounding), at most 3: 1 for a well-formed response, plus the mean over the
+answer's items of 1 for a valid box and 1 for a valid point. An invalid item costs only its share.
 
-Left out: whether coordinates lie in the image (a box that does not is paid by no accuracy).
+Coordinates outside the image are valid here; they earn no accuracy.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ class Format(Section):
     """Parameters of `format`."""
 
     require_thought: bool = False
-    """An empty `<think></think>` counts as malformed."""
+    """Treat an empty `<think></think>` as malformed."""
 
 
 def maximum(params: Format, settings: Settings) -> float:
-    """The greatest value: 3 for ktg, else 1."""
+    """Return the greatest possible value: 3 for ktg, else 1."""
     return 3.0 if settings.task == "ktg" else 1.0
 
 
 @register("format", params=Format, tasks=("aks", "ktg", "kfg"), maximum=maximum)
 def format_reward(response: Response, truth: Any, params: Format, settings: Settings) -> Term:
-    """R_f of a response; of the ground truth, only how many frames were shown plays a part."""
+    """Return R_f of a response. Only kfg reads the ground truth: the number of frames."""
     parsed = response.parsed
     if parsed.well_formed and settings.task == "ktg" and not params.require_thought:
         grounding = response.grounding
@@ -55,7 +57,7 @@ def format_reward(response: Response, truth: Any, params: Format, settings: Sett
 
 
 def _items(response: Response, zero_target: bool) -> Term:
-    """Mean over the items of [box is valid] + [point is valid], at most 2."""
+    """Return the mean over the items of [box is valid] + [point is valid], at most 2."""
     grounding = response.grounding
     if not grounding.is_list:
         return Term(0.0, list(grounding.faults))

@@ -5,22 +5,26 @@ For every prediction i and target j,
     S_ij = alpha_iou [IoU > eta] + alpha_box [box distance < gamma_box]
          + alpha_pt [point distance < gamma_pt and the point lies in its own predicted box]
 
-The one-to-one assignment with the greatest sum of S is found exactly; the reward is that sum over
-max(number of predictions, number of targets), with the true counts, whatever of them is malformed.
-An item without a valid box earns no pair score, one without a valid point loses the point's term.
+The one-to-one assignment with the greatest sum of S is found exactly. The reward is that sum over
+max(number of predictions, number of targets); malformed items are counted too. An item without a
+valid box earns no pair score; one without a valid point loses the point term.
 
-The paper's "L1" of boxes is the mean of the four differences, as in the code that it descends from;
-its "L1" of points is the sum of both. Other readings are parameters.
+The paper's "L1" between boxes is the mean of the four differences, as in the code it descends from;
+its "L1" between points is the sum of both. Parameters select other distances.
 
-`iou_score: continuous`, `box_score: soft` and `pt_score: soft` pay by degrees instead of at a
-threshold. An empty ground truth is a target only under `zero_target`.
+`iou_score: continuous`, `box_score: soft` and `pt_score: soft` replace a threshold by a partial
+score. An empty ground truth is a valid target only under `zero_target`.
+
+Up to `FEW_PAIRS` pairs are scored one at a time in plain Python (`PairScorer`), more in arrays
+(`pair_arrays.py`). Both do the same operations in the same order, so their values are equal to the
+last bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -32,36 +36,38 @@ from reward_fns.registry import NonNegative, Positive, Response, Settings, Term,
 
 Distance = Literal["mean_l1", "l1", "l2"]
 IOU, BOX, POINT = 1, 2, 4
+"""Bits of the terms that a pair earns in full."""
 LOST = {IOU: "iou_low", BOX: "box_far", POINT: "point_missed"}
-SMALL = 64
+"""Reason code of each term that is not earned in full."""
+FEW_PAIRS = 64
 """Up to this many pairs, plain Python is faster than building arrays."""
-TINY = 8
-"""Objects up to which the given order is tried first."""
+FEW_OBJECTS = 8
+"""Up to this many objects, the given order is tried as the assignment first."""
 
 
 class HungarianMatch(Section):
     """Parameters of `hungarian_match`, named as in the paper."""
 
     iou: Literal["continuous", "pixel"] = "continuous"
-    """`pixel` adds 1 to every side, as if both corners were pixels inside."""
+    """`pixel` adds 1 to every side, as if both corner pixels belonged to the box."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The IoU must be greater."""
+    """The IoU must be greater than this."""
     box_distance: Distance = "mean_l1"
-    """Over the four coordinates."""
+    """Distance over the four coordinates."""
     gamma_box: Positive = 10.0
-    """The boxes' distance must be less, in pixels of the 840 canvas."""
+    """The box distance must be less than this, in pixels of the 840 canvas."""
     pt_distance: Distance = "l1"
-    """Over the two coordinates."""
+    """Distance over the two coordinates."""
     gamma_pt: Positive = 30.0
-    """The points' distance must be less, in pixels of the 840 canvas."""
+    """The point distance must be less than this, in pixels of the 840 canvas."""
     alpha_iou: NonNegative = 1.0
-    """Weight of the IoU's term."""
+    """Weight of the IoU term."""
     alpha_box: NonNegative = 1.0
-    """Weight of the boxes' distance."""
+    """Weight of the box distance term."""
     alpha_pt: NonNegative = 1.0
-    """Weight of the points' distance."""
+    """Weight of the point distance term."""
     iou_score: Literal["threshold", "continuous"] = "threshold"
-    """`continuous`: the IoU itself, whatever eta."""
+    """`continuous`: the IoU itself; eta is ignored."""
     box_score: Literal["threshold", "soft"] = "threshold"
     """`soft`: 1 - distance / gamma_box, at least 0."""
     pt_score: Literal["threshold", "soft"] = "threshold"
@@ -69,7 +75,7 @@ class HungarianMatch(Section):
 
 
 def maximum(params: HungarianMatch, settings: Settings) -> float:
-    """The greatest value: the sum of the three weights."""
+    """Return the greatest possible value: the sum of the three weights."""
     return params.alpha_iou + params.alpha_box + params.alpha_pt
 
 
@@ -77,9 +83,8 @@ def maximum(params: HungarianMatch, settings: Settings) -> float:
 def hungarian_match(
     response: Response, truth: Objects, params: HungarianMatch, settings: Settings
 ) -> Term:
-    """R_a of a response (eq. 12). Raises InputError when a needed ground truth point is missing."""
-    rule = rule_of(params, settings)
-    if rule.alphas[2] > 0 and truth.without_point is not None:
+    """Return R_a of a response (eq. 12). Raises InputError."""
+    if params.alpha_pt > 0 and truth.without_point is not None:
         truth.require_points()
     grounding = response.grounding
     n_pred, n_gt = grounding.n_items, len(truth.boxes)
@@ -87,74 +92,106 @@ def hungarian_match(
         return Term(0.0, list(grounding.faults))
     if n_gt == 0 or n_pred == 0:
         return _empty(n_pred, n_gt, maximum(params, settings), settings.zero_target)
-    if n_pred == n_gt <= TINY:
-        # objects are usually listed in the true order; where each has all of its terms, no other
-        # assignment can give more
-        total, whole = 0.0, rule.whole
-        for item, b, q in zip(grounding.items, truth.boxes, truth.points, strict=True):
-            value, full = rule.pair(item.box, item.point, b, q) if item.box else (0.0, 0)
-            if full != whole:
+    scorer = PairScorer(params, settings.scale)
+    if n_pred == n_gt <= FEW_OBJECTS:
+        # objects are usually listed in the true order; if every pair then earns all of its terms,
+        # no other assignment can be better
+        total = 0.0
+        for item, target, target_point in zip(
+            grounding.items, truth.boxes, truth.points, strict=True
+        ):
+            value, full = 0.0, 0
+            if item.box is not None:
+                value, full = scorer.score(item.box, item.point, target, target_point)
+            if full != scorer.whole:
                 break
             total += value
         else:
             return Term(total / n_gt)
     scored = [(item.box, item.point) for item in grounding.items if item.box is not None]
-    values, masks = match(scored, truth, rule)
-    return Term(math.fsum(values) / max(n_pred, n_gt), _reasons(masks, n_pred, n_gt, rule))
+    pairs = best_pairs(scored, truth, scorer)
+    value = math.fsum(pair.value for pair in pairs) / max(n_pred, n_gt)
+    return Term(value, _reasons(pairs, n_pred, n_gt, params))
 
 
-def match(
-    scored: Sequence[tuple[Box, Point | None]], truth: Objects, rule: Rule
-) -> tuple[list[float], list[int]]:
-    """S (eq. 11) of each pair of the best assignment, and the terms that it earns in full."""
-    n, m = len(scored), len(truth.boxes)
-    if not n:
-        return [], []
-    if n * m <= SMALL:
-        cells = [
-            [rule.pair(box, point, b, q) for b, q in zip(truth.boxes, truth.points, strict=True)]
-            for box, point in scored
-        ]
-        pairs = best_assignment([[cell[0] for cell in row] for row in cells])
-        chosen = [cells[i][j] for i, j in pairs]
-        return [value for value, _ in chosen], [full for _, full in chosen]
+class AssignedPair(NamedTuple):
+    """One pair of the best assignment."""
+
+    prediction: int
+    target: int
+    value: float
+    """S (eq. 11)."""
+    full: int
+    """Bits of the terms earned in full."""
+
+
+def best_pairs(
+    scored: Sequence[tuple[Box, Point | None]], truth: Objects, scorer: PairScorer
+) -> list[AssignedPair]:
+    """Return the pairs of the best assignment.
+
+    Args:
+        scored: Box and point of each prediction that has a valid box.
+        truth: At least one target.
+    """
+    if not scored:
+        return []
+    targets = list(zip(truth.boxes, truth.points, strict=True))
+    if len(scored) * len(targets) <= FEW_PAIRS:
+        table = [[scorer.score(*pred, *target) for target in targets] for pred in scored]
+        chosen = best_assignment([[value for value, _ in row] for row in table])
+        return [AssignedPair(i, j, *table[i][j]) for i, j in chosen]
     from reward_fns.components.pair_arrays import pair_scores
 
-    scores, masks = pair_scores(scored, truth, rule)
-    pairs = best_assignment(scores)
-    return [float(scores[i, j]) for i, j in pairs], [int(masks[i, j]) for i, j in pairs]
+    rows, scores = pair_scores(scored, truth, scorer)
+    chosen = [(int(rows[i]), j) for i, j in best_assignment(scores)]
+    return [AssignedPair(i, j, *scorer.score(*scored[i], *targets[j])) for i, j in chosen]
 
 
-def _empty(n_pred: int, n_gt: int, most: float, zero_target: bool) -> Term:
+def _empty(n_pred: int, n_gt: int, greatest: float, zero_target: bool) -> Term:
     if n_gt > 0:
         return Term(0.0, ["target_missed"])
     if not zero_target:
         return Term(0.0, ["ground_truth_empty"])
-    return Term(most) if n_pred == 0 else Term(0.0, ["target_invented"])
+    return Term(greatest) if n_pred == 0 else Term(0.0, ["target_invented"])
 
 
-def _reasons(full: list[int], n_pred: int, n_gt: int, rule: Rule) -> list[str]:
-    """Codes for everything that keeps the value below the maximum."""
-    weight = dict(zip(LOST, rule.alphas, strict=True))
-    reasons = [LOST[bit] for bit in LOST if weight[bit] and any(not m & bit for m in full)]
+def _reasons(
+    pairs: Sequence[AssignedPair], n_pred: int, n_gt: int, params: HungarianMatch
+) -> list[str]:
+    """Return a code for everything that keeps the value below the maximum."""
+    alphas = (params.alpha_iou, params.alpha_box, params.alpha_pt)
+    reasons = [
+        reason
+        for (bit, reason), alpha in zip(LOST.items(), alphas, strict=True)
+        if alpha and any(not pair.full & bit for pair in pairs)
+    ]
     if n_pred > n_gt:
         reasons.append("objects_too_many")
     if n_pred < n_gt:
         reasons.append("objects_too_few")
-    if len(full) < min(n_pred, n_gt):
+    if len(pairs) < min(n_pred, n_gt):
         reasons.append("box_invalid")
     return reasons
 
 
-Pair = Callable[[Box, Point | None, Box, Point | None], tuple[float, int]]
-"""A prediction's box and point, a target's -> S (eq. 11) and the terms earned in full."""
+class PairScorer:
+    """Scores pairs (eqs. 8 to 11) by one recipe on one canvas; cheap to create per response."""
 
-
-class Rule:
-    """The parameters of one recipe on one canvas, ready for use on pairs."""
+    __slots__ = (
+        "alphas",
+        "box_distance",
+        "eta",
+        "gamma_box",
+        "gamma_pt",
+        "pad",
+        "pt_distance",
+        "soft",
+        "whole",
+    )
 
     def __init__(self, params: HungarianMatch, scale: float) -> None:
-        self.alphas = (params.alpha_iou, params.alpha_box, params.alpha_pt)
+        self.alphas = iou, box, point = params.alpha_iou, params.alpha_box, params.alpha_pt
         self.eta, self.pad = params.eta, 1.0 if params.iou == "pixel" else 0.0
         self.gamma_box, self.gamma_pt = params.gamma_box * scale, params.gamma_pt * scale
         self.box_distance, self.pt_distance = params.box_distance, params.pt_distance
@@ -163,97 +200,35 @@ class Rule:
             params.box_score == "soft",
             params.pt_score == "soft",
         )
-        self.whole = sum(bit for bit, alpha in zip(LOST, self.alphas, strict=True) if alpha)
-        self._box, self._point = DISTANCES[params.box_distance], DISTANCES[params.pt_distance]
-        self.table = [self._sum(mask) for mask in range(8)]
-        self.pair: Pair = self._pair
-        if any(self.soft):
-            self.pair = self._soft_pair
-        elif (params.box_distance, params.pt_distance) == ("mean_l1", "l1"):
-            self.pair = _plain_pair(self)
+        self.whole = (IOU if iou else 0) | (BOX if box else 0) | (POINT if point else 0)
 
-    def _sum(self, mask: int) -> float:
-        """S of a pair (eq. 11) that earns these terms."""
-        iou, box, point = self.alphas
-        return iou * bool(mask & IOU) + box * bool(mask & BOX) + point * bool(mask & POINT)
+    def measure(
+        self, box: Box, point: Point | None, target: Box, target_point: Point | None
+    ) -> tuple[float, float, float]:
+        """Return IoU, box distance and point distance (infinite where eq. 10 cannot hold)."""
+        point_distance = math.inf
+        if point is not None and target_point is not None and inside(point, box):
+            point_distance = DISTANCES[self.pt_distance](point, target_point)
+        box_distance = DISTANCES[self.box_distance](box, target)
+        return box_iou(box, target, self.pad), box_distance, point_distance
 
-    def terms(self, box: Box, point: Point | None, b: Box, q: Point | None) -> tuple[float, ...]:
-        """IoU, the boxes' distance, the points' distance (infinite where eq. 10 cannot hold)."""
-        apart = math.inf
-        if point is not None and q is not None and inside(point, box):
-            apart = self._point(point, q)
-        return box_iou(box, b, self.pad), self._box(box, b), apart
-
-    def _pair(self, box: Box, point: Point | None, b: Box, q: Point | None) -> tuple[float, int]:
-        """S of a pair, and the terms that it earns (eqs. 8 to 11)."""
-        iou, far, apart = self.terms(box, point, b, q)
-        mask = IOU if iou > self.eta else 0
-        if far < self.gamma_box:
-            mask |= BOX
-        if apart < self.gamma_pt:
-            mask |= POINT
-        return self.table[mask], mask & self.whole
-
-    def _soft_pair(
-        self, box: Box, point: Point | None, b: Box, q: Point | None
+    def score(
+        self, box: Box, point: Point | None, target: Box, target_point: Point | None
     ) -> tuple[float, int]:
-        value, full = 0.0, 0
-        iou, far, apart = self.terms(box, point, b, q)
-        shares = (
-            iou if self.soft[0] else float(iou > self.eta),
-            _share(far, self.gamma_box, self.soft[1]),
-            _share(apart, self.gamma_pt, self.soft[2]),
-        )
-        for bit, alpha, share in zip(LOST, self.alphas, shares, strict=True):
-            value += alpha * share
-            if share >= 1.0 and alpha:
-                full |= bit
-        return value, full
-
-
-def _plain_pair(rule: Rule) -> Pair:
-    """`Rule._pair` of the usual distances, written out: it is where a reward's time goes."""
-    table, whole, pad, eta = rule.table, rule.whole, rule.pad, rule.eta
-    gamma_box, gamma_pt = rule.gamma_box, rule.gamma_pt
-
-    def pair(box: Box, point: Point | None, b: Box, q: Point | None) -> tuple[float, int]:
-        ax1, ay1, ax2, ay2 = box
-        bx1, by1, bx2, by2 = b
-        mask = 0
-        width = (ax2 if ax2 < bx2 else bx2) - (ax1 if ax1 > bx1 else bx1) + pad
-        height = (ay2 if ay2 < by2 else by2) - (ay1 if ay1 > by1 else by1) + pad
-        if width > 0 and height > 0:
-            inter = width * height
-            area = (ax2 - ax1 + pad) * (ay2 - ay1 + pad)
-            union = area + (bx2 - bx1 + pad) * (by2 - by1 + pad) - inter
-            if union > 0 and inter / union > eta:
-                mask = IOU
-        far = abs(ax1 - bx1) + abs(ay1 - by1) + abs(ax2 - bx2) + abs(ay2 - by2)
-        if far / 4 < gamma_box:
-            mask |= BOX
-        if point is not None and q is not None:
-            x, y = point
-            near = abs(x - q[0]) + abs(y - q[1]) < gamma_pt
-            if near and ax1 <= x <= ax2 and ay1 <= y <= ay2:
-                mask |= POINT
-        return table[mask], mask & whole
-
-    return pair
-
-
-_RULES: dict[int, tuple[HungarianMatch, Settings, Rule]] = {}
-
-
-def rule_of(params: HungarianMatch, settings: Settings) -> Rule:
-    """The rule of a recipe, made once."""
-    known = _RULES.get(id(params))
-    if known is not None and known[0] is params and known[1] is settings:
-        return known[2]
-    if len(_RULES) > 1024:
-        _RULES.clear()
-    rule = Rule(params, settings.scale)
-    _RULES[id(params)] = (params, settings, rule)  # holding both keeps their ids from others
-    return rule
+        """Return S of a pair (eq. 11) and the bits of the terms that it earns in full."""
+        iou, box_distance, point_distance = self.measure(box, point, target, target_point)
+        soft_iou, soft_box, soft_point = self.soft
+        iou_share = iou if soft_iou else (1.0 if iou > self.eta else 0.0)
+        box_share = _share(box_distance, self.gamma_box, soft_box)
+        point_share = _share(point_distance, self.gamma_pt, soft_point)
+        alpha_iou, alpha_box, alpha_pt = self.alphas
+        value = alpha_iou * iou_share + alpha_box * box_share + alpha_pt * point_share
+        full = IOU if iou_share >= 1.0 else 0
+        if box_share >= 1.0:
+            full |= BOX
+        if point_share >= 1.0:
+            full |= POINT
+        return value, full & self.whole
 
 
 def _share(distance: float, limit: float, soft: bool) -> float:
@@ -263,12 +238,16 @@ def _share(distance: float, limit: float, soft: bool) -> float:
 
 
 def inside(point: Point, box: Box) -> bool:
-    """Whether the point lies in the box, edges included."""
+    """Return True if the point lies in the box, edges included."""
     return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
-def box_iou(a: Box, b: Box, pad: float = 0.0) -> float:
-    """Intersection over union of two boxes, every side lengthened by `pad`; 0 if both are empty."""
+def box_iou(a: Sequence[float], b: Sequence[float], pad: float = 0.0) -> float:
+    """Return the intersection over union of two boxes, or 0 if both are empty.
+
+    Args:
+        pad: Added to every side.
+    """
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
     width = (ax2 if ax2 < bx2 else bx2) - (ax1 if ax1 > bx1 else bx1) + pad

@@ -1,23 +1,22 @@
-"""`mask_iou`: SAM2 in the loop. The answer's boxes and points become masks, which are compared.
+"""`mask_iou`: SAM2 in the loop. Turns the answer's boxes and points into masks and compares them.
 
-Serves `ktg` and, from the frame that the answer chooses, `veason` (Veason-R1's consistency reward).
-What the answer grounds on the keyframe is segmented there (`over: keyframe`) or
-propagated over the row's clip (`over: clip`), and the value is the mean IoU of the union with the
-true union, over the frames in which either has any pixel: leaving the target out earns nothing for
-the frames that do not show it (the public reward pays 1 for each of them).
+Supports `ktg` and, from the frame that the answer chooses, `veason` (Veason-R1's consistency
+reward). The objects grounded on the keyframe are segmented there (`over: keyframe`) or propagated
+over the row's clip (`over: clip`). The value is the mean IoU of their union with the true union,
+over the frames in which either is not empty. Missing the target earns nothing for frames without it
+(the public reward pays 1 for each of them).
 
-A row carries its clip in `extra_info.clip`, a JSON text (`data.clip_frames` writes it):
+A row has its clip in `extra_info.clip`, as JSON text (written with `data.clip_frames`):
 
     {"frames": [paths], "keyframe": position, "masks": [COCO RLE of the union | null, …],
      "areas": [pixels of each]}
 
-Masks need a segmenter: `load_reward(…, segmenter=…)`. Left out: making one, which needs torch
-(`rcot_rl.inference.segmenter_actor.py`, and `rcot score --segmenter`).
+Masks need a segmenter: `load_reward(…, segmenter=…)` or `rcot score --segmenter`. The shipped ones
+need torch and live in `rcot_rl.segmentation.segmenter_actor`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,42 +24,43 @@ import msgspec
 
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.grounding import Box, Point
+from rcot_rl.protocol.row_clips import CLIP_KEY, RowClip, read_row_clip
 from rcot_rl.recipe.base import Section
 from reward_fns.baselines.veason_answer import veason_answer
-from reward_fns.ground_truth import Frames, Objects
+from reward_fns.ground_truth import KeyframeTruth, Objects
 from reward_fns.registry import Response, Settings, Term, register
 
 if TYPE_CHECKING:
     import numpy as np
 
-KEY = "extra_info.clip"
 MAX_OBJECTS = 32
-"""Objects of an answer that are segmented. An answer with more earns nothing: each costs a
-propagation, and no honest answer has so many."""
-
+"""An answer with more objects earns nothing: each costs a propagation, and no honest answer has so
+many."""
 
 MAX_PIXELS = 1 << 26
+"""Largest accepted size of a mask."""
 
 
 class MaskRequest(msgspec.Struct):
-    """What is to be segmented: prompts on one frame of a clip."""
+    """Prompts on one frame of a clip, to be segmented."""
 
     frames: list[str]
-    """Paths, in order."""
+    """Paths of the clip's frames, in order."""
     keyframe: int
-    """Position of the frame that the prompts are on."""
+    """Position of the prompted frame."""
     boxes: list[Box]
-    """On the canvas."""
+    """One box per object, on the canvas."""
     points: list[Point | None]
+    """One point per object, on the canvas."""
     canvas: int
     """Side of the canvas in pixels."""
 
 
-class Segmenter(Protocol):
-    """Makes masks; `rcot_rl.inference.segmenter_actor` has the real ones."""
+class MaskSegmenter(Protocol):
+    """Makes masks; the implementations are in `rcot_rl.segmentation.segmenter_actor`."""
 
     def union_masks(self, requests: Sequence[MaskRequest]) -> list[np.ndarray]:
-        """bool [T, H, W] for each request: the union of its objects, in the frames' own size."""
+        """Return the union of the objects of each request, bool [T, H, W] in frame size."""
         ...
 
 
@@ -68,28 +68,29 @@ class MaskIoU(Section):
     """Parameters of `mask_iou`."""
 
     over: Literal["keyframe", "clip"] = "clip"
-    """Compare on the keyframe alone, or over all frames of the clip."""
+    """Compare only the keyframe, or all frames of the clip."""
 
 
-def _one(params: MaskIoU, settings: Settings) -> float:
-    return 1.0
-
-
-@register("mask_iou", params=MaskIoU, tasks=("ktg", "veason"), maximum=_one)
+@register("mask_iou", params=MaskIoU, tasks=("ktg", "veason"), maximum=1.0)
 def mask_iou(
-    response: Response, truth: Objects | Frames, params: MaskIoU, settings: Settings
+    response: Response, truth: Objects | KeyframeTruth, params: MaskIoU, settings: Settings
 ) -> Term:
-    """Mean IoU of the answer's masks. Raises InputError without a segmenter or a clip."""
+    """Return the mean IoU of the answer's masks with the true masks. Raises InputError."""
     if response.segmenter is None:
         raise InputError(
-            "mask_iou makes masks and was given no segmenter: `rcot score … --segmenter tiny` (or "
-            "a SAM2 folder), `load_reward(…, segmenter=…)`, or take the component out (null)",
+            "mask_iou needs a segmenter: use `rcot score … --segmenter tiny` (or a SAM2 folder), "
+            "`load_reward(…, segmenter=…)`, or remove the component (null)",
             key="segmenter",
         )
-    clip = _clip(response.row)
-    if isinstance(truth, Frames):
+    clip = read_row_clip(
+        response.row.get("extra_info") if isinstance(response.row, dict) else None,
+        needs="masks",
+        hint="mask_iou needs shards with data.clip_frames",
+    )
+    if isinstance(truth, KeyframeTruth):
         if len(truth.ids) != len(clip.frames):
-            raise InputError("needs the frames that the ground truth names", key=KEY)
+            message = "must have one frame for each frame of the ground truth"
+            raise InputError(message, key=CLIP_KEY)
         answer = veason_answer(response)
         if answer.keyframe not in truth.ids:
             return Term(0.0, [*answer.faults, "keyframe_unknown"])
@@ -104,7 +105,7 @@ def mask_iou(
     if len(prompts) > MAX_OBJECTS:
         return Term(0.0, ["objects_too_many"])
     if params.over == "keyframe":
-        clip = _Clip([clip.frames[keyframe]], 0, [clip.masks[keyframe]])
+        clip = RowClip([clip.frames[keyframe]], 0, [clip.masks[keyframe]])
         keyframe = 0
     request = MaskRequest(
         clip.frames,
@@ -115,20 +116,21 @@ def mask_iou(
     )
     true_thw = _true_masks(clip)
     if request.boxes:
-        found_thw = response.segmenter.union_masks([request])[0]
+        predicted_thw = response.segmenter.union_masks([request])[0]
     else:
-        found_thw = [mask * False for mask in true_thw]
-    return _compare(true_thw, found_thw, settings.zero_target)
+        predicted_thw = [mask * False for mask in true_thw]
+    return _compare(true_thw, predicted_thw, settings.zero_target)
 
 
-def _compare(true_thw: Any, found_thw: Any, zero_target: bool) -> Term:
+def _compare(true_thw: Any, predicted_thw: Any, zero_target: bool) -> Term:
     scores = []
-    for true, found in zip(true_thw, found_thw, strict=True):
-        if true.shape != found.shape:
-            raise InputError(f"masks are {true.shape}, the frames {found.shape}", key=KEY)
-        union = int((true | found).sum())
+    for true, predicted in zip(true_thw, predicted_thw, strict=True):
+        if true.shape != predicted.shape:
+            message = f"masks are {true.shape}, frames are {predicted.shape}"
+            raise InputError(message, key=CLIP_KEY)
+        union = int((true | predicted).sum())
         if union:
-            scores.append(int((true & found).sum()) / union)
+            scores.append(int((true & predicted).sum()) / union)
     if not scores:
         return Term(1.0) if zero_target else Term(0.0, ["ground_truth_empty"])
     value = sum(scores) / len(scores)
@@ -137,59 +139,28 @@ def _compare(true_thw: Any, found_thw: Any, zero_target: bool) -> Term:
     )
 
 
-class _Rle(msgspec.Struct):
-    size: tuple[int, int]
-    counts: str
-
-
-class _Clip(msgspec.Struct):
-    frames: list[str]
-    keyframe: int
-    masks: list[_Rle | None]
-
-
-def _clip(row: Any) -> _Clip:
-    """The row's clip, checked. Raises InputError."""
-    info = row.get("extra_info") if isinstance(row, dict) else None
-    value = info.get("clip") if isinstance(info, dict) else None
-    if value is None:
-        raise InputError("missing; mask_iou needs shards with data.clip_frames", key=KEY)
-    try:
-        clip = (
-            msgspec.json.decode(value, type=_Clip)
-            if isinstance(value, str)
-            else msgspec.convert(value, _Clip)
-        )
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise InputError(f"is no clip: {error}", key=KEY) from error
-    n = len(clip.frames)
-    if not n or len(clip.masks) != n or not 0 <= clip.keyframe < n:
-        raise InputError("needs frames, a mask (or null) for each, and a keyframe in them", key=KEY)
-    return clip
-
-
-def _true_masks(clip: _Clip) -> list[np.ndarray]:
-    """bool [H, W] a frame; null is an empty one of the others' size."""
+def _true_masks(clip: RowClip) -> list[np.ndarray]:
+    """Return one mask per frame, bool [H, W]; null is an empty mask of the common size."""
     import numpy as np
     from hotcoco import mask as coco
 
-    found: list[np.ndarray | None] = []
+    masks: list[np.ndarray | None] = []
     for number, rle in enumerate(clip.masks):
         if rle is None:
-            found.append(None)
+            masks.append(None)
             continue
-        key = f"{KEY}.masks[{number}]"
-        # the decoder ends the process where it finds no memory for a size
+        key = f"{CLIP_KEY}.masks[{number}]"
+        # the decoder aborts the process if a size does not fit into memory
         if min(rle.size) < 1 or rle.size[0] * rle.size[1] > MAX_PIXELS:
-            raise InputError(f"a mask of {rle.size[0]} x {rle.size[1]}", key=key)
+            raise InputError(f"mask size {rle.size[0]} x {rle.size[1]} is not supported", key=key)
         try:
             mask = coco.decode({"size": list(rle.size), "counts": rle.counts})
         except (ValueError, TypeError) as error:
-            raise InputError(f"is no COCO RLE: {error}", key=key) from error
-        found.append(mask.astype(bool))
-    sizes = {mask.shape for mask in found if mask is not None}
+            raise InputError(f"not a COCO RLE: {error}", key=key) from error
+        masks.append(mask.astype(bool))
+    sizes = {mask.shape for mask in masks if mask is not None}
     if len(sizes) > 1:
-        raise InputError(f"masks of several sizes: {sorted(sizes)}", key=f"{KEY}.masks")
+        raise InputError(f"masks have different sizes: {sorted(sizes)}", key=f"{CLIP_KEY}.masks")
     if not sizes:
         import cv2
 
@@ -198,19 +169,4 @@ def _true_masks(clip: _Clip) -> list[np.ndarray]:
             raise InputError("not a readable image", file=clip.frames[clip.keyframe])
         sizes = {image.shape[:2]}
     shape = sizes.pop()
-    return [np.zeros(shape, dtype=bool) if mask is None else mask for mask in found]
-
-
-def clip_text(frames: Sequence[str], keyframe: int, masks: Sequence[np.ndarray]) -> str:
-    """`extra_info.clip` of a row. masks: bool [H, W] of the targets' union in each frame."""
-    import numpy as np
-    from hotcoco import mask as coco
-
-    rles: list[dict[str, Any] | None] = []
-    for mask in masks:
-        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8))) if mask.any() else None
-        if rle is not None and isinstance(rle["counts"], bytes):
-            rle = {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
-        rles.append(rle)
-    areas = [int(mask.sum()) for mask in masks]
-    return json.dumps({"frames": list(frames), "keyframe": keyframe, "masks": rles, "areas": areas})
+    return [np.zeros(shape, dtype=bool) if mask is None else mask for mask in masks]

@@ -1,9 +1,7 @@
-"""Rewards of the reasoning itself: `non_repeat` and `reasoning_length`.
+"""Rewards for the reasoning text: `non_repeat` and `reasoning_length`.
 
-They look at the content of the only think block and at nothing else, so that an answer's own
-repetitions (keys, brackets) cost nothing. Both are linear in its length.
-
-Left out: what the reasoning says.
+They read only the content of the think block, so that repetitions in the answer (keys, brackets)
+cost nothing. Both take time linear in its length. They do not judge what the reasoning says.
 """
 
 from __future__ import annotations
@@ -25,21 +23,17 @@ class NonRepeat(Section):
     """Parameters of `non_repeat`."""
 
     n: Annotated[int, Field(ge=1, le=64)] = 6
-    """Words of an n-gram."""
+    """Number of words in an n-gram."""
     allowed: Share = 0.2
-    """Share of n-grams that may have been there before; what is more costs in proportion."""
+    """Share of repeated n-grams that costs nothing; a larger share costs in proportion."""
 
 
-def _one(params: Section, settings: Settings) -> float:
-    return 1.0
-
-
-@register("non_repeat", params=NonRepeat, tasks=TASKS, maximum=_one)
+@register("non_repeat", params=NonRepeat, tasks=TASKS, maximum=1.0)
 def non_repeat(response: Response, truth: Any, params: NonRepeat, settings: Settings) -> Term:
-    """1 for reasoning that does not repeat itself, falling to 0 where every n-gram is an old one.
+    """Return 1 for reasoning without repetition, falling linearly to 0.
 
-    Words and whole numbers are counted (`12.5` is one), punctuation is not: repeating without full
-    stops is repeating, and decimals are not.
+    Words and numbers are tokens (`12.5` is one), punctuation is ignored: repetition counts without
+    full stops too, and decimal points are not taken for full stops.
     """
     thought = response.parsed.thought
     if thought is None:
@@ -59,28 +53,28 @@ class ReasoningLength(Section):
     """Parameters of `reasoning_length`."""
 
     unit: Literal["words", "characters"] = "words"
-    """`characters` for languages that are written without spaces."""
+    """`characters` suits languages without spaces between words."""
     least: Annotated[int, Field(ge=0)] = 20
-    """From here on reasoning is long enough."""
+    """Minimum length for the full value."""
     most: Annotated[int, Field(ge=1)] = 400
-    """Up to here it is not too long."""
+    """Maximum length for the full value."""
     end: Annotated[int, Field(ge=1)] = 800
-    """Here the reward for too long reasoning has fallen to 0."""
+    """Length at which the value has fallen to 0."""
     empty: Share = 0.0
-    """What an empty think block is worth; rises from there to 1 at `least`."""
+    """Value of an empty think block; it rises linearly to 1 at `least`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ReasoningLength:
         if not self.least <= self.most < self.end:
-            raise ValueError("needs least <= most < end")
+            raise ValueError("must satisfy least <= most < end")
         return self
 
 
-@register("reasoning_length", params=ReasoningLength, tasks=TASKS, maximum=_one)
+@register("reasoning_length", params=ReasoningLength, tasks=TASKS, maximum=1.0)
 def reasoning_length(
     response: Response, truth: Any, params: ReasoningLength, settings: Settings
 ) -> Term:
-    """1 between the soft bounds, linear outside them."""
+    """Return 1 between `least` and `most`, linear outside."""
     thought = response.parsed.thought
     if thought is None:
         return Term(0.0, ["thought_missing"])

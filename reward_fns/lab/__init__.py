@@ -1,1 +1,1 @@
-"""What can be learned about a reward without training: contract, explanation, exploits."""
+"""Tools to inspect a reward without training: contract check, explanation, exploits."""

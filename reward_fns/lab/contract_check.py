@@ -1,12 +1,10 @@
-"""`rcot score --check REWARD`: does a reward keep its contract, before a GPU is held for it?
+"""`rcot score --check REWARD`: check the contract of a reward before any GPU is allocated.
 
-Runs a recipe or a user's function on the built-in rows of `contract_rows.py`: how it is called,
-numeric and finite results, the same components on every row, equal results for equal inputs (again,
-and in a fresh process in another order), time per call, hostile texts, and whether the right answer
-earns more than a wrong or an empty one. Every finding is one line: what, what it would cost in
-training, and the fix.
-
-Left out: whether the reward teaches what is wanted; `rcot score probe` and `replay` are for that.
+Runs a recipe or a user's function on the built-in rows of `contract_rows.py` and checks: how it is
+called; numeric and finite results; the same components on every row; equal results for equal inputs
+(repeated, and in a fresh process in another order); time per call; hostile texts; and that the
+right answer earns more than a wrong or an empty one. Each finding is one line: problem, cost in
+training, fix.
 """
 
 from __future__ import annotations
@@ -17,27 +15,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rcot_rl.errors import InputError
-from reward_fns.lab.contract_report import CheckReport
+from reward_fns.lab.contract_report import CheckName, CheckReport, Level
 from reward_fns.lab.contract_rows import SampleRow, hostile_texts, sample_rows
-from reward_fns.lab.contract_run import Case, Runner, case_of
-from reward_fns.recipe import Recipe, RoutedRecipe
+from reward_fns.lab.contract_run import RewardCall, Runner, call_of
+from reward_fns.reward_recipe import RewardRecipe, RoutedRecipe
 from reward_fns.score import Reward, UserReward, load_reward
-from reward_fns.user.guard import BAD_RESULT, Result
-from reward_fns.user.guard_process import DIED, TIMEOUT
+from reward_fns.user.guard import Result
+from reward_fns.user.user_result import BAD_RESULT, DIED, TIMEOUT
 
 if TYPE_CHECKING:
-    from reward_fns.components.mask_iou import Segmenter
+    from reward_fns.components.mask_iou import MaskSegmenter
 
 USER_TASKS = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
-"""The rows that a user's function is tried on; it need not serve both."""
+"""Tasks and data sources that a user's function is tested on; it may support only one."""
 
 TIMED_CALLS = 200
 TIMED_S = 5.0
+"""Time limit of the timed calls."""
 SLOW_TEXT_S = 1.0
+"""A hostile text that takes longer is reported."""
 SLOW_CALL_S = 0.1
+"""A longer median call is reported."""
 MAX_TIMEOUTS = 3
-"""Hostile texts that overrun before the others are left out: each takes a whole deadline."""
-BOUND = "bound the length first; look for a regular expression that backtracks"
+"""Stop the hostile texts after this many timeouts: each takes a full deadline."""
+SLOW_FIX = "limit the input length first; look for a regular expression that backtracks"
 
 
 def check_reward(
@@ -46,12 +47,9 @@ def check_reward(
     canvas: int | None = None,
     deadline_s: float | None = None,
     overrides: Mapping[str, Any] | None = None,
-    segmenter: Segmenter | None = None,
+    segmenter: MaskSegmenter | None = None,
 ) -> CheckReport:
-    """The contract run of one reward; what `load_reward` takes.
-
-    Raises InputError when it cannot be loaded, and for a recipe of a task without built-in rows.
-    """
+    """Check the contract of one reward. Takes the arguments of `load_reward`. Raises InputError."""
     reward = load_reward(
         spec, canvas=canvas, deadline_s=deadline_s, overrides=overrides, segmenter=segmenter
     )
@@ -59,7 +57,7 @@ def check_reward(
     runner = Runner(reward, spec, canvas, overrides, segmenter)
     try:
         runner.describe(report)
-        rows = _serving(runner, _rows(reward, canvas), report)
+        rows = _scorable(runner, _rows(reward, canvas), report)
         if rows:
             _check_keys(runner, rows, report)
             _check_order(runner, rows, report)
@@ -72,7 +70,7 @@ def check_reward(
 
 
 def _rows(reward: Reward, canvas: int | None) -> list[SampleRow]:
-    recipe: Recipe | RoutedRecipe | None = getattr(reward, "recipe", None)
+    recipe: RewardRecipe | RoutedRecipe | None = getattr(reward, "recipe", None)
     pairs: list[tuple[str, str, int | None]]
     if isinstance(recipe, RoutedRecipe):
         pairs = [(part.task, source, part.canvas) for source, part in recipe.routes.items()]
@@ -83,36 +81,38 @@ def _rows(reward: Reward, canvas: int | None) -> list[SampleRow]:
     rows = [row for task, source, side in pairs for row in sample_rows(task, source, side)]
     if not rows:
         tasks = ", ".join(task for task, _, _ in pairs)
-        raise InputError(f"no built-in rows to check it with; it serves {tasks}", key=reward.name)
+        raise InputError(f"cannot be checked: no built-in rows for {tasks}", key=reward.name)
     return rows
 
 
-def _cases(rows: Iterable[SampleRow]) -> list[Case]:
+def _cases(rows: Iterable[SampleRow]) -> list[RewardCall]:
     return [
-        case_of(f"{row.name}, {kind} answer", getattr(row, kind), row.ground_truth, row.row)
+        call_of(f"{row.name}, {kind} answer", getattr(row, kind), row.ground_truth, row.row)
         for row in rows
         for kind in ("right", "wrong", "empty")
     ]
 
 
-def _serving(runner: Runner, rows: list[SampleRow], report: CheckReport) -> list[SampleRow]:
-    """The rows that the reward can score; for a user's function, the tasks that it serves."""
+def _scorable(runner: Runner, rows: list[SampleRow], report: CheckReport) -> list[SampleRow]:
+    """Return the rows that the reward can score; report the others."""
     results = {row.name: runner.run(_cases([row])[0]) for row in rows}
-    served = {row.task for row in rows if not results[row.name].failed}
+    scored_tasks = {row.task for row in rows if not results[row.name].failed}
     bad = [row for row in rows if results[row.name].failed]
     for row in bad:
         result = results[row.name]
-        partly = isinstance(runner.reward, UserReward) and served and row.task not in served
+        other_task = (
+            isinstance(runner.reward, UserReward) and scored_tasks and row.task not in scored_tasks
+        )
         hint = ""
-        late = result.failed[0] == TIMEOUT
-        if isinstance(runner.reward, UserReward) and not late and _scores_parsed(runner, row):
-            hint = "json.loads the ground truth: training passes it as a JSON text"
+        timed_out = result.failed[0] == TIMEOUT
+        if isinstance(runner.reward, UserReward) and not timed_out and _scores_parsed(runner, row):
+            hint = "json.loads the ground truth: training passes it as JSON text"
         report.add(
-            "warning" if partly else "error",
+            "warning" if other_task else "error",
             "result",
-            f"{row.name}, right answer: {result.failed[0]}, {result.says}",
+            f"{row.name}, right answer: {result.failed[0]}, {result.message}",
             f"every {row.task} row earns 0 and has no gradient",
-            hint or (f"leave it if it is not meant for {row.task}" if partly else ""),
+            hint or (f"ignore this if it is not meant for {row.task}" if other_task else ""),
         )
     good = [row for row in rows if row not in bad]
     if good:
@@ -121,7 +121,7 @@ def _serving(runner: Runner, rows: list[SampleRow], report: CheckReport) -> list
 
 
 def _scores_parsed(runner: Runner, row: SampleRow) -> bool:
-    return not runner.run(case_of(row.name, row.right, row.truth, row.row)).failed
+    return not runner.run(call_of(row.name, row.right, row.truth, row.row)).failed
 
 
 def _check_keys(runner: Runner, rows: list[SampleRow], report: CheckReport) -> None:
@@ -133,19 +133,19 @@ def _check_keys(runner: Runner, rows: list[SampleRow], report: CheckReport) -> N
             failures.setdefault(result.failed[-1], []).append((case.name, result))
         else:
             shapes.setdefault(tuple(sorted(result.components)), case.name)
-    for found in failures.values():
-        _failed(report, "result", found[0][0] + _more(found), found[0][1])
+    for group in failures.values():
+        _failed(report, "result", group[0][0] + _more(group), group[0][1])
     if len(shapes) > 1:
-        (first, one), (other, two) = list(shapes.items())[:2]
+        (first, first_row), (other, other_row) = list(shapes.items())[:2]
         report.add(
             "error",
             "keys",
-            f"components {list(first)} on '{one}' but {list(other)} on '{two}'",
-            f"the second kind of row counts as {BAD_RESULT} and earns 0",
-            "return every component on every row, 0.0 where it does not apply",
+            f"components {list(first)} on '{first_row}' but {list(other)} on '{other_row}'",
+            f"the second kind of row is a {BAD_RESULT} and earns 0",
+            "return every component on every row, 0.0 if it does not apply",
         )
     else:
-        names = ", ".join(next(iter(shapes), ())) or "none beside the reward"
+        names = ", ".join(next(iter(shapes), ())) or "none besides the reward"
         report.add("ok", "keys", f"the same components on every row: {names}")
 
 
@@ -164,8 +164,8 @@ def _check_order(runner: Runner, rows: list[SampleRow], report: CheckReport) -> 
         "error",
         "order",
         faults[0] + _more(faults),
-        "the policy has no reason to answer rightly",
-        "see what the function makes of this ground truth, a JSON text as in training",
+        "the policy has no incentive to answer correctly",
+        "check how the function reads this ground truth, JSON text as in training",
     )
 
 
@@ -190,12 +190,14 @@ def _check_again(runner: Runner, rows: list[SampleRow], report: CheckReport) -> 
                     "error",
                     "determinism",
                     f"'{case.name}' earns {a.reward!r}, {way} {b.reward!r}",
-                    "groups differ by chance, a resumed run and a replay are not the same run",
-                    "seed random numbers from the response, keep no state between calls",
+                    "rewards differ by chance; resumed runs and replays are not reproducible",
+                    "seed random numbers from the response; keep no state between calls",
                 )
                 break
     if not faults:
-        report.add("ok", "determinism", "equal results again, together and in a fresh process")
+        report.add(
+            "ok", "determinism", "equal results when repeated, batched and in a fresh process"
+        )
 
 
 def _check_time(runner: Runner, rows: list[SampleRow], report: CheckReport) -> None:
@@ -208,18 +210,18 @@ def _check_time(runner: Runner, rows: list[SampleRow], report: CheckReport) -> N
         seconds.append(time.perf_counter() - start)
     seconds.sort()
     median, p99 = statistics.median(seconds), seconds[int(0.99 * (len(seconds) - 1))]
-    says = f"median {_time(median)}, p99 {_time(p99)} of {len(seconds)} calls"
+    message = f"median {_time(median)}, p99 {_time(p99)} of {len(seconds)} calls"
     deadline = runner.deadline_s
     if deadline is not None:
-        says += f", deadline {_time(deadline)}"
-    costs = f"128 responses a step on 8 workers take {_time(16 * median)}"
+        message += f", deadline {_time(deadline)}"
+    costs = f"128 responses per step on 8 workers take {_time(16 * median)}"
     if deadline is not None and p99 > deadline / 2:
         fix = "make it faster, or raise grpo.reward_deadline_s"
-        report.add("error", "time", says, f"{costs}; slow ones earn 0", fix)
+        report.add("error", "time", message, f"{costs}; slow ones earn 0", fix)
     elif median > SLOW_CALL_S:
-        report.add("warning", "time", says, costs, "make it faster, async or a batch function")
+        report.add("warning", "time", message, costs, "make it faster, async or a batch function")
     else:
-        report.add("ok", "time", says)
+        report.add("ok", "time", message)
 
 
 def _time(seconds: float) -> str:
@@ -235,42 +237,44 @@ def _check_hostile(runner: Runner, rows: list[SampleRow], report: CheckReport) -
     paid, slow = [], []
     for name, text in texts.items():
         start = time.perf_counter()
-        result = runner.run(case_of(name, text, row.ground_truth, row.row))
-        took = time.perf_counter() - start
+        result = runner.run(call_of(name, text, row.ground_truth, row.row))
+        seconds = time.perf_counter() - start
         if result.failed:
             failures.setdefault(result.failed[-1], []).append((name, result))
-        elif result.reward >= honest > nothing:  # else `order` has said that all is paid for
+        elif result.reward >= honest > nothing:  # otherwise `order` reports it
             paid.append(f"'{name}' earns {result.reward:g}, the right answer {honest:g}")
-        elif took > SLOW_TEXT_S:
-            slow.append(f"'{name}' took {_time(took)}")
+        elif seconds > SLOW_TEXT_S:
+            slow.append(f"'{name}' took {_time(seconds)}")
         if len(failures.get(TIMEOUT, [])) == MAX_TIMEOUTS:
             break
-    for found in failures.values():
-        _failed(report, "hostile", found[0][0] + _more(found), found[0][1])
+    for group in failures.values():
+        _failed(report, "hostile", group[0][0] + _more(group), group[0][1])
     if paid:
-        costs = "the policy will find it, and say nothing else"
-        fix = "score the one answer that is there, and nothing where there is none"
+        costs = "the policy will find it and produce nothing else"
+        fix = "score only a single, valid answer"
         report.add("error", "hostile", paid[0] + _more(paid), costs, fix)
     if slow:
-        costs = "such responses hold up their worker"
-        report.add("warning", "hostile", slow[0] + _more(slow), costs, BOUND)
+        costs = "such responses block their worker"
+        report.add("warning", "hostile", slow[0] + _more(slow), costs, SLOW_FIX)
     if not (failures or paid or slow):
-        report.add("ok", "hostile", f"{len(texts)} hostile texts survived, none is paid for")
+        report.add(
+            "ok", "hostile", f"{len(texts)} hostile texts are scored, none earns the full reward"
+        )
 
 
-def _failed(report: CheckReport, check: str, name: str, result: Result) -> None:
+def _failed(report: CheckReport, check: CheckName, name: str, result: Result) -> None:
     code = result.failed[0]
     if code == TIMEOUT:
         costs, fix = (
-            "each such response holds up its worker for the whole deadline",
-            BOUND,
+            "each such response blocks its worker for the whole deadline",
+            SLOW_FIX,
         )
     elif code == DIED:
         costs, fix = "each such response costs a restart", "see the message"
     elif code == BAD_RESULT:
         costs, fix = "such responses earn 0", "return a finite number, or a dict of them"
     else:
-        costs = "such responses earn 0 by accident, not by your rule"
-        fix = "handle it, and return the reward that it deserves"
-    level = "error" if code in (TIMEOUT, DIED) or check == "result" else "warning"
-    report.add(level, check, f"'{name}': {code}, {result.says}", costs, fix)
+        costs = "such responses earn 0 because of the error, not by your rule"
+        fix = "handle it and return the intended reward"
+    level: Level = "error" if code in (TIMEOUT, DIED) or check == "result" else "warning"
+    report.add(level, check, f"'{name}': {code}, {result.message}", costs, fix)

@@ -1,11 +1,9 @@
-"""What the contract run feeds a reward: rows as training has them, answers to them, hostile texts.
+"""Inputs of the contract check: rows as in training, answers to them, hostile texts.
 
-Rows are verl rows of section 3 of the contracts, so the ground truth is a JSON text. Each has a
-right answer, a wrong one and an empty one. The hostile texts are what models under reinforcement
-do say: blanks, endless brackets, tags that open and never close.
-
-Left out: the library of exploits, which asks what an answer earns, not whether a reward survives
-it.
+Rows are verl rows, so the ground truth is JSON text. Each has a right, a wrong and an empty answer.
+The hostile texts are outputs that models produce under reinforcement learning: blanks, endless
+brackets, tags that never close. They test whether a reward survives; `exploits.py` tests what it
+pays.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from reward_fns.lab.exploits import well_formed
 from reward_fns.registry import REFERENCE_CANVAS
 
 THINK = (
@@ -33,13 +32,13 @@ _OBJECTS = {
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One row and three answers to it."""
+    """One row with three answers."""
 
     name: str
     task: str
     data_source: str
     truth: Any
-    """As itself; `ground_truth` is the JSON text that training passes on."""
+    """Ground truth as a value."""
     right: str
     wrong: str
     empty: str
@@ -47,11 +46,12 @@ class SampleRow:
 
     @property
     def ground_truth(self) -> str:
+        """Ground truth as the JSON text that training passes."""
         return json.dumps(self.truth)
 
     @property
     def row(self) -> dict[str, Any]:
-        """The other keys that training passes on."""
+        """Other keys that training passes."""
         extra = {
             "index": 0,
             "task": self.task,
@@ -71,13 +71,13 @@ class SampleRow:
         return {"data_source": self.data_source, "extra_info": extra}
 
 
-def response(answer: str, think: str = THINK) -> str:
-    """A well-formed response."""
-    return f"<think>{think}</think>\n<answer>{answer}</answer>"
+def response(answer: str) -> str:
+    """Return a well-formed response of usual length."""
+    return well_formed(answer, THINK)
 
 
 def sample_rows(task: str, data_source: str, canvas: int | None = None) -> list[SampleRow]:
-    """Built-in rows of `aks`, `ktg` or `seg-zero`; none of another task."""
+    """Return the built-in rows of `aks`, `ktg` or `seg-zero`; empty for another task."""
     side = canvas or REFERENCE_CANVAS
     if task == "aks":
         return [
@@ -117,7 +117,7 @@ def _seg_zero(source: str, side: int) -> SampleRow:
 
 
 def hostile_texts() -> dict[str, str]:
-    """Responses that no honest model means, by what they are."""
+    """Return hostile responses by their description."""
     item = '{"bbox_2d": [1, 2, 300, 400], "point_2d": [10, 20]}'
     return {
         "empty": "",

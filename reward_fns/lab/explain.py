@@ -1,8 +1,8 @@
-"""`explain`: one response, every point lost, and why. The lines add up to what is missing.
+"""`rcot score explain`: every point that one response lost, and why.
 
-For KTG each predicted item is shown with the target that it was assigned to, its IoU and distances
-and the terms of equation 11 that it earned; a module without such detail gives its value, its
-maximum and its reasons.
+The losses add up to the difference from the maximum. For KTG each predicted item is shown with its
+assigned target, IoU and distances, and the terms of equation 11 that it earned. Other modules show
+value, maximum and reasons.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rcot_rl.protocol.grounding import Item
-from reward_fns.components.assignment import best_assignment
+from rcot_rl.protocol.grounding import GroundedObject
 from reward_fns.components.format import Format
-from reward_fns.components.hungarian_match import LOST, HungarianMatch, Rule, rule_of
+from reward_fns.components.hungarian_match import (
+    LOST,
+    AssignedPair,
+    HungarianMatch,
+    PairScorer,
+    best_pairs,
+)
 from reward_fns.ground_truth import Objects, read_ground_truth
-from reward_fns.recipe import Component, Recipe
 from reward_fns.registry import Response, Term, modules
+from reward_fns.reward_recipe import Component, RewardRecipe
 from reward_fns.score import RecipeReward, Reward, RoutedReward, Score
 
 
 @dataclass
 class Loss:
-    """Points that are missing."""
+    """Points lost for one reason."""
 
     component: str
     reason: str
@@ -34,7 +39,7 @@ class Loss:
 
 @dataclass
 class Match:
-    """A predicted item, and the target that the best assignment gives it."""
+    """A predicted item and its target in the best assignment."""
 
     item: int
     target: int | None
@@ -43,32 +48,32 @@ class Match:
     iou: float | None = None
     box_distance: float | None = None
     point_distance: float | None = None
-    """None: there is no point, or it does not lie in its own box."""
+    """None if the point is missing or outside its own box."""
     earned: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Explanation:
-    """What one score is made of."""
+    """Breakdown of one score."""
 
     reward: float
     max_reward: float | None
     well_formed: bool
     answer: str | None
     faults: list[tuple[str, int]]
-    """Of the structure, with the character of the response."""
+    """Structure faults, each with its character position in the response."""
     components: dict[str, dict[str, float]]
-    """value, maximum, weight."""
+    """Value, maximum and weight by component."""
     losses: list[Loss]
     matches: list[Match]
     reasons: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the explanation as JSON values."""
         return asdict(self)
 
     def text(self) -> str:
-        """For the terminal."""
+        """Return the explanation as text for the terminal."""
         of = "" if self.max_reward is None else f" of {self.max_reward:g}"
         lines = [f"reward {self.reward:.4g}{of}"]
         for name, part in self.components.items():
@@ -87,9 +92,9 @@ class Explanation:
 
 
 def explain(reward: Reward, response: str, ground_truth: Any, /, **row: Any) -> Explanation:
-    """Why `reward` scores a response as it does. Arguments and errors as `Reward.score`."""
+    """Explain the score of a response. Arguments and errors are those of `Reward.score`."""
     score = reward.score(response, ground_truth, **row)
-    response = response if isinstance(response, str) else ""  # the score has said so
+    response = response if isinstance(response, str) else ""  # the reasons of the score include it
     part = reward.route(row.get("data_source")) if isinstance(reward, RoutedReward) else reward
     sample = Response(response, row, getattr(part, "segmenter", None))
     parsed = sample.parsed
@@ -119,7 +124,7 @@ def _component(
     component: Component,
     sample: Response,
     truth: Any,
-    recipe: Recipe,
+    recipe: RewardRecipe,
 ) -> None:
     module = modules()[component.module]
     term = module.score(sample, truth, component.params, recipe)
@@ -127,8 +132,8 @@ def _component(
     weight = component.weight
     explanation.components[name] = {"value": term.value, "maximum": most, "weight": weight}
     if isinstance(component.params, HungarianMatch) and _matchable(sample, truth):
-        rule = rule_of(component.params, recipe)
-        matches, losses = _matches(sample, truth, rule)
+        scorer = PairScorer(component.params, recipe.scale)
+        matches, losses = _matches(sample, truth, scorer)
         explanation.matches += matches
     elif isinstance(component.params, Format) and recipe.task == "ktg":
         losses = _format_losses(sample, term, most)
@@ -154,57 +159,59 @@ def _matchable(sample: Response, truth: Any) -> bool:
 Losses = Iterator[tuple[str, float, str]]
 
 
-def _matches(sample: Response, truth: Objects, rule: Rule) -> tuple[list[Match], Losses]:
-    """Every item with its target, and what is missing (before the weight)."""
+def _matches(sample: Response, truth: Objects, scorer: PairScorer) -> tuple[list[Match], Losses]:
+    """Return every item with its target, and the points lost (before the weight)."""
     items = sample.grounding.items
     valid = [number for number, item in enumerate(items) if item.box is not None]
-    targets = list(zip(truth.boxes, truth.points, strict=True))
-    cells = [[rule.pair(*_pair(items[k]), b, q) for b, q in targets] for k in valid]
-    chosen = best_assignment([[cell[0] for cell in row] for row in cells]) if cells else []
-    partner = {valid[i]: (i, j) for i, j in chosen}
+    scored = [(item.box, item.point) for item in items if item.box is not None]
+    pairs = {valid[pair.prediction]: pair for pair in best_pairs(scored, truth, scorer)}
     matches: list[Match] = []
     losses: list[tuple[str, float, str]] = []
-    count = max(len(items), len(targets))
+    count = max(len(items), len(truth.boxes))
+    full_value = sum(scorer.alphas)
     for number, item in enumerate(items):
-        match = Match(number, None, _list(item.box), _list(item.point))
-        if number in partner:
-            i, j = partner[number]
-            value, full = cells[i][j]
-            _fill(match, item, j, targets[j], rule, full)
-            losses += _pair_losses(value, full, rule, count, f"item {number}, target {j}")
-        matches.append(match)
-    whole = sum(rule.alphas)
-    taken = {j for _, j in partner.values()}
-    for number in range(len(items)):
-        if number not in partner and items[number].box is None:
-            losses.append(("box_invalid", whole / count, f"item {number}"))
-        elif number not in partner:
-            losses.append(("objects_too_many", whole / count, f"item {number}"))
-    missed = [j for j in range(len(targets)) if j not in taken]
-    # a target that an invalid item stands for is lost with that item, and only once
+        pair = pairs.get(number)
+        matches.append(_match_of(number, item, pair, truth, scorer))
+        if pair is not None:
+            losses += _pair_losses(pair, scorer, count, f"item {number}, target {pair.target}")
+    for number, item in enumerate(items):
+        if number not in pairs:
+            reason = "box_invalid" if item.box is None else "objects_too_many"
+            losses.append((reason, full_value / count, f"item {number}"))
+    taken = {pair.target for pair in pairs.values()}
+    missed = [j for j in range(len(truth.boxes)) if j not in taken]
+    # an invalid item already lost the points of one missed target
     spare = count - len(items)
-    losses += [("objects_too_few", whole / count, f"target {j}") for j in missed[:spare]]
+    losses += [("objects_too_few", full_value / count, f"target {j}") for j in missed[:spare]]
     return matches, iter(losses)
 
 
-def _fill(match: Match, item: Item, j: int, target: Any, rule: Rule, full: int) -> None:
-    iou, far, apart = rule.terms(*_pair(item), *target)
-    match.target, match.iou, match.box_distance = j, iou, far
-    match.point_distance = apart if apart != float("inf") else None
-    names = ("iou", "box", "point")
-    match.earned = [name for bit, name in zip(LOST, names, strict=True) if full & bit]
+def _match_of(
+    number: int, item: GroundedObject, pair: AssignedPair | None, truth: Objects, scorer: PairScorer
+) -> Match:
+    match = Match(number, None, _list(item.box), _list(item.point))
+    if pair is not None and item.box is not None:
+        j = pair.target
+        match.target = j
+        match.iou, match.box_distance, point_distance = scorer.measure(
+            item.box, item.point, truth.boxes[j], truth.points[j]
+        )
+        match.point_distance = point_distance if point_distance != float("inf") else None
+        names = ("iou", "box", "point")
+        match.earned = [name for bit, name in zip(LOST, names, strict=True) if pair.full & bit]
+    return match
 
 
-def _pair_losses(value: float, full: int, rule: Rule, count: int, where: str) -> Losses:
-    """Of one pair: each term that it does not earn in full; soft terms share what is missing."""
+def _pair_losses(pair: AssignedPair, scorer: PairScorer, count: int, where: str) -> Losses:
+    """Yield each term that a pair does not earn in full; soft terms share what is missing."""
     short = [
         (reason, alpha)
-        for (bit, reason), alpha in zip(LOST.items(), rule.alphas, strict=True)
-        if alpha and not full & bit
+        for (bit, reason), alpha in zip(LOST.items(), scorer.alphas, strict=True)
+        if alpha and not pair.full & bit
     ]
-    missing, whole = sum(rule.alphas) - value, sum(alpha for _, alpha in short)
+    missing, short_sum = sum(scorer.alphas) - pair.value, sum(alpha for _, alpha in short)
     for reason, alpha in short:
-        yield reason, missing * alpha / whole / count, where
+        yield reason, missing * alpha / short_sum / count, where
 
 
 def _format_losses(sample: Response, term: Term, most: float) -> Losses:
@@ -218,10 +225,6 @@ def _format_losses(sample: Response, term: Term, most: float) -> Losses:
     if left > 1e-12:
         others = [r for r in term.reasons if not any(r in i.faults for i in grounding.items)]
         yield ", ".join(others), left, ""
-
-
-def _pair(item: Item) -> tuple[Any, Any]:
-    return item.box, item.point
 
 
 def _list(value: tuple[float, ...] | None) -> list[float] | None:

@@ -1,10 +1,8 @@
-"""`probe`: what known exploits earn under a reward, beside honest attempts at the same rows.
+"""`rcot score probe`: what known exploits earn under a reward, compared with honest attempts.
 
-An exploit is a finding when it earns at least as much as the best honest attempt that is not
-perfect: a policy that finds it has no reason to look at the picture. Rows are built in: one object,
-three objects, no object, and both options.
-
-Left out: rewards of other tasks, whose rows are not built in.
+An exploit pays if it earns at least as much as the best honest attempt that is not perfect: a
+policy that finds it has no incentive to look at the image. The rows are built in: one object, three
+objects, no object, and both options. Only `aks` and `ktg` have built-in rows.
 """
 
 from __future__ import annotations
@@ -32,53 +30,55 @@ SLOW_S = 0.1
 
 
 @dataclass
-class Finding:
-    """One exploit on one row."""
+class ProbeFinding:
+    """Result of one exploit on one row."""
 
     row: str
     exploit: str
-    what: str
+    description: str
     earns: float
+    """Reward of the exploit."""
     honest: float
-    """The best honest attempt that is not perfect."""
+    """Reward of the best honest attempt that is not perfect."""
     best: float
-    """The perfect one."""
+    """Reward of the perfect answer."""
     seconds: float
+    """Time to score the exploit."""
 
     @property
     def pays(self) -> bool:
-        """Whether it earns what an honest attempt earns."""
+        """True if it earns at least what an honest attempt earns."""
         return self.earns >= self.honest > 0
 
     @property
     def is_slow(self) -> bool:
-        """Whether scoring it takes long enough to hold a step up."""
+        """True if scoring it is slow enough to delay a step."""
         return self.seconds > SLOW_S
 
 
-def probe(reward: Reward, task: str | None = None) -> list[Finding]:
-    """Every exploit of the reward's task on every row.
+def probe(reward: Reward, task: str | None = None) -> list[ProbeFinding]:
+    """Run every exploit of the reward's task on every row. Raises InputError.
 
-    task: `aks` or `ktg`, where the reward does not say (a user's function). Raises InputError when
-    it is neither.
+    Args:
+        task: `aks` or `ktg`; needed for a user's function.
     """
     if isinstance(reward, RoutedReward):
         return [f for part in reward.routes.values() for f in probe(part, task)]
     task = task or getattr(getattr(reward, "recipe", None), "task", None)
     if task not in ROWS:
-        is_users = isinstance(reward, UserReward)
-        hint = "a user's function needs --task" if is_users else f"this is {task}"
-        raise InputError(f"probing knows the tasks aks and ktg; {hint}", key="task")
+        is_function = isinstance(reward, UserReward)
+        hint = "a user's function needs --task" if is_function else f"this reward is for {task}"
+        raise InputError(f"probe supports the tasks aks and ktg; {hint}", key="task")
     library = exploits.KTG if task == "ktg" else exploits.AKS
     honest_of = exploits.honest_ktg if task == "ktg" else exploits.honest_aks
     findings = []
     for row, truth in ROWS[task].items():
-        honest = [reward.score(said, truth).reward for said in honest_of(truth).values()]
-        best, middling = max(honest), max(honest[1:])
+        honest = [reward.score(text, truth).reward for text in honest_of(truth).values()]
+        best, imperfect = max(honest), max(honest[1:])
         for exploit in library:
-            findings.append(_one(reward, row, truth, exploit, middling, best))
+            findings.append(_one(reward, row, truth, exploit, imperfect, best))
     if task == "ktg":
-        nothing = reward.score(exploits.say([]), []).reward
+        nothing = reward.score(exploits.well_formed([]), []).reward
         invented = exploits.hallucination_on_nothing
         findings.append(_one(reward, EMPTY, [], invented, nothing, nothing))
     return findings
@@ -91,18 +91,18 @@ def _one(
     exploit: Callable[[Any], str],
     honest: float,
     best: float,
-) -> Finding:
+) -> ProbeFinding:
     response = exploit(truth)
-    earns = reward.score(response, truth).reward  # and imports what it needs, before the clock
+    earns = reward.score(response, truth).reward  # also imports what the timed call needs
     started = time.perf_counter()
     reward.score(response, truth)
     seconds = time.perf_counter() - started
-    what = (exploit.__doc__ or "").strip().splitlines()[0]
-    return Finding(row, exploit.__name__, what, earns, honest, best, seconds)
+    description = (exploit.__doc__ or "").strip().splitlines()[0]
+    return ProbeFinding(row, exploit.__name__, description, earns, honest, best, seconds)
 
 
-def table(findings: list[Finding]) -> str:
-    """For people: the exploits that pay first, then what each earns."""
+def table(findings: list[ProbeFinding]) -> str:
+    """Return a table of all findings; the exploits that pay come first."""
     lines = [f"{'exploit':<26}{'row':<15}{'earns':>7}{'honest':>8}{'perfect':>9}  "]
     for finding in sorted(findings, key=lambda f: (not f.pays, not f.is_slow)):
         mark = "PAYS" if finding.pays else ""
@@ -114,5 +114,5 @@ def table(findings: list[Finding]) -> str:
         )
     pays = [f for f in findings if f.pays]
     lines.append(f"{len(pays)} of {len(findings)} earn what an honest attempt earns")
-    lines += [f"  {f.exploit} ({f.row}): {f.what}" for f in pays]
+    lines += [f"  {f.exploit} ({f.row}): {f.description}" for f in pays]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""Users' reward functions: found, loaded and called in a process of their own."""
+"""Users' reward functions: found, loaded and called in a separate process."""

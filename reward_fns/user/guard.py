@@ -1,12 +1,12 @@
-"""A user's reward function behind a wall: it runs in a child process under a deadline.
+"""Run a user's reward function in a child process, with a deadline.
 
-Whatever the function does (raise, return nonsense, loop in C code that never lets go of the
-interpreter, leave, crash, print) costs its own sample, which fails with one of four codes; the
-child (`guard_process.py`) is then ended, if need be, and started again. A call costs about 70 us
-beyond the function's own time.
+A failure of any kind (an exception, an invalid result, C code that never releases the interpreter,
+an exit, a crash) costs only its own sample, which fails with one of four codes. If needed, the
+child (`guard_process.py`) is killed and restarted. A call adds about 70 us to the function's own
+time.
 
-Left out: limits on the child's memory, files or network, for a user's own function is trusted,
-only not to be free of faults.
+Not in scope: limits on the child's memory, files or network. The function is trusted, but not
+assumed to be free of bugs.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcot_rl.errors import InputError
-from reward_fns.user.guard_process import DIED, TIMEOUT, CallFailed, Child, encode
-from reward_fns.user.sources import Source
-
-RAISED = "reward_function_raised"
-BAD_RESULT = "reward_function_bad_result"
+from reward_fns.user.guard_process import CallFailed, Child, encode
+from reward_fns.user.sources import UserSource
+from reward_fns.user.user_result import DIED, TIMEOUT
 
 DEADLINE_S = 10.0
-"""What a call has when nothing else is said."""
+"""Default deadline of a call."""
 GRACE_S = 1.0
-"""What an async child has, beyond the deadline, to cancel and answer."""
+"""Extra time an async child has to cancel a call and answer."""
 
-HUNG = "the call of several samples hung"
+HUNG = "the call with several samples hung"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One sample's result; when it failed, `failed` has the reason codes and `says` the story."""
+    """Result of one sample."""
 
     reward: float
     components: dict[str, float] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    says: str = ""
+    """Reason codes of the failure; empty on success."""
+    message: str = ""
+    """What went wrong."""
 
 
 class Guard:
-    """A function and the child that it runs in. Safe for threads, which take turns.
+    """A function and its child process. Thread-safe; calls are serialized.
 
-    Raises InputError when the function cannot be loaded.
+    Raises:
+        InputError: The function cannot be loaded.
     """
 
-    def __init__(self, source: Source, constants: Mapping[str, Any], deadline_s: float) -> None:
+    def __init__(self, source: UserSource, constants: Mapping[str, Any], deadline_s: float) -> None:
         self.source, self.constants, self.deadline_s = source, dict(constants), deadline_s
         self._lock, self._owner, self._id = threading.Lock(), os.getpid(), 0
         self._child: Child | None = Child(source, constants)
@@ -58,22 +59,22 @@ class Guard:
         self.restarts = 0
 
     def call(self, samples: Sequence[Sequence[Any]]) -> list[Result]:
-        """Results of samples [response, ground truth, row], each within the deadline.
+        """Call the function for samples [response, ground truth, row].
 
-        A batch function gets them in one call, which has the deadline for all; when that call
-        fails, each is called alone. Raises InputError for a row that JSON cannot hold.
+        Each sample has the deadline. A batch function gets all samples in one call with one
+        deadline; if that call fails, each sample is called alone. Raises InputError.
         """
-        if os.getpid() != self._owner:  # a fork: the pipes are the other process's
+        if os.getpid() != self._owner:  # after a fork: the pipes belong to the parent
             self._lock, self._owner, self._child = threading.Lock(), os.getpid(), None
         with self._lock:
             if len(samples) > 1 and (self.traits.batch or self.traits.is_async):
                 results = self._ask(self._line(samples), len(samples))
                 if self.traits.is_async and not self.traits.batch:
-                    again = [r.failed[:1] == [DIED] or r.says == HUNG for r in results]
+                    retry = [r.failed[:1] == [DIED] or r.message == HUNG for r in results]
                 else:
-                    again = [bool(r.failed) for r in results]
+                    retry = [bool(r.failed) for r in results]
                 for i, sample in enumerate(samples):
-                    if again[i]:
+                    if retry[i]:
                         results[i] = self._ask(self._line([sample]), 1)[0]
                 return results
             return [self._ask(self._line([sample]), 1)[0] for sample in samples]
@@ -90,35 +91,35 @@ class Guard:
             answer = json.loads(child.exchange(line, self.deadline_s + grace))
         except CallFailed as error:
             self.end_child()
-            says = HUNG if error.code == TIMEOUT and count > 1 else str(error)
-            return [Result(0.0, failed=[error.code], says=says)] * count
-        except InputError as error:  # it loaded once: its second start is the function's fault
-            return [Result(0.0, failed=[DIED], says=str(error))] * count
-        return [read(item) for item in answer["results"]]
+            message = HUNG if error.code == TIMEOUT and count > 1 else str(error)
+            return [Result(0.0, failed=[error.code], message=message)] * count
+        except InputError as error:  # it loaded before, so a failed restart is the function's fault
+            return [Result(0.0, failed=[DIED], message=str(error))] * count
+        return [to_result(item) for item in answer["results"]]
 
     def child(self) -> Child:
-        """The running child, started if there is none."""
+        """Return the running child; start one if needed."""
         if self._child is None:
             self._child = Child(self.source, self.constants)
             self.restarts += 1
         return self._child
 
     def end_child(self) -> None:
-        """End the child; the next call starts another."""
+        """End the child; the next call starts a new one."""
         if self._child is not None:
             self._child.close()
             self._child = None
 
     def close(self) -> None:
-        """End the child for now: a later call starts it again."""
+        """End the child. A later call starts a new one."""
         with self._lock:
             self.end_child()
 
 
-def read(item: Any) -> Result:
-    """One result as the child sent it."""
+def to_result(item: Any) -> Result:
+    """Convert one result from the child's JSON."""
     if isinstance(item, dict):
         code = item["failed"]
         kind = [f"{code}:{item['type']}"] if "type" in item else []
-        return Result(0.0, failed=[code, *kind], says=item["says"])
+        return Result(0.0, failed=[code, *kind], message=item["message"])
     return Result(*item)

@@ -1,11 +1,9 @@
-"""Many open calls of an async user function at once, from one asyncio loop.
+"""Concurrent calls of an async user function from one asyncio loop.
 
-A function that waits (for a judge's answer, say) is only worth being async if its calls overlap.
-Here every call is one line to the same child, and every answer wakes its own caller. The child
-cancels a call that overruns its deadline. When it stops answering altogether, or dies, it cannot be
-told from here which call did that: every open one is then made again, alone, by `Guard`.
-
-Left out: batch and plain functions, which `Guard.call` serves.
+An async function (that waits for a judge model, say) pays off only if its calls overlap. Each call
+is one line to the same child, and each answer wakes its own caller. The child cancels a call that
+exceeds its deadline. If the child hangs or dies, the parent cannot tell which call caused it, so
+`Guard` repeats every open call alone.
 """
 
 from __future__ import annotations
@@ -18,12 +16,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rcot_rl.errors import InputError
-from reward_fns.user.guard import GRACE_S, Guard, Result, read
-from reward_fns.user.guard_process import DIED, TIMEOUT, CallFailed, Child, encode
+from reward_fns.user.guard import GRACE_S, Guard, Result, to_result
+from reward_fns.user.guard_process import CallFailed, Child, encode
+from reward_fns.user.user_result import DIED, TIMEOUT
 
 
 class Multiplexer:
-    """Open calls of `guard`'s function. Belongs to the loop in which it is first used."""
+    """Open calls of the guard's function. Bound to the event loop of its first use."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -34,7 +33,7 @@ class Multiplexer:
         self._unread, self._unsent = bytearray(), bytearray()
 
     async def call(self, sample: Sequence[Any]) -> Result:
-        """The result of [response, ground truth, row]. Raises InputError for a row not JSON."""
+        """Call the function for one sample [response, ground truth, row]. Raises InputError."""
         number = next(self._ids)
         message = {"id": number, "samples": [sample], "deadline_s": self._guard.deadline_s}
         line = encode(message)
@@ -44,7 +43,7 @@ class Multiplexer:
             self._send(child, line)
             return await asyncio.wait_for(self._open[number], self._guard.deadline_s + GRACE_S)
         except InputError as error:
-            return Result(0.0, failed=[DIED], says=str(error))
+            return Result(0.0, failed=[DIED], message=str(error))
         except (TimeoutError, CallFailed) as error:
             others = len(self._open) > 1
             self._break(DIED if isinstance(error, CallFailed) else TIMEOUT)
@@ -52,7 +51,7 @@ class Multiplexer:
                 async with self._alone:
                     return (await asyncio.to_thread(self._guard.call, [sample]))[0]
             code = error.code if isinstance(error, CallFailed) else TIMEOUT
-            return Result(0.0, failed=[code], says=str(error) or "blocked its event loop")
+            return Result(0.0, failed=[code], message=str(error) or "blocked its event loop")
         finally:
             self._open.pop(number, None)
 
@@ -106,10 +105,10 @@ class Multiplexer:
             answer = json.loads(line)
             future = self._open.get(answer["id"])
             if future is not None and not future.done():
-                future.set_result(read(answer["results"][0]))
+                future.set_result(to_result(answer["results"][0]))
 
     def _fail(self, error: CallFailed) -> None:
-        """The child is gone: all open calls hear it."""
+        """Fail all open calls: the child is gone."""
         alone = len(self._open) == 1
         for future in self._open.values():
             if not future.done():
@@ -127,7 +126,7 @@ class Multiplexer:
         child.close()
         for future in self._open.values():
             if not future.done():
-                future.set_exception(_WithOthers(code, "with others"))
+                future.set_exception(_WithOthers(code, "another call broke the child"))
 
 
 class _WithOthers(CallFailed):

@@ -1,14 +1,15 @@
-"""The process in which a user's reward function runs; `guard.py` starts it and speaks to it.
+"""The child process that runs a user's reward function; `guard_process.py` starts it.
 
-JSON lines over two pipes. The first line in says which function; the first line out, how it wants
-to be called or why it cannot be. Then every line `{"id", "samples", "deadline_s"}` is answered by
-`{"id", "results"}`, a result being [reward, components, reasons] or {"failed": code, "says": text}.
-A plain or batch function is called a line at a time, an async one for all lines at once.
+The protocol is JSON lines over two pipes. The first input line names the function; the first output
+line describes how to call it, or why it cannot be loaded. After that, each line
+`{"id", "samples", "deadline_s"}` is answered by `{"id", "results"}`, where a result is
+[reward, components, reasons] or {"failed": code, "message": text}. A plain or batch function
+handles one line at a time, an async function all lines concurrently.
 
-Whatever the function prints goes to standard error: standard output is the protocol's, and moved
-out of its way. The process ends with its parent, hung or not (PR_SET_PDEATHSIG).
+Output of the function goes to standard error; standard output is reserved for the protocol. The
+process ends with its parent, even if it hangs (PR_SET_PDEATHSIG).
 
-Run by path, not as a module of the package, so that a start does not import all of `reward_fns`.
+It is run by path, not as a module of the package, so that a start does not import `reward_fns`.
 """
 
 from __future__ import annotations
@@ -16,21 +17,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
-import functools
 import importlib.util
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-RAISED = "reward_function_raised"
-BAD_RESULT = "reward_function_bad_result"
-TIMEOUT = "reward_function_timeout"
 PR_SET_PDEATHSIG = 1
 
 
@@ -49,16 +45,16 @@ user_result = _sibling("user_result")
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, even while C code runs."""
+    """Have the kernel kill this process when its parent ends, even while C code runs."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
-    with contextlib.suppress(OSError):  # where memory runs out, this process is the one to go
+    with contextlib.suppress(OSError):  # out of memory, kill this process first
         Path("/proc/self/oom_score_adj").write_text("900", encoding="ascii")
 
 
 def take_pipes() -> tuple[int, int]:
-    """Protocol in and out; standard input becomes empty, standard output goes to the error's."""
+    """Return the protocol's pipes; redirect stdin to /dev/null and stdout to stderr."""
     pipe_in, pipe_out = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -68,14 +64,14 @@ def take_pipes() -> tuple[int, int]:
 
 
 def send(pipe: int, message: Any) -> None:
-    """One line out."""
+    """Write one line."""
     line = memoryview(json.dumps(message).encode("ascii") + b"\n")
     while line:
         line = line[os.write(pipe, line) :]
 
 
 def load(first: dict[str, Any]) -> Any:
-    """The function that the first line names. Raises user_load.LoadError."""
+    """Load the function that the first line names. Raises user_load.LoadError."""
     if "source" in first:
         source = base64.b64decode(first["source"])
         return user_load.load_file(first["path"], source, first["name"])
@@ -83,72 +79,72 @@ def load(first: dict[str, Any]) -> Any:
 
 
 def failed(error: BaseException) -> dict[str, Any]:
-    """A failed call as it crosses the pipe."""
+    """Return a failed call as the protocol encodes it."""
+    if isinstance(error, Late):
+        return {"failed": user_result.TIMEOUT, "message": "was cancelled"}
     if isinstance(error, user_result.BadResult):
-        return {"failed": BAD_RESULT, "says": str(error)}
-    return {"failed": RAISED, "type": type(error).__name__[:100], "says": user_result.where(error)}
+        return {"failed": user_result.BAD_RESULT, "message": str(error)}
+    message = user_result.where(error)
+    return {"failed": user_result.RAISED, "type": type(error).__name__[:100], "message": message}
 
 
 class Caller:
-    """Calls one function for lists of samples."""
+    """Calls one function with lists of samples."""
 
     def __init__(self, function: Any, constants: dict[str, Any]) -> None:
         self.function, self.constants = function, constants
 
     def call(self, samples: list[Any]) -> list[Any]:
-        """All samples in one call of a batch function, one after another else."""
-        if self.function.batch:
-            return self.whole(lambda: self._plain(samples), samples)
-        return [self.single(functools.partial(self._plain, [s])) for s in samples]
+        """Call a batch function once with all samples, any other function sample by sample."""
+        return [result for group in self._groups(samples) for result in self._call(group)]
+
+    async def call_async(self, samples: list[Any], deadline_s: float | None) -> list[Any]:
+        """Like `call`, but await; calls of a non-batch function run concurrently."""
+        import asyncio
+
+        calls = [self._call_async(group, deadline_s) for group in self._groups(samples)]
+        return [result for results in await asyncio.gather(*calls) for result in results]
+
+    def _groups(self, samples: list[Any]) -> list[list[Any]]:
+        return [samples] if self.function.batch else [[sample] for sample in samples]
+
+    def _call(self, samples: list[Any]) -> list[Any]:
+        try:
+            result = self._plain(samples)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt cost only the sample too
+            return [failed(error)] * len(samples)
+        return self._read(result, len(samples))
+
+    async def _call_async(self, samples: list[Any], deadline_s: float | None) -> list[Any]:
+        try:
+            result = await self._within(samples, deadline_s)
+        except BaseException as error:
+            return [failed(error)] * len(samples)
+        return self._read(result, len(samples))
+
+    def _read(self, result: Any, count: int) -> list[Any]:
+        """Return one result per sample of a call."""
+        if not self.function.batch:
+            return [read_one(result)]
+        try:
+            return [read_one(part) for part in user_result.read_results(result, count)]
+        except BaseException as error:
+            return [failed(error)] * count
 
     def _plain(self, samples: list[Any]) -> Any:
-        given, named = self.function.arguments(samples, self.constants)
-        result = self.function.call(*given, **named)
-        if hasattr(result, "__await__"):  # a plain function that hands out a coroutine
+        args, kwargs = self.function.arguments(samples, self.constants)
+        result = self.function.call(*args, **kwargs)
+        if hasattr(result, "__await__"):  # a plain function that returns a coroutine
             import asyncio
 
             result = asyncio.run(_awaited(result))
         return result
 
-    def whole(self, result: Callable[[], Any], samples: list[Any]) -> list[Any]:
-        """One result a sample, or one failure for all."""
-        try:
-            found = user_result.read_results(result(), len(samples))
-        except BaseException as error:
-            return [failed(error)] * len(samples)
-        return [self.single(functools.partial(_same, r)) for r in found]
-
-    def single(self, result: Callable[[], Any]) -> Any:
-        try:
-            return user_result.read_result(result())
-        except BaseException as error:  # SystemExit and KeyboardInterrupt cost one sample too
-            return failed(error)
-
-    async def call_async(self, samples: list[Any], deadline_s: float | None) -> list[Any]:
-        """As `call`, awaiting; the samples of a function that takes one are awaited together."""
-        import asyncio
-
-        if self.function.batch:
-            try:
-                result = await self._within(samples, deadline_s)
-            except BaseException as error:
-                return [_late(error) or failed(error)] * len(samples)
-            return self.whole(lambda: result, samples)
-
-        async def one(sample: Any) -> Any:
-            try:
-                result = await self._within([sample], deadline_s)
-            except BaseException as error:
-                return _late(error) or failed(error)
-            return self.single(lambda: result)
-
-        return list(await asyncio.gather(*map(one, samples)))
-
     async def _within(self, samples: list[Any], deadline_s: float | None) -> Any:
         import asyncio
 
-        given, named = self.function.arguments(samples, self.constants)
-        task = asyncio.ensure_future(_awaited(self.function.call(*given, **named)))
+        args, kwargs = self.function.arguments(samples, self.constants)
+        task = asyncio.ensure_future(_awaited(self.function.call(*args, **kwargs)))
         done, _ = await asyncio.wait([task], timeout=deadline_s)
         if not done:
             task.cancel()
@@ -157,15 +153,15 @@ class Caller:
 
 
 class Late(BaseException):
-    """An awaited call overran its deadline."""
+    """An awaited call exceeded its deadline."""
 
 
-def _same(result: Any) -> Any:
-    return result
-
-
-def _late(error: BaseException) -> dict[str, Any] | None:
-    return {"failed": TIMEOUT, "says": "was cancelled"} if isinstance(error, Late) else None
+def read_one(result: Any) -> Any:
+    """Validate one result; return it as the protocol encodes it."""
+    try:
+        return user_result.read_result(result)
+    except BaseException as error:
+        return failed(error)
 
 
 async def _awaited(result: Any) -> Any:
@@ -173,14 +169,14 @@ async def _awaited(result: Any) -> Any:
 
 
 def serve(pipe_in: Any, pipe_out: int, caller: Caller) -> None:
-    """Answer line by line until the parent closes the pipe."""
+    """Answer lines one by one until the parent closes the pipe."""
     for line in pipe_in:
         message = json.loads(line)
         send(pipe_out, {"id": message["id"], "results": caller.call(message["samples"])})
 
 
 def serve_async(pipe_in: Any, pipe_out: int, caller: Caller) -> None:
-    """Answer all open lines at once, each when it is done."""
+    """Answer lines concurrently, each as soon as it is done."""
     import asyncio
 
     async def answer(message: dict[str, Any]) -> None:
@@ -201,6 +197,7 @@ def serve_async(pipe_in: Any, pipe_out: int, caller: Caller) -> None:
 
 
 def main() -> None:
+    """Load the function, describe it to the parent, and serve calls."""
     die_with_parent(int(sys.argv[1]))
     descriptor, pipe_out = take_pipes()
     pipe_in = os.fdopen(descriptor, "rb", buffering=2**16)
@@ -228,4 +225,4 @@ if __name__ == "__main__":
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(status)  # no thread of the user's may keep the process alive
+        os._exit(status)  # the user's threads must not keep the process alive

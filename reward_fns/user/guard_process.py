@@ -1,7 +1,7 @@
-"""The guard's child process and its pipes: starting, one line in and one out, ending.
+"""The guard's child process and its pipes: start, exchange of lines, end.
 
-`guard_child.py` is the other side. What crosses the pipes is JSON, never pickle. A child ends with
-its parent (it asks the kernel to be killed then) and with `close`, and what it started with it.
+`guard_child.py` is the other side. Messages are JSON, never pickle. A child ends with its parent
+(it asks the kernel to be killed then) and with `close`, which also kills the processes it started.
 """
 
 from __future__ import annotations
@@ -27,45 +27,44 @@ from typing import Any
 import numpy as np
 
 from rcot_rl.errors import InputError
-from reward_fns.user.sources import FileSource, Source
-
-TIMEOUT = "reward_function_timeout"
-DIED = "reward_function_died"
+from reward_fns.user.sources import FileSource, UserSource
+from reward_fns.user.user_load import Style
+from reward_fns.user.user_result import DIED, TIMEOUT
 
 START_S = 120.0
-"""To import what the user's file imports: torch takes long on a busy machine."""
+"""Time for the imports of the user's file: torch takes long on a busy machine."""
 STDERR_KEPT = 4096
-"""Bytes of what the function printed last."""
+"""Number of bytes kept of the function's latest output."""
 
 _CHILD = Path(__file__).with_name("guard_child.py")
 
 
 class CallFailed(Exception):
-    """A call gave no results: `code` is TIMEOUT or DIED, the message says more."""
+    """A call gave no results; `code` is TIMEOUT or DIED."""
 
-    def __init__(self, code: str, says: str) -> None:
-        super().__init__(says)
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
         self.code = code
 
 
 @dataclass(frozen=True)
 class Traits:
-    """How the function wants to be called, as its child found out."""
+    """How to call the function, as its child reports it."""
 
-    style: str
+    style: Style
     batch: bool
     is_async: bool
     row_keys: frozenset[str] | None
-    """Keys of the row that it can take; None: all."""
+    """Row keys that it accepts; None: all."""
     components: tuple[str, ...] | None
-    """Declared by the user's COMPONENTS."""
+    """Declared by COMPONENTS."""
     digest: str
 
 
 class Child:
-    """One process and its pipes. Not for several threads at once."""
+    """A process and its pipes. Not thread-safe."""
 
-    def __init__(self, source: Source, constants: Mapping[str, Any]) -> None:
+    def __init__(self, source: UserSource, constants: Mapping[str, Any]) -> None:
         self.process = _spawn()
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.pipe_in, self.pipe_out = self.process.stdin.fileno(), self.process.stdout.fileno()
@@ -79,12 +78,12 @@ class Child:
         self._answer = bytearray()
         self._end = weakref.finalize(self, _end, self.process, os.getpid())
         try:
-            self.traits = self._hello(source, constants)
+            self.traits = self._load(source, constants)
         except BaseException:
             self.close()
             raise
 
-    def _hello(self, source: Source, constants: Mapping[str, Any]) -> Traits:
+    def _load(self, source: UserSource, constants: Mapping[str, Any]) -> Traits:
         first: dict[str, Any] = {"name": source.name, "constants": dict(constants)}
         if isinstance(source, FileSource):
             first["path"] = str(source.path.resolve())
@@ -110,7 +109,7 @@ class Child:
         )
 
     def exchange(self, line: bytes, timeout_s: float) -> bytes:
-        """One line in, one line out. Raises CallFailed; the child is of no use then."""
+        """Send one line, return one line. After CallFailed the child is unusable."""
         end = time.monotonic() + timeout_s
         view, sending = memoryview(line), True
         view = view[self.write(view) :]
@@ -140,7 +139,7 @@ class Child:
                 self._poller.unregister(self.pipe_in)
 
     def write(self, view: memoryview) -> int:
-        """Bytes that went into the pipe. Raises CallFailed when nobody reads it."""
+        """Return the number of bytes written. Raises CallFailed if the pipe is closed."""
         try:
             return os.write(self.pipe_in, view)
         except BlockingIOError:
@@ -149,7 +148,7 @@ class Child:
             raise self.died() from None
 
     def read_line(self) -> bytes | None:
-        """The next whole answer, None if it is not there yet. Raises CallFailed."""
+        """Return the next answer, or None if it is incomplete. Raises CallFailed."""
         try:
             chunk = os.read(self.pipe_out, 2**16)
         except BlockingIOError:
@@ -163,7 +162,7 @@ class Child:
         return answer
 
     def drain(self) -> bool:
-        """Take what the function printed, and keep the end of it; False: no more will come."""
+        """Read the function's output and keep its end. Return False at end of file."""
         try:
             chunk = os.read(self.pipe_err, 2**16)
         except BlockingIOError:
@@ -177,12 +176,13 @@ class Child:
         return bool(chunk)
 
     def printed(self) -> str:
-        """The last lines that the function printed, as the tail of a message."""
+        """Return the last lines of the function's output, to append to a message."""
         text = b"".join(self._printed)[-STDERR_KEPT:].decode("utf-8", "replace")
         lines = [line for line in text.splitlines() if line.strip()]
         return "; it printed: " + " | ".join(lines[-3:]) if lines else ""
 
     def died(self) -> CallFailed:
+        """Return the error that describes how the process ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=1)
         with contextlib.suppress(OSError):
@@ -191,20 +191,20 @@ class Child:
         if code is None:
             how = "closed its pipes"
         else:
-            how = f"was killed by {_signal(-code)}" if code < 0 else f"left with status {code}"
+            how = f"was killed by {_signal(-code)}" if code < 0 else f"exited with status {code}"
         return CallFailed(DIED, f"its process {how}{self.printed()}")
 
     def close(self) -> None:
-        """End the process. May be called again."""
+        """End the process. Idempotent."""
         self._end()
 
 
 def encode(message: Any) -> bytes:
-    """One line of JSON. NumPy values become plain ones. Raises InputError for others."""
+    """Return one line of JSON. NumPy values become plain ones; others raise InputError."""
     try:
         return json.dumps(message, default=_plain).encode("ascii") + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot be handed to a reward function: {error}", key="row") from error
+        raise InputError(f"cannot be passed to a reward function: {error}", key="row") from error
 
 
 def _plain(value: Any) -> Any:
@@ -224,10 +224,7 @@ _SPAWNER: tuple[int, ThreadPoolExecutor] | None = None
 
 
 def _spawn() -> subprocess.Popen[bytes]:
-    """Start a child from a thread that lives as long as this process does.
-
-    The kernel sends PR_SET_PDEATHSIG when the thread that started the child ends.
-    """
+    """Start a child from a lasting thread: PR_SET_PDEATHSIG is sent when the thread ends."""
     global _SPAWNER
     if _SPAWNER is None or _SPAWNER[0] != os.getpid():
         _SPAWNER = (os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="reward-guard"))
@@ -249,11 +246,11 @@ def _spawn() -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:  # a forked copy of the object: not ours to end
+    if os.getpid() != owner:  # a forked copy must not end its parent's child
         return
     if process.poll() is None:
         with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started as well
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes it started
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:

@@ -1,16 +1,16 @@
-"""Users' own rewards: which function a text names, and what identifies it.
+"""Users' rewards: find the function that a spec names, and what identifies it.
 
-| text | the function |
+| spec | function |
 | --- | --- |
-| `FILE.py:FUNCTION` | of a file; a relative path is from the working directory |
-| `pkg://package.module:FUNCTION` | of a module; `compute_score` if none is named, as in verl |
+| `FILE.py:FUNCTION` | in a file; a relative path starts at the working directory |
+| `pkg://package.module:FUNCTION` | in a module; the default is `compute_score`, as in verl |
 | a name | an installed entry point of the group `rcot_rl.rewards` |
 
-Shipped recipes come first: an entry point of a shipped recipe's name is an error, never a silent
-replacement. Nothing of the user's is executed here; `guard.py` does that, in another process.
-`user_load.py` says what a function may look like and return.
+An entry point with the name of a shipped recipe is an error, never a silent replacement. No user
+code is executed here; `guard.py` does that, in another process. `user_load.py` defines the accepted
+signatures, `user_result.py` the accepted results.
 
-Left out: what the function itself imports is no part of the hash.
+The hash does not cover what the function imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcot_rl.errors import InputError
-from rcot_rl.paths import check_path
+from rcot_rl.system.paths import check_path
 
 GROUP = "rcot_rl.rewards"
 PKG = "pkg://"
@@ -30,10 +30,7 @@ DEFAULT_FUNCTION = "compute_score"
 
 @dataclass(frozen=True)
 class FileSource:
-    """FILE.py:FUNCTION, with the file as it was when the reward was loaded.
-
-    A child that is started again runs the same text, whatever became of the file.
-    """
+    """FILE.py:FUNCTION, with the file's content at load time, which restarted children run too."""
 
     spec: str
     path: Path
@@ -42,7 +39,7 @@ class FileSource:
 
     @property
     def digest(self) -> str:
-        """sha256 of the file and the function's name."""
+        """sha256 of the file's content and the function's name."""
         return hashlib.sha256(self.source + b"\0" + self.name.encode()).hexdigest()
 
 
@@ -55,21 +52,25 @@ class ModuleSource:
     name: str
 
 
-Source = FileSource | ModuleSource
+UserSource = FileSource | ModuleSource
 
 
 def is_user_reward(spec: str) -> bool:
-    """Whether a reward is given as FILE.py:FUNCTION or pkg://MODULE."""
+    """Return True if a spec has the form FILE.py:FUNCTION or pkg://MODULE."""
     file, colon, function = spec.rpartition(":")
     of_file = bool(colon) and file.endswith(".py") and function.isidentifier()
     return of_file or spec.startswith(PKG)
 
 
-def find_source(spec: str, shipped: frozenset[str] = frozenset()) -> Source | None:
-    """The function that `spec` names; None when it names none, and a recipe is meant.
+def find_source(spec: str, shipped: frozenset[str] = frozenset()) -> UserSource | None:
+    """Find the function that `spec` names. Raises InputError.
 
-    shipped: names that entry points may not take. Raises InputError for a file that cannot be
-    read, a malformed text, and a name that is taken twice.
+    Args:
+        spec: FILE.py:FUNCTION, pkg://MODULE, or a name.
+        shipped: Names that entry points must not have.
+
+    Returns:
+        The function, or None if the spec names a recipe.
     """
     if spec.startswith(PKG):
         return _module(spec, spec.removeprefix(PKG).replace("/", "."))
@@ -77,24 +78,21 @@ def find_source(spec: str, shipped: frozenset[str] = frozenset()) -> Source | No
         return _file(spec)
     if spec.endswith(".py"):
         raise InputError("name the function too: FILE.py:FUNCTION", file=spec)
-    found = _entry_points().get(spec, ())
-    if found and spec in shipped:
+    points = _entry_points().get(spec, ())
+    if points and spec in shipped:
         raise InputError(
-            f"is a shipped recipe, and an entry point of {GROUP} in {found[0][0]}; "
+            f"is a shipped recipe and an entry point of {GROUP} in {points[0][0]}; "
             "rename the entry point",
             key=spec,
         )
-    if len(found) > 1:
-        names = " and ".join(distribution for distribution, _ in found)
-        raise InputError(f"is an entry point of {GROUP} in {names}", key=spec)
-    return _module(spec, found[0][1]) if found else None
+    if len(points) > 1:
+        names = " and ".join(distribution for distribution, _ in points)
+        raise InputError(f"is an entry point of {GROUP} in {names}; uninstall one", key=spec)
+    return _module(spec, points[0][1]) if points else None
 
 
 def absolute(spec: str) -> str:
-    """`spec` with a file's path made absolute, for a process with another working directory.
-
-    Raises InputError for a path that the process would interpret.
-    """
+    """Make the file path in `spec` absolute, for another working directory. Raises InputError."""
     if not spec.startswith(PKG) and is_user_reward(spec):
         file, _, function = spec.rpartition(":")
         check_path(file, handed_on=True)
@@ -123,13 +121,13 @@ def _module(spec: str, target: str) -> ModuleSource:
 
 @functools.cache
 def _entry_points() -> dict[str, list[tuple[str, str]]]:
-    """Name to (distribution, module:function) of all that is installed; nothing is imported."""
+    """Return (distribution, module:function) of the installed entry points, by name."""
     from importlib.metadata import entry_points
 
-    found: dict[str, list[tuple[str, str]]] = {}
+    points: dict[str, list[tuple[str, str]]] = {}
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist is not None else "an unnamed distribution"
         item = (distribution, point.value.split("[")[0].replace(" ", ""))
-        if item not in found.setdefault(point.name, []):
-            found[point.name].append(item)
-    return found
+        if item not in points.setdefault(point.name, []):
+            points[point.name].append(item)
+    return points

@@ -1,21 +1,19 @@
-"""A user's reward function, from its source to something that scores lists of samples.
+"""Load a user's reward function and find out how to call it.
 
-Runs in the guard's child process (`guard_child.py`), which alone executes users' code; it imports
-the standard library only, so that a child starts in a tenth of a second. What a function may look
-like is told by the names of its parameters:
+Runs in the guard's child process (`guard_child.py`), the only place that executes users' code.
+Imports only the standard library, so that a child starts in a tenth of a second. The names of the
+parameters decide how a function is called:
 
 | parameters | called with |
 | --- | --- |
-| two positional ones of any name, then any of the row's keys | one response, its ground truth |
-| `responses, ground_truths`, or REWARD_TYPE = "batch" | lists; the row's keys as lists too |
+| two positional ones of any name, then any row keys | one response and its ground truth |
+| `responses, ground_truths`, or REWARD_TYPE = "batch" | lists; row keys are lists too |
 | `solution_str, ground_truth` and `data_source`, `extra_info` | verl's names, one sample |
 | `solution_strs, ground_truths` and `data_sources`, `extra_infos` | verl's names, lists |
 | `reward_input` / `reward_inputs` | EasyR1's dict, or list of dicts |
 
 Each may be `async def`. REWARD_TYPE is an attribute of the function or a constant of its module.
-`user_result.py` says what it may return.
-
-Left out: functions that take images; a row's media are not handed over.
+`user_result.py` defines what it may return. Images of a row are not passed.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 VERL = {"solution_str": "solution_strs", "ground_truth": "ground_truths"}
 VERL_ROW = {"data_source": "data_sources", "extra_info": "extra_infos"}
@@ -38,38 +36,41 @@ INPUTS = ("reward_input", "reward_inputs")
 BATCH = "batch"
 
 Sample = list[Any]
-"""[response, ground truth, row]: what crosses the pipe for one sample."""
+"""[response, ground truth, row]: one sample in the protocol."""
 
 
 class LoadError(Exception):
-    """The function cannot be had: message, and the line or key where that is known."""
+    """The function cannot be loaded; has line and key if they are known."""
 
     def __init__(self, message: str, line: int | None = None, key: str | None = None) -> None:
         super().__init__(message)
         self.line, self.key = line, key
 
 
+Style = Literal["plain", "verl", "inputs"]
+
+
 @dataclass(frozen=True)
 class UserFunction:
-    """A function and how it is called."""
+    """A function and how to call it."""
 
     call: Callable[..., Any]
-    style: str
-    """plain, verl or inputs (EasyR1's)."""
+    style: Style
+    """`inputs` is EasyR1's."""
     batch: bool
     is_async: bool
     accepts: frozenset[str] | None
-    """Keys of the row that it takes; None: all."""
+    """Row keys that it accepts; None: all."""
     taken: frozenset[str]
-    """Names that the row may not use: those of response and ground truth."""
+    """Parameter names of response and ground truth, which row keys must not use."""
     components: tuple[str, ...] | None
-    """Declared by COMPONENTS, beside the function or as its attribute."""
+    """Declared by COMPONENTS, in the module or as an attribute of the function."""
     digest: str
-    """sha256 of the module's source file; empty for a file whose source the parent has read."""
+    """sha256 of the module's source file; empty for a FILE.py, which the parent has read."""
 
     @property
     def row_keys(self) -> frozenset[str] | None:
-        """Keys of the row to send here; None: all."""
+        """Row keys that the parent must send; None: all."""
         if self.accepts is None or self.style == "inputs":
             return None
         singular = {key for key, plural in VERL_ROW.items() if plural in self.accepts}
@@ -78,7 +79,7 @@ class UserFunction:
     def arguments(
         self, samples: list[Sample], constants: dict[str, Any]
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and named arguments of one call; for a single one `samples` has one."""
+        """Return positional and keyword arguments of one call. Non-batch: one sample."""
         rows = [self._row(row) for _, _, row in samples]
         if self.batch:
             keys = dict.fromkeys(key for row in rows for key in row)
@@ -107,43 +108,43 @@ class UserFunction:
     def _verl(
         self, responses: Any, truths: Any, samples: list[Sample], named: dict[str, Any]
     ) -> dict[str, Any]:
-        """verl's names, plural in a batch; `extra_info` is a dict even where the row has none."""
+        """Use verl's names, plural in a batch; `extra_info` is a dict even if the row has none."""
         rows = [row for _, _, row in samples]
         sources = [row.get("data_source") for row in rows]
         extras = [row.get("extra_info") or {} for row in rows]
-        own: dict[str, Any]
-        rest: dict[str, Any]
+        fixed: dict[str, Any]
+        optional: dict[str, Any]
         if self.batch:
-            own = dict(zip(VERL.values(), (responses, truths), strict=True))
-            rest = dict(zip(VERL_ROW.values(), (sources, extras), strict=True))
+            fixed = dict(zip(VERL.values(), (responses, truths), strict=True))
+            optional = dict(zip(VERL_ROW.values(), (sources, extras), strict=True))
         else:
-            own = dict(zip(VERL, (responses, truths), strict=True))
-            rest = dict(zip(VERL_ROW, (sources[0], extras[0]), strict=True))
+            fixed = dict(zip(VERL, (responses, truths), strict=True))
+            optional = dict(zip(VERL_ROW, (sources[0], extras[0]), strict=True))
         named = {k: v for k, v in named.items() if k not in VERL_ROW}
-        wanted = {k: v for k, v in rest.items() if self.accepts is None or k in self.accepts}
-        return {**named, **wanted, **own}
+        if self.accepts is not None:
+            optional = {k: v for k, v in optional.items() if k in self.accepts}
+        return {**named, **optional, **fixed}
 
 
 def load_file(path: str, source: bytes, name: str) -> UserFunction:
-    """The function `name` of a file whose `source` the parent has read. Raises LoadError.
+    """Load the function `name` from the `source` of a file.
 
-    The file's folder is put last on the module path, for imports of its neighbours.
+    The file's folder is appended to `sys.path`, so that it can import its neighbours.
+    Raises LoadError.
     """
     module = types.ModuleType(f"rcot_user_reward_{hashlib.sha256(source).hexdigest()[:16]}")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
+    sys.modules[module.__name__] = module  # dataclasses and pickle look up their module there
     sys.path.append(str(Path(path).parent))
     try:
-        exec(
-            compile(source, path, "exec"), module.__dict__
-        )  # the user's own file, as `python` does
+        exec(compile(source, path, "exec"), module.__dict__)
     except BaseException as error:
         raise _does_not_run(error, path) from error
     return describe(_attribute(module, name), module, name, "")
 
 
 def load_module(name: str, attribute: str) -> UserFunction:
-    """The function of an importable module. Raises LoadError."""
+    """Load a function from an importable module. Raises LoadError."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -158,7 +159,7 @@ def load_module(name: str, attribute: str) -> UserFunction:
 
 
 def _does_not_run(error: BaseException, path: str | None) -> LoadError:
-    """With the line of the user's file that failed, where that can be told."""
+    """Return the error with the line of the user's file that failed, if it is known."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     for frame in traceback.extract_tb(error.__traceback__):
         if path is not None and frame.filename == path:
@@ -168,25 +169,26 @@ def _does_not_run(error: BaseException, path: str | None) -> LoadError:
 
 
 def _attribute(module: types.ModuleType, name: str) -> Callable[..., Any]:
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        value = getattr(value, part, None)
+    if not callable(value):
         raise LoadError("no such function", key=name)
-    return found
+    return value
 
 
 def describe(
     function: Callable[..., Any], module: Any, name: str, digest: str = ""
 ) -> UserFunction:
-    """How `function` wants to be called. Raises LoadError when nothing fits."""
+    """Find out how to call `function`. Raises LoadError if no style fits."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise LoadError(f"has no signature: {error}", key=name) from error
     names = [p.name for p in parameters]
     kind = getattr(function, "REWARD_TYPE", getattr(module, "REWARD_TYPE", None))
-    style, batch = "plain", kind == BATCH or names[:2] == ["responses", "ground_truths"]
+    style: Style = "plain"
+    batch = kind == BATCH or names[:2] == ["responses", "ground_truths"]
     taken = names[:2]
     if names and names[0] in INPUTS:
         style, batch, taken = "inputs", names[0] == INPUTS[1], names[:1]
@@ -194,7 +196,7 @@ def describe(
         style, batch = "verl", set(VERL.values()) <= set(names)
         taken = list(VERL.values() if batch else VERL)
     _check_call(function, style, taken, name)
-    plain = inspect.unwrap(getattr(function, "func", function))  # below partial and wraps
+    plain = inspect.unwrap(getattr(function, "func", function))  # unwrap partial and wraps
     declared = getattr(function, "COMPONENTS", getattr(module, "COMPONENTS", None))
     return UserFunction(
         call=function,
@@ -210,19 +212,21 @@ def describe(
     )
 
 
-def _check_call(function: Callable[..., Any], style: str, taken: list[str], name: str) -> None:
-    """Whether it takes a response and a ground truth; names without a default, beyond them, are
-    filled from the row, whose keys only the data tell."""
+def _check_call(function: Callable[..., Any], style: Style, taken: list[str], name: str) -> None:
+    """Raise LoadError unless it accepts a response and a ground truth.
+
+    Further parameters without a default are filled from the row, whose keys only the data know.
+    """
     signature = inspect.signature(function)
-    given: list[Any] = {"verl": [], "inputs": [None]}.get(style, ["", None])
+    positional: list[Any] = {"verl": [], "inputs": [None]}.get(style, ["", None])
     named = taken if style == "verl" else []
     needed = [
         p.name
-        for p in list(signature.parameters.values())[len(given) :]
+        for p in list(signature.parameters.values())[len(positional) :]
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     try:
-        signature.bind(*given, **dict.fromkeys([*named, *needed]))
+        signature.bind(*positional, **dict.fromkeys([*named, *needed]))
     except TypeError as error:
         message = f"must be callable as f(response, ground_truth): {error}"
         raise LoadError(message, key=name) from error

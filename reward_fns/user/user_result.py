@@ -1,8 +1,9 @@
-"""What a user's reward function returned, read: reward, components and reasons.
+"""Validate what a user's reward function returned: reward, components and reasons.
 
-A result is a number, or a dict with `reward` (verl's `score` and EasyR1's `overall` are taken too),
-numeric components and, if it likes, `reasons`, a list of short texts. The components stand beside
-the reward or, as in a line of `rcot score`, in a dict of their own. Runs in the guard's child.
+A result is a number, or a dict with `reward` (or verl's `score`, or EasyR1's `overall`), numeric
+components and optional `reasons`, a list of short texts. The components are siblings of the reward
+or, as in the output of `rcot score`, in a dict `components`. Runs in the guard's child. The reason
+codes of failures are defined here too.
 """
 
 from __future__ import annotations
@@ -13,44 +14,50 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+RAISED = "reward_function_raised"
+BAD_RESULT = "reward_function_bad_result"
+TIMEOUT = "reward_function_timeout"
+DIED = "reward_function_died"
+
 MAX_COMPONENTS = 64
-"""More is no reward but a mistake, and every component becomes a column of the metrics."""
+"""Every component becomes a metric; more than this is a mistake."""
 
 MAX_REASONS = 64
 MAX_NAME = 200
-"""Characters of a component's name or a reason."""
+"""Maximum length of a component's name or a reason, in characters."""
 
 
 class BadResult(Exception):
-    """What the function returned is no reward; the message says why."""
+    """The function returned an invalid result; the message says why."""
 
 
 def read_result(result: Any) -> tuple[float, dict[str, float], list[str]]:
-    """Reward, components and reasons of what a function returned. Raises BadResult."""
+    """Return reward, components and reasons of one result. Raises BadResult."""
     parts = dict(result) if isinstance(result, dict) else {"reward": result}
     reasons = parts.pop("reasons", [])
     total = next((key for key in ("reward", "score", "overall") if key in parts), None)
     if total is None:
-        raise BadResult(f"a dict without the key 'reward'; it has {_names(parts)}")
+        raise BadResult(f"dict without the key 'reward'; it has {_names(parts)}")
     if isinstance(parts.get("components"), dict):
         parts = _beside(parts.pop("components"), parts)
     parts = {key: _plain(value) for key, value in parts.items()}
     for key, value in parts.items():
         if not isinstance(key, str) or not 0 < len(key) <= MAX_NAME:
-            raise BadResult("a component's name is no short text")
+            raise BadResult(f"a component's name is not a string of 1 to {MAX_NAME} characters")
         if not _finite(value):
             raise BadResult(f"{key!r} is {_shown(value)}, not a finite number")
     if len(parts) > MAX_COMPONENTS + 1:
         raise BadResult(f"more than {MAX_COMPONENTS} components")
-    texts = isinstance(reasons, list | tuple) and all(isinstance(r, str) for r in reasons)
-    if not texts or len(reasons) > MAX_REASONS or any(len(r) > MAX_NAME for r in reasons):
-        raise BadResult("'reasons' is no list of a few short texts")
+    are_texts = isinstance(reasons, list | tuple) and all(isinstance(r, str) for r in reasons)
+    if not are_texts or len(reasons) > MAX_REASONS or any(len(r) > MAX_NAME for r in reasons):
+        limits = f"at most {MAX_REASONS} strings of at most {MAX_NAME} characters"
+        raise BadResult(f"'reasons' is not a list of {limits}")
     reward = float(parts.pop(total))
     return reward, {key: float(value) for key, value in parts.items()}, list(reasons)
 
 
 def read_results(results: Any, count: int) -> list[Any]:
-    """The results of a batch call, one a sample. Raises BadResult."""
+    """Return the results of a batch call, one per sample. Raises BadResult."""
     if hasattr(results, "tolist"):
         results = results.tolist()
     if not isinstance(results, list | tuple):
@@ -61,27 +68,27 @@ def read_results(results: Any, count: int) -> list[Any]:
 
 
 def where(error: BaseException) -> str:
-    """One line on an exception in a user's function: type, message, file and line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _ours(f.filename)]
+    """Describe an exception in a user's function in one line: type, message, file and line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_guard(f.filename)]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}".split("\n")[0][:300] + place
 
 
-def _ours(filename: str) -> bool:
+def _is_guard(filename: str) -> bool:
     return Path(filename).parent == Path(__file__).parent
 
 
 def _beside(components: dict[Any, Any], parts: dict[Any, Any]) -> dict[Any, Any]:
-    twice = [key for key in components if key in parts]
-    if twice:
-        raise BadResult(f"{twice[0]!r} is there twice, in 'components' and beside it")
+    duplicates = [key for key in components if key in parts]
+    if duplicates:
+        raise BadResult(f"{duplicates[0]!r} occurs twice, in 'components' and beside it")
     return {**parts, **components}
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own: NumPy's bool counts as no number else."""
-    of_numpy = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
-    return value.item() if of_numpy else value
+    """Convert a NumPy scalar to a Python one (a NumPy bool is not a `Real`)."""
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
 
 
 def _finite(value: Any) -> bool:

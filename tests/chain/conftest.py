@@ -20,16 +20,16 @@ SMALL = [
     # epoch boundary
     "data.sets={sft-1536: {ktg: 64, aks: 192, val: 8}, grpo-aks-640: {aks: 6, val: 8}, "
     "grpo-ktg-960: {ktg: 32, val: 8}}",
-    "sft.epochs=2",  # until some answers earn something: equal rewards move no weight
-    "sft.batch_size=16",
-    "sft.micro_batch_size=16",
-    "sft.save_every=2",
+    "train.sft.epochs=2",  # until some answers earn something: equal rewards move no weight
+    "train.sft.batch_size=16",
+    "train.sft.micro_batch_size=16",
+    "train.sft.save_every=2",
     "grpo.prompts_per_step=4",
     "grpo.micro_batch_size=32",
     "grpo.save_every=1",
     "grpo.keep_checkpoints=4",  # step 0, from which a stage starts, is looked at
-    "grpo_aks.steps=3",
-    "grpo_ktg.steps=2",
+    "train.grpo-aks.steps=3",
+    "train.grpo-ktg.steps=2",
     "eval.benchmarks=[{dataset: mevis, split: valid_u, limit: 3}]",
     "eval.heldout_prompts=4",
     "eval.heldout_samples=2",
@@ -44,9 +44,9 @@ TRAINED = [
     "data.clip_tasks=[aks]",
     "data.sets={sft-1536: {ktg: 64, aks: 256, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
     "grpo-ktg-960: {ktg: 16, aks: 16, val: 8}}",
-    "sft.batch_size=16",
-    "sft.micro_batch_size=16",
-    "sft.epochs=2",
+    "train.sft.batch_size=16",
+    "train.sft.micro_batch_size=16",
+    "train.sft.epochs=2",
     "grpo.prompts_per_step=4",
     "grpo.micro_batch_size=32",
     "grpo.max_prompt_length=256",
@@ -60,8 +60,11 @@ def small() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def rcot():
-    """Start the console script; `mark` goes into the environment of all that it starts."""
+def start_rcot():
+    """Return a function that starts the console script.
+
+    `mark` is in the environment of every process that it starts.
+    """
 
     def start(*arguments: str, mark: str = "unmarked", **options) -> subprocess.Popen:
         return subprocess.Popen(
@@ -76,36 +79,39 @@ def rcot():
 
 @pytest.fixture(scope="session")
 def survivors():
-    """Command lines of processes whose environment has the mark."""
+    """Return a function that lists the command lines of processes with a mark."""
 
     def find(mark: str) -> list[str]:
-        found = []
+        commands = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             try:
                 if f"RCOT_TEST_MARK={mark}".encode() in (entry / "environ").read_bytes():
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found.append(line.decode(errors="replace"))
+                    commands.append(line.decode(errors="replace"))
             except OSError:
                 continue
-        return [line for line in found if line]
+        return [line for line in commands if line]
 
     return find
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, rcot):
-    """A run with shards and an SFT model, to branch from."""
+def trained(tmp_path_factory, start_rcot):
+    """Return a run with shards and an SFT model, to branch from."""
     run = tmp_path_factory.mktemp("trained") / "run"
     words = ["run", "laptop", *TRAINED, "stages=[data, sft]", "--out", str(run)]
-    assert rcot(*words, stdout=-3).wait(timeout=900) == 0
+    assert start_rcot(*words, stdout=-3).wait(timeout=900) == 0
     return run
 
 
 @pytest.fixture
 def branch(trained, tmp_path):
-    """Make a run of one GRPO stage on the trained run's shards and model: its folder, its words."""
+    """Return a function that makes a run of one GRPO stage on the trained run's shards and model.
+
+    It returns the folder and the arguments of `rcot`.
+    """
 
     def make(name: str, stage: str, *settings: str) -> tuple[Path, list[str]]:
         words = [*TRAINED, f"stages=[{stage}]", *settings]
@@ -118,14 +124,17 @@ def branch(trained, tmp_path):
 
 
 @pytest.fixture
-def variant(branch, rcot):
-    """Run a branch to its end: the metrics of its steps, and its stage's folder."""
+def variant(branch, start_rcot):
+    """Return a function that runs a branch to its end.
+
+    It returns the metrics of its steps and its stage's folder.
+    """
 
     def go(stage: str, *settings: str) -> tuple[list[dict], Path]:
         # the pass that it brings back logs the largest difference between engine and trainer
         folder, words = branch("run", stage, "grpo.old_log_probs=recompute", *settings)
         log = folder.parent / "console.txt"
-        process = rcot(*words, stdout=-3, stderr=log.open("w"))
+        process = start_rcot(*words, stdout=-3, stderr=log.open("w"))
         assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
         rows = (folder / stage / "metrics.jsonl").read_text().splitlines()
         return [json.loads(row) for row in rows], folder / stage

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from verl.experimental.agent_loop.agent_loop import register
 
-from rcot_rl.training.agent_loop import (
+from rcot_rl.training.cached_agent_loop import (
     CachedAgentLoopManager,
     CachedAgentLoopWorkerTQ,
     CachedSingleTurn,

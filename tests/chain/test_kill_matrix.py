@@ -1,4 +1,4 @@
-"""A GRPO stage that is struck again and again ends by itself, every step done once (real stack).
+"""A GRPO stage with repeated faults completes, every step done once (real stack).
 
 The harness and all of its faults are `benchmarks/bench_kills.py`'s; here run the quick ones of each
 kind: a process that dies, one that dies while a checkpoint is written, a reward that hangs, a disk
@@ -20,7 +20,7 @@ BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_kills.py"
 FAULTS = ["trainer rank, mid-step", "driver, mid-save", "hung reward", "full disk"]
 
 
-def test_whatever_strikes_the_stage_ends_with_all_its_steps(tmp_path):
+def test_a_stage_hit_by_faults_completes_every_step_once(tmp_path):
     table = tmp_path / "table.json"
     done = subprocess.run(
         [sys.executable, BENCH, "--only", "; ".join(FAULTS), "--json", table],

@@ -14,6 +14,8 @@ from rcot_rl import chain
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
+from rcot_rl.stages import training_run
+from rcot_rl.stages.stage_run import StageRun
 from rcot_rl.training.checkpoint_store import METRICS, seal
 from rcot_rl.training.jobs import Job
 
@@ -21,7 +23,7 @@ LAST = 8
 
 
 class Trainer:
-    """Stands for `Host`: its only process saves some steps and ends with a status."""
+    """Replace `Host`: its only process saves some steps and ends with a status."""
 
     def __init__(self, folder: Path, status: int, steps: list[int], sealed: bool = True) -> None:
         self.folder, self.status, self.steps, self.sealed = folder, status, steps, sealed
@@ -52,27 +54,27 @@ def train(tmp_path: Path) -> Callable[..., tuple[Path, Trainer]]:
         folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
         attempt = folder.new_attempt("grpo-ktg")
         host = Trainer(folder.stage("grpo-ktg"), status, list(steps), **options)
-        state = SimpleNamespace(
-            recipe=load_recipe("laptop"), folder=folder, host=host,
-            console=SimpleNamespace(line=lambda text: None),
-        )  # fmt: skip
-        job = Job([], {}, attempt / "verl.jsonl", LAST, resumes_from)
-        return chain._train(state, "grpo-ktg", job, attempt), host
+        console = SimpleNamespace(line=lambda text: None)
+        state = StageRun(load_recipe("laptop"), folder, host, console)
+        job = Job(
+            attempt / "verl.yaml", {}, attempt / "verl.jsonl", LAST, resumes_from, on_all_hosts=True
+        )
+        return training_run.train(state, "grpo-ktg", job, [], attempt), host
 
     return go
 
 
 @pytest.mark.parametrize("status", [0, 1, 134, -9])
-def test_the_checkpoint_of_the_last_step_is_enough(train, tmp_path, status):
+def test_a_sealed_last_step_completes_the_stage_with_any_exit_status(train, tmp_path, status):
     checkpoint, _ = train(status, 4, LAST)
     assert checkpoint.name == f"global_step_{LAST}"
     lines = (tmp_path / "run/grpo-ktg/metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["step"] == LAST, "told of, though the process died before its log"
+    assert json.loads(lines[-1])["step"] == LAST, "recorded, though the process died before"
 
 
 @pytest.mark.parametrize("steps", [(), (4,), (4, 7)])
 @pytest.mark.parametrize("status", [0, 1])
-def test_without_it_the_stage_failed_whatever_the_status(train, steps, status):
+def test_a_stage_without_its_last_checkpoint_failed_even_with_status_0(train, steps, status):
     with pytest.raises(StageFailed) as caught:
         train(status, *steps)
     if status == 0:
@@ -86,7 +88,7 @@ def test_a_last_checkpoint_that_is_not_sealed_does_not_count(train):
 
 def test_a_checkpoint_beyond_the_last_step_is_refused(train):
     train(0, LAST)
-    with pytest.raises(InputError, match=f"is of step 9, and the last step is {LAST}"):
+    with pytest.raises(InputError, match=f"has step 9, but the last planned step is {LAST}"):
         train(0, resumes_from=9)
 
 
@@ -96,12 +98,12 @@ def test_a_finished_stage_is_not_trained_again(train):
     assert host.runs == 0
 
 
-def test_an_incomplete_stage_is_started_again_once(tmp_path, monkeypatch):
+def test_an_incomplete_stage_is_restarted_once(tmp_path, monkeypatch):
     """It ends with a verdict, not with old weights."""
     folder = RunFolder.claim(tmp_path / "run", load_recipe("laptop"))
     starts = []
 
-    def stage(state: object) -> None:
+    def stage(run: object, name: str) -> None:
         attempt = folder.new_attempt("sft")
         (attempt / "log.txt").write_text("Total time for train steps: 0.00s\n")
         starts.append(attempt)
@@ -110,7 +112,7 @@ def test_an_incomplete_stage_is_started_again_once(tmp_path, monkeypatch):
             attempt / "log.txt",
         )
 
-    monkeypatch.setitem(chain._STAGES, "sft", stage)
+    monkeypatch.setitem(chain._KINDS, "sft", stage)
     monkeypatch.setattr(chain.time, "sleep", lambda _: None)
     lines: list[str] = []
     state = SimpleNamespace(

@@ -1,6 +1,6 @@
 """The whole chain on the real stack: Ray, verl, FSDP2, vLLM, SAM2, with the shipped models.
 
-One run serves most tests here. It is stopped by Ctrl-C in the middle of GRPO, and goes on.
+One run serves most tests here. It is stopped by Ctrl-C in the middle of GRPO, and resumed.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rcot_rl.chain import model_of
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
+from rcot_rl.stages.stage_run import model_of
 from rcot_rl.training.checkpoint_store import find_checkpoint, settle
 
 pytestmark = pytest.mark.slow
@@ -35,39 +35,39 @@ def logs(run: Path, stage: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, rcot, survivors, small):
-    """The run's folder, what its last command printed, and what Ctrl-C left alive."""
+def finished(tmp_path_factory, start_rcot, survivors, small):
+    """Return the run's folder, the output of its commands, and what Ctrl-C left alive."""
     run = tmp_path_factory.mktemp("chain") / "run"
     command = ["run", "laptop", *small, "--out", str(run)]
-    first = rcot(*command, mark="first", stderr=subprocess.PIPE)
+    first = start_rcot(*command, mark="first", stderr=subprocess.PIPE)
     deadline = time.monotonic() + 900
     while len(metrics(run, "grpo-aks")) < 1 and first.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=120)
+    _, first_output = first.communicate(timeout=120)
     interrupted = {
         "status": first.returncode,
-        "said": said,
+        "output": first_output,
         "survivors": survivors("first"),
         "steps": [line["step"] for line in metrics(run, "grpo-aks")],
     }
-    second = rcot(*command, mark="second", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    second = start_rcot(*command, mark="second", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     table, errors = second.communicate(timeout=1500)
     assert second.returncode == 0, errors[-3000:]
     return run, table, interrupted, errors, survivors("second")
 
 
-def test_ctrl_c_stops_everything_and_says_how_to_go_on(finished):
+def test_ctrl_c_stops_every_process_and_prints_how_to_resume(finished):
     _, _, interrupted, _, _ = finished
     assert interrupted["status"] == 130
-    assert "goes on from here" in interrupted["said"]
+    assert "rerun the same command to resume" in interrupted["output"]
     assert interrupted["survivors"] == []
 
 
 def test_the_second_command_resumes(finished):
-    run, _, _, said, _ = finished
-    assert "sft: done before" in said
+    run, _, _, log, _ = finished
+    assert "sft: done before" in log
     assert len(list((run / "sft").glob("attempt-*"))) == 1
     assert len(list((run / "grpo-aks").glob("attempt-*"))) == 2
     steps = [line["step"] for line in metrics(run, "grpo-aks")]
@@ -75,7 +75,7 @@ def test_the_second_command_resumes(finished):
 
 
 def test_the_rows_come_in_the_order_of_a_run_that_was_never_interrupted(finished):
-    """Derived anew from the seed alone; grpo-aks went through two attempts, grpo-ktg one."""
+    """The order is derived from the seed alone. grpo-aks had two attempts, grpo-ktg one."""
     from torch import Generator, randperm
 
     run, *_ = finished
@@ -94,7 +94,7 @@ def test_nothing_outlives_a_finished_run(finished):
     assert finished[4] == []
 
 
-def test_every_stage_left_what_the_contract_says(finished):
+def test_every_stage_leaves_the_files_of_the_run_folder_contract(finished):
     run, table, *_ = finished
     for stage in ("data", "sft", "grpo-aks", "grpo-ktg", "predict", "eval", "report"):
         assert (run / stage / "done.json").is_file(), stage
@@ -113,7 +113,7 @@ def test_every_stage_left_what_the_contract_says(finished):
     assert "J&F mevis" in table and str(run / "report.html") in table
 
 
-def test_the_engines_are_the_real_ones(finished):
+def test_training_and_rollouts_ran_on_the_real_engines(finished):
     run, *_ = finished
     for stage in ("grpo-aks", "grpo-ktg"):
         attempt = sorted((run / stage).glob("attempt-*"))[-1]
@@ -127,8 +127,11 @@ def test_the_engines_are_the_real_ones(finished):
 
 
 def test_the_engine_samples_from_the_weights_that_were_just_trained(finished):
-    """The actor has moved away from the reference (KL), and yet the engine's probabilities of its
-    own samples equal the actor's: so each sync brought it the new weights."""
+    """Each weight sync gives the engine the new weights.
+
+    The actor has moved away from the reference (KL), and the engine's probabilities of its samples
+    still equal the actor's.
+    """
     run, *_ = finished
     last = metrics(run, "grpo-aks")[-1]
     assert last["actor/kl_loss"] > 1e-5
@@ -171,10 +174,10 @@ def test_the_vision_tower_is_frozen_in_sft(finished):
     assert moved and not any("visual" in name for name in moved)
 
 
-def test_a_finished_run_does_nothing_again(finished, rcot, small):
+def test_rerunning_a_finished_run_does_nothing(finished, start_rcot, small):
     run, *_ = finished
     started = time.monotonic()
-    again = rcot("run", "laptop", *small, "--out", str(run), stdout=subprocess.PIPE)
+    again = start_rcot("run", "laptop", *small, "--out", str(run), stdout=subprocess.PIPE)
     table, _ = again.communicate(timeout=60)
     assert again.returncode == 0 and "J&F mevis" in table
     assert time.monotonic() - started < 30
@@ -192,9 +195,9 @@ def test_a_copy_that_follows_links_is_a_whole_run(finished, small, tmp_path):
         assert settle(checkpoints) == int(newest(copy, stage).name.removeprefix("global_step_"))
 
 
-def test_another_recipe_is_refused(finished, rcot, small):
+def test_another_recipe_is_refused(finished, start_rcot, small):
     run, *_ = finished
-    other = rcot("run", "laptop", *small, "seed=2", "--out", str(run), stderr=subprocess.PIPE)
-    _, said = other.communicate(timeout=60)
+    other = start_rcot("run", "laptop", *small, "seed=2", "--out", str(run), stderr=subprocess.PIPE)
+    _, error = other.communicate(timeout=60)
     assert other.returncode == 2
-    assert "another recipe (differs in: seed)" in said and said.count("\n") == 1
+    assert "another recipe (differs in: seed)" in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A stage that was killed and went on ends with the weights of one that was not, bit for bit.
+"""A killed and resumed stage has the weights of an uninterrupted one, bit for bit.
 
 Rollouts of two runs are the same here because every response has a seed of its own
 (`seeded_rollouts.py`): then nothing may differ, neither weights nor the optimizer's moments.
@@ -23,11 +23,16 @@ SEEDED = (
     f"grpo.verl={{{AGENT}.agent_loop_manager_class: seeded_rollouts.SeededManager, "
     f"{AGENT}.default_agent_loop: seeded_single_turn}}"
 )
-SETTINGS = [SEEDED, "grpo_aks.steps=3", "grpo.save_every=1", "grpo_aks.learning_rate=1e-3"]
+SETTINGS = [
+    SEEDED,
+    "train.grpo-aks.steps=3",
+    "grpo.save_every=1",
+    "train.grpo-aks.learning_rate=1e-3",
+]
 
 
 def tensors(value, prefix=""):
-    """Name -> tensor of a nested state."""
+    """Return name -> tensor of a nested state."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -39,24 +44,24 @@ def tensors(value, prefix=""):
 def states(stage: Path) -> dict:
     import torch
 
-    found = {}
+    states_by_name = {}
     checkpoint = find_checkpoint(stage / "checkpoints" / "latest")
     for kind in ("model", "optim"):
         file = checkpoint / "actor" / f"{kind}_world_size_1_rank_0.pt"
-        found |= tensors(torch.load(file, map_location="cpu", weights_only=False), kind)
-    return found
+        states_by_name |= tensors(torch.load(file, map_location="cpu", weights_only=False), kind)
+    return states_by_name
 
 
-def test_a_killed_stage_ends_with_the_same_weights(branch, rcot, monkeypatch):
+def test_a_killed_stage_ends_with_the_same_weights(branch, start_rcot, monkeypatch):
     import torch
 
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     one, words = branch("one", "grpo-aks", *SETTINGS)
-    assert rcot(*words, stdout=-3, stderr=-3).wait(timeout=900) == 0
+    assert start_rcot(*words, stdout=-3, stderr=-3).wait(timeout=900) == 0
 
     other, words = branch("other", "grpo-aks", *SETTINGS)
-    process = rcot(*words, stdout=-3, stderr=-3)
+    process = start_rcot(*words, stdout=-3, stderr=-3)
     sealed = other / "grpo-aks/checkpoints/global_step_1/checkpoint.json"
     while not sealed.is_file():
         assert process.poll() is None

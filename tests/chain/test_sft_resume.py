@@ -7,10 +7,7 @@ killed right after a step.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,11 +23,11 @@ SETTINGS = [
     "data.sets={sft-1536: {ktg: 9, aks: 9, val: 4}, grpo-aks-640: {aks: 4, val: 4}, "
     "grpo-ktg-960: {ktg: 4, val: 4}}",
     "data.allow_smaller=true",
-    f"sft.batch_size={BATCH}",
-    "sft.micro_batch_size=2",
-    f"sft.epochs={EPOCHS}",
-    "sft.save_every=1",
-    "sft.verl={trainer.max_ckpt_to_keep: null}",
+    f"train.sft.batch_size={BATCH}",
+    "train.sft.micro_batch_size=2",
+    f"train.sft.epochs={EPOCHS}",
+    "train.sft.save_every=1",
+    "train.sft.verl={trainer.max_ckpt_to_keep: null}",
     "eval.benchmarks=[]",
     "stages=[data, sft]",
 ]
@@ -52,7 +49,7 @@ print(json.dumps([len(rows[k]["input_ids"]) for k in range(len(rows))]))
 
 
 def tokens(run: Path) -> list[int]:
-    """Tokens of each step's batch, as the trainer logged them."""
+    """Return the tokens of each step's batch, as the trainer logged them."""
     rows = [json.loads(row) for row in (run / "sft/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "every step once"
     return [round(row["train/global_tokens"]) for row in rows]
@@ -66,33 +63,27 @@ def weights(run: Path) -> dict:
     return {k: v.to_local() if hasattr(v, "to_local") else v for k, v in state.items()}
 
 
-def start(rcot, run: Path, *more: str) -> None:
+def start(start_rcot, run: Path, *more: str) -> None:
     log = run.parent / f"{run.name}.txt"
-    process = rcot(
+    process = start_rcot(
         "run", "laptop", *SETTINGS, *more, "--out", str(run), stdout=-3, stderr=log.open("w")
     )
     assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, rcot) -> Path:
+def straight(tmp_path_factory, start_rcot) -> Path:
     run = tmp_path_factory.mktemp("straight") / "run"
-    start(rcot, run)
+    start(start_rcot, run)
     return run
 
 
-def test_an_uninterrupted_run_takes_the_rows_that_the_seed_gives(straight):
+def test_an_uninterrupted_run_takes_the_rows_that_the_seed_gives(straight, run_python):
     from torch import Generator, randperm
 
-    done = subprocess.run(
-        [sys.executable, "-c", LENGTHS, str(straight / "sft/attempt-1/verl.yaml")],
-        env=os.environ | {"VERL_PLATFORM": "cpu", "RCOT_RL_PLUGIN": "required"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lengths = json.loads(done.stdout.splitlines()[-1])
+    path = str(straight / "sft/attempt-1/verl.yaml")
+    output = run_python(LENGTHS, path, VERL_PLATFORM="cpu", RCOT_RL_PLUGIN="required")
+    lengths = json.loads(output.splitlines()[-1])
     assert len(lengths) == ROWS and len(set(lengths)) > 4
     expected = []
     for epoch in range(EPOCHS):
@@ -103,7 +94,7 @@ def test_an_uninterrupted_run_takes_the_rows_that_the_seed_gives(straight):
 
 
 @pytest.mark.parametrize(("step", "ranks"), [(4, 1), (8, 1), (6, 1), (8, 2)])
-def test_a_resumed_run_trains_every_step_once(straight, tmp_path, rcot, step, ranks):
+def test_a_resumed_run_trains_every_step_once(straight, tmp_path, start_rcot, step, ranks):
     import torch
 
     run = tmp_path / "run"
@@ -112,7 +103,7 @@ def test_a_resumed_run_trains_every_step_once(straight, tmp_path, rcot, step, ra
     shutil.rmtree(run / "sft" / "model")
     for later in range(step + 1, STEPS + 1):
         shutil.rmtree(run / "sft" / "checkpoints" / f"global_step_{later}")
-    start(rcot, run, f"cluster.gpus_per_node={ranks}")
+    start(start_rcot, run, f"cluster.gpus_per_node={ranks}")
     assert (run / "sft" / "attempt-2").is_dir() and not (run / "sft" / "attempt-3").exists()
     assert tokens(run) == tokens(straight)
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""A run in a container of a stranger, inside an allocation, behind a proxy (real stack)."""
+"""A run under a uid without an account, inside an allocation, behind a proxy (real stack)."""
 
 from __future__ import annotations
 
@@ -14,34 +14,47 @@ pytestmark = pytest.mark.slow
 
 STRANGER = ["unshare", "--user", "--map-user=1000910000"]
 DEAD = "http://127.0.0.1:9"  # nothing listens there
-HOSTILE = {
-    "ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "2",
-    "SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "PMI_RANK": "1", "PMI_SIZE": "4",
-    "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.1.2.3",
-    "MASTER_PORT": "29500", "RAY_JOB_ID": "02000000", "RAY_RAYLET_PID": "1",
+GPUS = {"ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "2"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
+MPI = {"PMI_RANK": "1", "PMI_SIZE": "4"}
+TORCHRUN = {
+    "RANK": "3",
+    "LOCAL_RANK": "3",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "10.1.2.3",
+    "MASTER_PORT": "29500",
+}
+RAY = {
+    "RAY_JOB_ID": "02000000",
+    "RAY_RAYLET_PID": "1",
     "RAY_JOB_CONFIG_JSON_ENV_VAR": '{"runtime_env": {"working_dir": "/no/such"}}',
-    "http_proxy": DEAD, "https_proxy": DEAD, "HTTP_PROXY": DEAD, "HTTPS_PROXY": DEAD,
-    "grpc_proxy": DEAD, "RAY_grpc_enable_http_proxy": "1",
-}  # fmt: skip
+    "RAY_grpc_enable_http_proxy": "1",
+}
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), DEAD)
+HOSTILE = GPUS | SLURM | MPI | TORCHRUN | RAY | PROXIES | {"grpc_proxy": DEAD}
 
 
 @pytest.mark.skipif(
     not shutil.which("unshare") or subprocess.run([*STRANGER, "true"], stderr=-3).returncode != 0,
     reason="user namespaces are not permitted here",
 )
-def test_a_strangers_run_in_an_allocation_behind_a_proxy_completes(small, tmp_path):
+def test_a_run_without_an_account_in_an_allocation_behind_a_proxy_completes(small, tmp_path):
     run, temporary = tmp_path / "run", Path("/tmp") / f"rcot-test-{os.getpid()}"
     temporary.mkdir()
     environment = HOSTILE | {"PATH": os.environ["PATH"], "TMPDIR": str(temporary)}
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
-    words = ["run", "laptop", *small, "sft.epochs=1", "grpo_aks.steps=1"]
+    words = ["run", "laptop", *small, "train.sft.epochs=1", "train.grpo-aks.steps=1"]
     words += ["eval.checkpoints=[grpo-aks]", "stages=[data, sft, grpo-aks, predict, eval]"]
     rcot = Path(sys.executable).parent / "rcot"
     try:
         done = subprocess.run(
             [*STRANGER, str(rcot), *words, "--out", str(run)],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert (run / "grpo-aks/model/config.json").is_file() and (
             run / "eval/mevis.json"

@@ -1,4 +1,4 @@
-"""GRPO over two hosts: the losses of one host, and a stage that outlives the loss of a host.
+"""GRPO over two hosts has the losses of one host, and survives the loss of a host.
 
 The hosts are network namespaces (`two_hosts.py`) with one Ray cluster and one FSDP rank each. Runs
 of one recipe are compared, from one CoT-SFT model on the same shards: two ranks on one host, and
@@ -17,11 +17,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from cluster.launch.lost_hosts import LossWatch
+from cluster.supervise.lost_hosts import LossWatch
 from cluster.supervise.processes import StageFailed
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.runfolder import RunFolder
@@ -63,29 +65,36 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-6
 
 @pytest.fixture(scope="module")
 def settings(small, tmp_path_factory) -> list[str]:
-    """The recipe of every run here, but for its cluster section and steps."""
+    """Return the overrides of every run here, without its cluster section and steps."""
     reward = tmp_path_factory.mktemp("reward") / "texts.py"
     reward.write_text(REWARD)
-    kept = [s for s in small if not s.startswith(("eval.", "grpo_ktg.", "grpo_aks.steps"))]
+    dropped = ("eval.", "train.grpo-ktg.", "train.grpo-aks.steps")
+    kept = [setting for setting in small if not setting.startswith(dropped)]
     return [
-        *kept, SEEDED, f"grpo_aks.reward={reward}:score", "data.describe=template",
-        "stages=[data, sft, grpo-aks]", "sft.micro_batch_size=8", "grpo.micro_batch_size=16",
-    ]  # fmt: skip
+        *kept,
+        SEEDED,
+        f"train.grpo-aks.reward={reward}:score",
+        "data.describe=template",
+        "stages=[data, sft, grpo-aks]",
+        "train.sft.micro_batch_size=8",
+        "grpo.micro_batch_size=16",
+    ]
 
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Ray's workers, on whichever host, find this checkout and the agent loop beside this file."""
+    """Return variables that let Ray's workers import this checkout and this folder."""
     paths = [str(_HERE.parents[1]), str(_HERE), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
 
 
 @pytest.fixture(scope="module")
-def trained(settings, tmp_path_factory) -> Path:
-    """A run folder with shards and CoT-SFT's model."""
+def trained(settings, tmp_path_factory, run_rcot: Callable[..., CompletedProcess[str]]) -> Path:
+    """Return a run folder with shards and CoT-SFT's model."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    words = ["run", "laptop", *settings, f"grpo_aks.steps={STEPS}", "stages=[data, sft]"]
-    subprocess.run([sys.executable, "-m", "rcot_rl.cli", *words, "--out", str(run)], check=True)
+    words = ["run", "laptop", *settings, f"train.grpo-aks.steps={STEPS}", "stages=[data, sft]"]
+    done = run_rcot(*words, "--out", run)
+    assert done.returncode == 0, done.stderr[-3000:]
     return run
 
 
@@ -102,7 +111,7 @@ def _across(hosts) -> list[str]:
 
 
 def _clone(trained: Path, run: Path, settings: list[str]) -> Path:
-    """A run of these settings whose data and CoT-SFT are done."""
+    """Return a run of these settings whose data and CoT-SFT are done."""
     RunFolder.claim(run, load_recipe("laptop", settings))
     for part in ("corpora", "shards", "data", "sft"):
         shutil.copytree(trained / part, run / part, symlinks=True)
@@ -137,8 +146,8 @@ time.sleep(600)
 """
 
 
-def test_the_loss_of_a_host_is_heard_and_its_return_waited_for(hosts, tmp_path):
-    """Without verl: what Ray tells a driver, and who is ready for the next start."""
+def test_a_lost_host_is_reported_and_its_return_is_awaited(hosts, tmp_path):
+    """Without verl: what Ray reports to a driver, and which hosts are ready for the next start."""
     log = tmp_path / "log.txt"
     with log.open("wb") as output:
         driver = hosts.popen(0, ["-c", DRIVER, hosts.address], stdout=output, stderr=output)
@@ -163,21 +172,21 @@ def test_the_loss_of_a_host_is_heard_and_its_return_waited_for(hosts, tmp_path):
 
 
 def _ready(hosts, wait_s: float) -> int:
-    """The exit status of the wait before a start."""
+    """Return the exit status of the wait before a start."""
     size = ["--nodes", "2", "--gpus", "1", "--wait", str(wait_s)]
     return hosts.popen(0, ["-m", "cluster.launch.await_hosts", hosts.address, *size]).wait(600)
 
 
-def test_two_hosts_give_the_losses_of_one(hosts, settings, trained, environment, tmp_path):
-    ours = [*settings, f"grpo_aks.steps={STEPS}"]
-    one = [*ours, "cluster.nodes=1", "cluster.gpus_per_node=2"]
-    alone = _clone(trained, tmp_path / "one", one)
-    command = [sys.executable, "-m", "rcot_rl.cli", "run", "laptop", *one, "--out", str(alone)]
+def test_losses_on_two_hosts_equal_those_on_one(hosts, settings, trained, environment, tmp_path):
+    overrides = [*settings, f"train.grpo-aks.steps={STEPS}"]
+    one_host = [*overrides, "cluster.nodes=1", "cluster.gpus_per_node=2"]
+    alone = _clone(trained, tmp_path / "one", one_host)
+    command = [sys.executable, "-m", "rcot_rl.cli", "run", "laptop", *one_host, "--out", str(alone)]
     subprocess.run(command, check=True, env=os.environ | environment)
 
-    two = [*ours, *_across(hosts)]
-    both = _clone(trained, tmp_path / "two", two)
-    process = hosts.popen(0, ["-m", "rcot_rl.cli", "run", "laptop", *two, "--out", str(both)])
+    two_hosts = [*overrides, *_across(hosts)]
+    both = _clone(trained, tmp_path / "two", two_hosts)
+    process = hosts.popen(0, ["-m", "rcot_rl.cli", "run", "laptop", *two_hosts, "--out", str(both)])
     ranks = _watched(hosts, process)
     assert process.wait() == 0
     assert ranks == {0: 1, 1: 1}, "one trainer rank on each host"
@@ -195,7 +204,7 @@ def test_two_hosts_give_the_losses_of_one(hosts, settings, trained, environment,
 
 
 def _watched(hosts, process, within_s: float = 900.0) -> dict[int, int]:
-    """The most trainer ranks seen on each host while the process ran."""
+    """Return the most trainer ranks seen on each host while the process ran."""
     most, end = {0: 0, 1: 0}, time.monotonic() + within_s
     while process.poll() is None:
         assert time.monotonic() < end
@@ -214,14 +223,19 @@ def _title(pid: int) -> str:
 
 
 @pytest.mark.parametrize("when", ["mid-step", "mid-save"])
-def test_a_stage_outlives_the_loss_of_a_host(hosts, settings, trained, tmp_path, when):
+def test_a_stage_resumes_after_the_loss_of_a_host(hosts, settings, trained, tmp_path, when):
     steps, lost_after = 4, 2
-    ours = [
-        *settings, *_across(hosts), f"grpo_aks.steps={steps}", "supervise.backoff_s=1",
-        "supervise.heartbeat_s=300", "supervise.startup_s=600", "launch.health.wait_s=300",
-    ]  # fmt: skip
-    run = _clone(trained, tmp_path / "run", ours)
-    process = hosts.popen(0, ["-m", "rcot_rl.cli", "run", "laptop", *ours, "--out", str(run)])
+    overrides = [
+        *settings,
+        *_across(hosts),
+        f"train.grpo-aks.steps={steps}",
+        "supervise.backoff_s=1",
+        "supervise.heartbeat_s=300",
+        "supervise.startup_s=600",
+        "launch.health.wait_s=300",
+    ]
+    run = _clone(trained, tmp_path / "run", overrides)
+    process = hosts.popen(0, ["-m", "rcot_rl.cli", "run", "laptop", *overrides, "--out", str(run)])
     try:
         _await(lambda: len(_metrics(run)) >= lost_after, process)
         if when == "mid-step":

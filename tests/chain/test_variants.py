@@ -17,16 +17,19 @@ def rollouts(stage, step: int) -> list[dict]:
 
 
 def aligned(steps: list[dict]) -> None:
-    """The engine's probabilities of its own samples are the trainer's, after each sync too."""
+    """Assert that engine and trainer agree on the probabilities of samples, after each sync too."""
     for step in steps:
         assert step["training/rollout_probs_diff_max"] < 1e-3, step["step"]
 
 
-def test_agentic_aks(variant):
+def test_agentic_rewards_belong_to_whole_episodes(variant):
     steps, stage = variant(
-        "grpo-aks", "grpo_aks.agent=agentic-aks", "grpo_aks.reward=aks-agentic",
-        "grpo_aks.steps=2", "predict.rounds=2",
-    )  # fmt: skip
+        "grpo-aks",
+        "train.grpo-aks.agent=agentic-aks",
+        "train.grpo-aks.reward=aks-agentic",
+        "train.grpo-aks.steps=2",
+        "predict.rounds=2",
+    )
     aligned(steps)  # judgements show images, re-selections the clip as a video
     rows = [row for step in (1, 2) for row in rollouts(stage, step)]
     turns: dict[tuple[str, int], list[dict]] = {}
@@ -47,12 +50,15 @@ def test_agentic_aks(variant):
         assert {row["reward"] for row in of_response} == {last["reward"]}
 
 
-def test_many_workers(variant):
+def test_many_workers_return_every_response_of_every_group(variant):
     """As on a host with GPUs: several processes ask the engine at once, score, keep the data."""
     steps, stage = variant(
-        "grpo-aks", "grpo_aks.steps=2", "cluster.agent_workers=4", "cluster.reward_workers=3",
+        "grpo-aks",
+        "train.grpo-aks.steps=2",
+        "cluster.agent_workers=4",
+        "cluster.reward_workers=3",
         "cluster.queue_storage_units=3",
-    )  # fmt: skip
+    )
     aligned(steps)
     for step in (1, 2):
         rows = rollouts(stage, step)
@@ -60,8 +66,8 @@ def test_many_workers(variant):
         assert all(row["response"] for row in rows)
 
 
-def test_lora(variant):
-    steps, stage = variant("grpo-aks", "grpo.lora_rank=8", "grpo_aks.steps=3")
+def test_lora_trains_an_adapter_and_publishes_a_merged_model(variant):
+    steps, stage = variant("grpo-aks", "grpo.lora_rank=8", "train.grpo-aks.steps=3")
     aligned(steps)
     assert steps[0]["actor/kl_loss"] == pytest.approx(0, abs=1e-6), "the adapter starts at nothing"
     assert steps[2]["actor/kl_loss"] > 1e-6, "and has moved; the engine's with it (aligned)"
@@ -75,11 +81,15 @@ def test_lora(variant):
     assert moved and not any("visual" in name for name in moved)
 
 
-def test_joint_tasks_with_dynamic_sampling(variant):
+def test_dynamic_sampling_on_joint_tasks_leaves_no_group_without_variance(variant):
     steps, stage = variant(
-        "grpo-ktg", "grpo_ktg.reward=joint", "grpo_ktg.advantage=task",
-        "grpo_ktg.dynamic_sampling=true", "grpo_ktg.steps=2",
-    )  # fmt: skip
+        "grpo-ktg",
+        "train.grpo-ktg.after=sft",
+        "train.grpo-ktg.reward=joint",
+        "train.grpo-ktg.advantage=task",
+        "train.grpo-ktg.dynamic_sampling=true",
+        "train.grpo-ktg.steps=2",
+    )
     aligned(steps)
     for step in steps:
         assert step["group/zero_variance_fraction"] == 0, "such groups were sampled again"
@@ -87,7 +97,7 @@ def test_joint_tasks_with_dynamic_sampling(variant):
     assert sources == {"rcot/aks", "rcot/ktg"}
 
 
-def test_rollouts_beside_the_update(variant):
-    steps, _ = variant("grpo-aks", "grpo.rollouts=colocate-async", "grpo_aks.steps=3")
+def test_asynchronous_rollouts_complete_every_step(variant):
+    steps, _ = variant("grpo-aks", "grpo.rollouts=colocate-async", "train.grpo-aks.steps=3")
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert all(step["training/rollout_actor_probs_pearson_corr"] > 0.9 for step in steps)

@@ -1,11 +1,11 @@
-"""Two hosts on one machine: network namespaces with an address each, and a Ray cluster over both.
+"""Two hosts on one machine: network namespaces with one address each, and a Ray cluster over both.
 
-Each host has a namespace, one end of a veth pair (10.77.0.1 and 10.77.0.2), a loopback of its own
-and one raylet. Whatever the two say to one another goes through that wire: Ray, gloo, requests to
-vLLM. What two machines would not share and these do: the disk, /tmp, /dev/shm, the clock, the
-cores, the kernel. Needs root and iproute2.
+Each host has a namespace, one end of a veth pair (10.77.0.1 and 10.77.0.2), its own loopback and
+one raylet. All traffic between the two uses that wire: Ray, gloo, requests to vLLM. Unlike two
+machines, they share the disk, /tmp, /dev/shm, the clock, the cores and the kernel. Needs root and
+iproute2.
 
-Raylets are started as the launchers start them (`cluster.launch.node`).
+Raylets start as the launchers start them (`cluster.launch.node`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cluster.launch.node import interfaces, ray_arguments
-from cluster.launch.rendezvous import Place
+from cluster.launch.rendezvous import NodeAddress
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORTS = list(range(20000, 20008))
@@ -32,30 +32,36 @@ _UP = b"This command will now block forever"
 
 
 def unable() -> str | None:
-    """Why this machine cannot play two hosts; None: it can."""
+    """Return why this machine cannot simulate two hosts; None if it can."""
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
     if shutil.which("ip") is None:
         return "needs iproute2"
     name = f"rcot{os.getpid()}x"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if made.returncode != 0:
-        return f"no network namespaces here: {made.stderr.strip()}"
+    done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if done.returncode != 0:
+        return f"no network namespaces here: {done.stderr.strip()}"
     _ip("netns", "del", name)
     return None
 
 
 class TwoHosts:
-    """A context in which the two hosts are up; leaving it ends whatever runs on them.
+    """A context in which the two hosts are up; leaving it ends all their processes.
 
-    folder: for the raylets' logs. environment: added for all processes on the hosts. Hosts are
-    numbered 0 (Ray's head) and 1. Raises RuntimeError when a raylet does not come up.
+    Hosts are numbered 0 (Ray's head) and 1.
+
+    Args:
+        folder: For the raylets' logs.
+        environment: Added for all processes on the hosts.
+
+    Raises:
+        RuntimeError: A raylet does not come up.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.address = f"{ADDRESSES[0]}:{PORTS[0]}"
-        """Of the Ray cluster, for `cluster.ray_address`."""
+        """Address of the Ray cluster, for `cluster.ray_address`."""
         self._names = [f"rcot{os.getpid()}{letter}" for letter in "ab"]
         self._temporary = Path(tempfile.mkdtemp(prefix="rcot-hosts-"))
         self._raylets: dict[int, subprocess.Popen[bytes]] = {}
@@ -89,36 +95,39 @@ class TwoHosts:
             _ip("-n", name, "link", "set", "lo", "up")
         a, b = self._names
         _ip("-n", a, "link", "add", _WIRE, "type", "veth", "peer", "name", _WIRE, "netns", b)
-        for name, own in zip(self._names, ADDRESSES, strict=True):
-            _ip("-n", name, "addr", "add", f"{own}/24", "dev", _WIRE)
+        for name, ip in zip(self._names, ADDRESSES, strict=True):
+            _ip("-n", name, "addr", "add", f"{ip}/24", "dev", _WIRE)
         for host in (0, 1):
             self.plug(host)
 
     def plug(self, host: int) -> None:
-        """The wire's end goes in (again). A route to anywhere else lets Ray find its address."""
+        """Connect a host's end of the wire. Ray finds its address by the default route."""
         name = self._names[host]
         _ip("-n", name, "link", "set", _WIRE, "up")
         _ip("-n", name, "route", "replace", "default", "via", ADDRESSES[1 - host], "dev", _WIRE)
 
     def environment(self, host: int) -> dict[str, str]:
-        """Of processes on a host: what its raylet has, and what the network there is called."""
-        place = Place(host, self._names[host], ADDRESSES[host], _WIRE)
-        return self._environment | interfaces(place, nodes=2)
+        """Return the environment of processes on a host, like its raylet's."""
+        return self._environment | interfaces(self._node(host), nodes=2)
+
+    def _node(self, host: int) -> NodeAddress:
+        return NodeAddress(host, self._names[host], ADDRESSES[host], _WIRE)
 
     def popen(self, host: int, arguments: list[str], **options: Any) -> subprocess.Popen[Any]:
-        """Python with these arguments on a host."""
+        """Start Python with these arguments on a host."""
         words = ["ip", "netns", "exec", self._names[host], sys.executable, *arguments]
         return subprocess.Popen(words, env=self.environment(host), **options)
 
     def start(self, host: int, within_s: float = 300.0) -> None:
-        """The host's raylet, until it says that it has joined.
+        """Start the host's raylet, and wait until it has joined.
 
-        Ray gives one 30 s, which a busy machine may not have: it is then started once more.
+        It is restarted if it does not come up within the 30 s that Ray gives it: a busy machine may
+        need more.
         """
         temporary = self._temporary / str(host)
         temporary.mkdir(exist_ok=True)
         arguments = ray_arguments(
-            Place(host, self._names[host], ADDRESSES[host], _WIRE),
+            self._node(host),
             PORTS,
             head=self.address if host else None,
             gpus=1,
@@ -151,16 +160,17 @@ class TwoHosts:
         return False
 
     def pids(self, host: int) -> list[int]:
-        """Every process in the host's namespace."""
-        said = subprocess.run(
+        """Return the pids of all processes in the host's namespace."""
+        done = subprocess.run(
             ["ip", "netns", "pids", self._names[host]], capture_output=True, text=True
         )
-        return [int(word) for word in said.stdout.split()]
+        return [int(word) for word in done.stdout.split()]
 
     def lose(self, host: int) -> int:
-        """The power fails: first the wire, so that nobody says goodbye, then every process.
+        """Simulate a power failure: cut the wire first, so that no process disconnects cleanly.
 
-        Returns how many there were.
+        Returns:
+            The number of killed processes.
         """
         _ip("-n", self._names[host], "link", "set", _WIRE, "down")
         return self._kill_all(host)
@@ -179,7 +189,7 @@ class TwoHosts:
         return killed
 
     def down(self) -> None:
-        """End all processes on both hosts, remove the hosts."""
+        """End all processes on both hosts, and remove the hosts."""
         for host in (1, 0):
             self._kill_all(host)
             _ip("netns", "del", self._names[host], check=False)

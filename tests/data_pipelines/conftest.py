@@ -1,22 +1,25 @@
-"""Tiny corpora in the public layouts, with the masks they were drawn from."""
+"""Tiny corpora in the public layouts, with the masks that they were drawn from."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from hotcoco import mask as coco
 from hypothesis import settings
 from PIL import Image
 
-# A busy machine is no fault of an example's.
+# An example may be slow on a busy machine.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+SaveJson = Callable[[Path, object], None]
+EncodeRle = Callable[[np.ndarray], dict | None]
 
 HEIGHT, WIDTH, FRAMES, OBJECTS = 36, 52, 6, 3
 NAMES = ("red circle", "blue square", "green star")
@@ -24,7 +27,7 @@ NAMES = ("red circle", "blue square", "green star")
 
 @dataclass
 class Drawn:
-    """What a corpus was drawn from: the truth that tests compare with."""
+    """The ground truth of a corpus."""
 
     root: Path
     masks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -35,7 +38,7 @@ class Drawn:
 
 
 def draw_masks(rng: np.random.Generator) -> np.ndarray:
-    """bool [OBJECTS, T, H, W], disjoint, each object hidden in some frames and seen in some."""
+    """Return bool [OBJECTS, T, H, W]: disjoint masks; each object is hidden in some frames."""
     label = np.zeros((FRAMES, HEIGHT, WIDTH), dtype=np.uint8)
     for k in range(1, OBJECTS + 1):
         seen = rng.permutation(FRAMES)[: rng.integers(2, FRAMES - 1)]
@@ -63,20 +66,6 @@ def _save_png(path: Path, label: np.ndarray) -> None:
     image.save(path)
 
 
-def _rle(mask: np.ndarray) -> dict | None:
-    if not mask.any():
-        return None
-    done = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    counts = done["counts"]
-    text = counts.decode() if isinstance(counts, bytes) else counts
-    return {"size": list(mask.shape), "counts": text}
-
-
-def _write(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
 def _frames(drawn: Drawn, folder: Path, video: str, rng: np.random.Generator) -> None:
     for stem in drawn.frames[video]:
         path = folder / video / f"{stem}.jpg"
@@ -84,8 +73,16 @@ def _frames(drawn: Drawn, folder: Path, video: str, rng: np.random.Generator) ->
         cv2.imwrite(str(path), rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
 
 
-def make_corpus(root: Path, layout: str, split: str, n_videos: int, seed: int = 0) -> Drawn:
-    """Writes a corpus; sentences of several or no targets where the layout has them."""
+def make_corpus(
+    root: Path,
+    layout: str,
+    split: str,
+    n_videos: int,
+    seed: int,
+    save_json: SaveJson,
+    coco_rle: EncodeRle,
+) -> Drawn:
+    """Write a corpus; with expressions of several or no targets where the layout allows them."""
     rng = np.random.default_rng([seed, len(layout)])
     drawn = Drawn(root)
     step = 5 if layout == "ref-youtube-vos" else 1
@@ -99,11 +96,11 @@ def make_corpus(root: Path, layout: str, split: str, n_videos: int, seed: int = 
         drawn.frames[video] = [f"{t * step:05d}" for t in range(FRAMES)]
         drawn.sentences[video] = _sentences(objects, layout in ("mevis", "revos"))
     if layout in ("ref-youtube-vos", "davis17"):
-        _write_labels(drawn, split, rng)
+        _write_labels(drawn, split, rng, save_json)
     elif layout == "reasonvos":
-        _write_reasonvos(drawn, rng)
+        _write_reasonvos(drawn, rng, save_json)
     else:
-        _write_rle(drawn, layout, split, rng)
+        _write_rle(drawn, layout, split, rng, save_json, coco_rle)
     sidecar = {
         video: {
             "description": f"a clip of {video}",
@@ -112,11 +109,11 @@ def make_corpus(root: Path, layout: str, split: str, n_videos: int, seed: int = 
         }
         for video, masks in drawn.masks.items()
     }
-    _write(root / "toy.json", {"videos": sidecar})
+    save_json(root / "toy.json", {"videos": sidecar})
     return drawn
 
 
-def _write_labels(drawn: Drawn, split: str, rng: np.random.Generator) -> None:
+def _write_labels(drawn: Drawn, split: str, rng: np.random.Generator, save_json: SaveJson) -> None:
     videos = {}
     for video, masks in drawn.masks.items():
         _frames(drawn, drawn.root / split / "JPEGImages", video, rng)
@@ -131,10 +128,10 @@ def _write_labels(drawn: Drawn, split: str, rng: np.random.Generator) -> None:
             "frames": drawn.frames[video],
         }
     path = drawn.root / "meta_expressions" / split / "meta_expressions.json"
-    _write(path, {"videos": videos})
+    save_json(path, {"videos": videos})
 
 
-def _write_reasonvos(drawn: Drawn, rng: np.random.Generator) -> None:
+def _write_reasonvos(drawn: Drawn, rng: np.random.Generator, save_json: SaveJson) -> None:
     videos = {}
     for video, masks in drawn.masks.items():
         _frames(drawn, drawn.root / "JPEGImages", video, rng)
@@ -150,10 +147,17 @@ def _write_reasonvos(drawn: Drawn, rng: np.random.Generator) -> None:
                 for e, (text, objects) in drawn.sentences[video].items()
             ],
         }
-    _write(drawn.root / "meta_expressions.json", {"videos": videos})
+    save_json(drawn.root / "meta_expressions.json", {"videos": videos})
 
 
-def _write_rle(drawn: Drawn, layout: str, split: str, rng: np.random.Generator) -> None:
+def _write_rle(
+    drawn: Drawn,
+    layout: str,
+    split: str,
+    rng: np.random.Generator,
+    save_json: SaveJson,
+    coco_rle: EncodeRle,
+) -> None:
     videos, mask_dict, running = {}, {}, 100
     base = drawn.root / split if layout == "mevis" else drawn.root
     for video, masks in drawn.masks.items():
@@ -161,7 +165,7 @@ def _write_rle(drawn: Drawn, layout: str, split: str, rng: np.random.Generator) 
         annos = {}
         for o, mask in masks.items():
             annos[o] = running
-            mask_dict[str(running)] = [_rle(m) for m in mask]
+            mask_dict[str(running)] = [coco_rle(m) for m in mask]
             running -= 1
         expressions = {}
         for e, (text, objects) in drawn.sentences[video].items():
@@ -174,15 +178,27 @@ def _write_rle(drawn: Drawn, layout: str, split: str, rng: np.random.Generator) 
                 expressions[e]["type_id"] = 0 if objects else 2
         videos[video] = {"expressions": expressions, "frames": drawn.frames[video]}
     name = "meta_expressions.json" if layout == "mevis" else f"meta_expressions_{split}_.json"
-    _write(base / name, {"videos": videos})
-    _write(base / "mask_dict.json", mask_dict)
+    save_json(base / name, {"videos": videos})
+    save_json(base / "mask_dict.json", mask_dict)
 
 
 @pytest.fixture
-def corpus_maker(tmp_path: Path) -> Callable[..., Drawn]:
-    """make_corpus(layout, split, n_videos, seed=0), each under a folder of its own."""
+def corpus_maker(tmp_path: Path, save_json: SaveJson, coco_rle: EncodeRle) -> Callable[..., Drawn]:
+    """Return a function that writes a corpus of a layout, each layout in its own folder."""
 
     def make(layout: str, split: str = "train", n_videos: int = 4, seed: int = 0) -> Drawn:
-        return make_corpus(tmp_path / "corpora" / layout, layout, split, n_videos, seed)
+        folder = tmp_path / "corpora" / layout
+        return make_corpus(folder, layout, split, n_videos, seed, save_json, coco_rle)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def parquet_rows() -> Callable[[Path, str], Iterator[dict[str, Any]]]:
+    """Return a function that yields the rows of a split of a shard set, in order."""
+
+    def rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+        for path in sorted(folder.glob(f"{split}-*.parquet")):
+            yield from pq.read_table(path).to_pylist()
+
+    return rows

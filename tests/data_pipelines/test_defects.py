@@ -1,4 +1,4 @@
-"""Defects planted in corpora of the three training layouts: each is named, nothing else is lost."""
+"""Every defect planted in the three training layouts is reported, and costs nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_pipelines.build import build
+from data_pipelines.build import build as build_shards
 from data_pipelines.planning.candidates import POOLS, candidates
 from data_pipelines.planning.scan import VideoFacts
 from data_pipelines.planning.survey import open_corpora, scan
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+from rcot_rl.recipe.data_section import CorpusRef, DataSection, SetSize
+
+build = partial(build_shards, canvas=56)
 
 LAYOUTS = ("ref-youtube-vos", "mevis", "revos")
 VIDEOS = {"ref-youtube-vos": 24, "mevis": 24, "revos": 20}
@@ -30,13 +33,13 @@ SINGLE = ("0", "1", "2")
 
 @dataclass(frozen=True)
 class Place:
-    """One video of one corpus, as its files and documents lie on disk."""
+    """The files and documents of one video of a corpus."""
 
     layout: str
     root: Path
     video: str
     meta: dict[str, Any]
-    """The whole document of expressions, to be changed in place."""
+    """The whole document of expressions; changed in place."""
     masks: dict[str, Any] | None
     """mask_dict.json, where the layout has one."""
 
@@ -55,32 +58,32 @@ class Place:
         return self.base / "Annotations" / self.video / f"{self.entry['frames'][index]}.png"
 
     def key(self, rest: str = "") -> str:
-        """The dotted key of this video's entry, or of something in it."""
+        """Return the dotted key of this video's entry, or of a part of it."""
         return f"videos.{self.video}" + (f".{rest}" if rest else "")
 
     def anno(self, k: int) -> str:
-        """Annotation of the k-th object; expressions k, 3 (of 0 and 1) and 4 (of all) name it."""
+        """Return the k-th object's annotation: expressions k, 3 (of 0 and 1) and 4 (all)."""
         return str(self.entry["expressions"][str(k)]["anno_id"][0])
 
     def seen(self, k: int) -> int:
-        """A frame in which the k-th object has a mask."""
+        """Return a frame in which the k-th object has a mask."""
         assert self.masks is not None
         return next(t for t, m in enumerate(self.masks[self.anno(k)]) if m is not None)
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What the manifest must say of a defect, and what may be lost to it."""
+    """The manifest's expected entry of a defect, and what it may cost."""
 
     reason: str
     where: str
-    """Must be part of the defect's place."""
+    """Part of the defect's place."""
     expressions: tuple[str, ...] = ()
-    """Each must be named once. Empty: the defect is a frame's or the video's."""
+    """Each must be reported once. Empty if the defect is a frame's or the video's."""
     frame: int | None = None
-    """The frame that is lost; None, without expressions: the whole video is."""
+    """The lost frame; None without expressions: the whole video is lost."""
     video: str | None = None
-    """Its name, where planting changed it."""
+    """The video's name, if planting changed it."""
 
 
 Plant = Callable[[Place], Planted]
@@ -110,14 +113,14 @@ def _label(change: Callable[[Path], Any], reason: str, index: int = 3) -> Plant:
 
 
 def _rle(change: Callable[[dict], Any], reason: str = "bad_rle", k: int = 0) -> Plant:
-    """Replaces one mask of the k-th object by what `change` makes of it."""
+    """Replace one mask of the k-th object by the result of `change`."""
 
     def plant(place: Place) -> Planted:
         assert place.masks is not None
         anno, at = place.anno(k), place.seen(k)
-        found = place.masks[anno][at]
-        changed = change(dict(found))
-        assert changed != found
+        mask = place.masks[anno][at]
+        changed = change(dict(mask))
+        assert changed != mask
         place.masks[anno][at] = changed
         stem = place.entry["frames"][at]
         size = f"{place.video} {stem} object {anno}"
@@ -128,7 +131,7 @@ def _rle(change: Callable[[dict], Any], reason: str = "bad_rle", k: int = 0) -> 
 
 
 def _listed(change: Callable[[dict, str], Any], reason: str, k: int = 1) -> Plant:
-    """Changes mask_dict.json at the annotation of the k-th object."""
+    """Change mask_dict.json at the annotation of the k-th object."""
 
     def plant(place: Place) -> Planted:
         assert place.masks is not None
@@ -140,8 +143,13 @@ def _listed(change: Callable[[dict, str], Any], reason: str, k: int = 1) -> Plan
 
 
 def _expression(change: Callable[[dict, str], Any], key: str = "", absent: str = "") -> Plant:
-    """Changes the entry of expression 1. key: what the place must name below it; absent: instead,
-    the object that it then names and that is not there, as the place must."""
+    """Change the entry of expression 1.
+
+    Args:
+        change: Changes the entry, in place.
+        key: What the place of the defect must name below the entry.
+        absent: The place to expect if the entry then names an object that does not exist.
+    """
 
     def plant(place: Place) -> Planted:
         change(place.entry["expressions"], "1")
@@ -153,7 +161,7 @@ def _expression(change: Callable[[dict, str], Any], key: str = "", absent: str =
 
 
 def _video(change: Callable[[dict, str], Any], key: str) -> Plant:
-    """Changes the entry of a video."""
+    """Change the entry of a video."""
 
     def plant(place: Place) -> Planted:
         change(place.meta["videos"], place.video)
@@ -171,7 +179,10 @@ def _renamed(to: str) -> Plant:
 
 
 def _resized(place: Place) -> Planted:
-    """Whether the image or its masks are of the wrong size cannot be known: masks are given up."""
+    """Change the size of an image.
+
+    The image or its masks have the wrong size, so the masks are dropped.
+    """
     assert place.masks is not None
     at = place.seen(0)
     cv2.imwrite(str(place.jpeg(at)), np.zeros((35, 52, 3), np.uint8))
@@ -211,7 +222,7 @@ def _counts(change: Callable[[str], Any]) -> Callable[[dict], dict]:
 
 
 def _huge_png(path: Path) -> None:
-    """A label image that says it is 65,000 pixels a side."""
+    """Return a label image that declares 65,000 x 65,000 pixels."""
     data = bytearray(path.read_bytes())
     data[16:24] = (65000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
@@ -294,18 +305,18 @@ _DEFECTS: dict[str, dict[str, Plant]] = {
         "name that leads out": _renamed("UVO/../../x"),
     },
 }
-"""Layout -> what is wrong -> how it is made; each in a video of its own."""
+"""Layout -> kind of defect -> how it is planted; each in a different video."""
 
-PLANTS = [(layout, what) for layout, kinds in _DEFECTS.items() for what in kinds]
+PLANTS = [(layout, kind) for layout, kinds in _DEFECTS.items() for kind in kinds]
 
 
-def test_there_are_more_than_forty_kinds():
+def test_more_than_forty_kinds_of_defects_are_planted():
     assert len(PLANTS) >= 40
     assert all(len(_DEFECTS[d]) < VIDEOS[d] for d in LAYOUTS)
 
 
 def _paths(layout: str, root: Path) -> tuple[Path, Path | None]:
-    """The documents of expressions and of masks."""
+    """Return the documents of expressions and of masks."""
     if layout == "ref-youtube-vos":
         return root / "meta_expressions" / "train" / "meta_expressions.json", None
     if layout == "mevis":
@@ -314,14 +325,14 @@ def _paths(layout: str, root: Path) -> tuple[Path, Path | None]:
 
 
 def plant(layout: str, root: Path, kinds: Iterable[str]) -> dict[str, tuple[str, Planted]]:
-    """Plants one defect a video, from the second video on; what -> (video, what to expect)."""
+    """Plant one defect per video, from the second on; return kind -> (video, expectation)."""
     meta_path, masks_path = _paths(layout, root)
     meta = json.loads(meta_path.read_text())
     masks = json.loads(masks_path.read_text()) if masks_path else None
     done = {}
-    for what, video in zip(kinds, list(meta["videos"])[1:], strict=False):
-        expected = _DEFECTS[layout][what](Place(layout, root, video, meta, masks))
-        done[what] = (video, expected)
+    for kind, video in zip(kinds, list(meta["videos"])[1:], strict=False):
+        expected = _DEFECTS[layout][kind](Place(layout, root, video, meta, masks))
+        done[kind] = (video, expected)
     meta_path.write_text(json.dumps(meta))
     if masks_path is not None:
         masks_path.write_text(json.dumps(masks))
@@ -338,7 +349,6 @@ def section(corpus_maker) -> DataSection:
     return DataSection(
         corpora=corpora,
         sets=sets,
-        canvas=56,
         val_fraction=0.2,
         allow_smaller=True,
         zero_target_share=0.2,
@@ -347,15 +357,14 @@ def section(corpus_maker) -> DataSection:
 
 
 def facts_of(section: DataSection) -> list[VideoFacts]:
-    canvas = section.canvas or 0
-    return scan(open_corpora(section), section.workers, canvas, lambda what, done, total: None)
+    return scan(open_corpora(section), section.workers, 56, lambda label, done, total: None)
 
 
 Available = set[tuple[str, str, str, str, int]]
 
 
 def available(facts: list[VideoFacts], mode: str = "any_visible") -> Available:
-    """(pool, dataset, video, expression, frame) of everything that a plan could draw."""
+    """Yield (pool, dataset, video, expression, frame) of all that a plan could draw."""
     out = set()
     for pool in POOLS:
         for c in candidates(facts, range(len(facts)), pool, mode, [0]):
@@ -365,22 +374,28 @@ def available(facts: list[VideoFacts], mode: str = "any_visible") -> Available:
     return out
 
 
-def lost(found: Planted, expression: str, frame: int) -> bool:
-    """Whether a defect may cost this instance of its video."""
-    if found.expressions:
-        return expression in found.expressions
-    return found.frame is None or found.frame == frame
+def lost(defect: Planted, expression: str, frame: int) -> bool:
+    """Return True if a defect may cost this instance of its video."""
+    if defect.expressions:
+        return expression in defect.expressions
+    return defect.frame is None or defect.frame == frame
 
 
 def _expected(dataset: str, planted: dict[str, tuple[str, Planted]]) -> Iterator[tuple]:
-    for video, found in planted.values():
-        for expression in found.expressions or ("",):
-            yield dataset, found.video or video, expression, found.reason, found.where
+    for video, defect in planted.values():
+        for expression in defect.expressions or ("",):
+            yield (
+                dataset,
+                defect.video or video,
+                expression,
+                defect.reason,
+                defect.where,
+            )
 
 
 @pytest.fixture
 def planted(section) -> dict[str, dict[str, tuple[str, Planted]]]:
-    """All defects at once, after the clean corpora were scanned."""
+    """Plant all defects at once, after the clean corpora were scanned."""
     done = {}
     for ref in section.corpora:
         done[ref.dataset] = plant(ref.dataset, Path(ref.root), _DEFECTS[ref.dataset])
@@ -388,10 +403,10 @@ def planted(section) -> dict[str, dict[str, tuple[str, Planted]]]:
 
 
 def _compare(defects: list[dict[str, Any]], planted: dict) -> None:
-    """Every planted defect is named with its place, once for each expression, and no other is."""
+    """Assert that exactly the planted defects are reported, with places, once per expression."""
     expected = [e for dataset, of in planted.items() for e in _expected(dataset, of)]
-    found = Counter((d["dataset"], d["video"], d["expression_id"], d["reason"]) for d in defects)
-    assert found == Counter(e[:4] for e in expected)
+    counts = Counter((d["dataset"], d["video"], d["expression_id"], d["reason"]) for d in defects)
+    assert counts == Counter(e[:4] for e in expected)
     places = {(d["dataset"], d["video"], d["expression_id"]): d["place"] for d in defects}
     for dataset, video, expression, _, where in expected:
         assert where in places[dataset, video, expression]
@@ -404,7 +419,7 @@ def test_every_defect_is_named_and_nothing_else_is_lost(section, request):
     assert sum(map(len, planted.values())) == len(PLANTS)
     facts = facts_of(section)
     _compare([vars(d) for f in facts for d in f.defects], planted)
-    of_video = {(d, v): found for d, of in planted.items() for v, found in of.values()}
+    of_video = {(d, v): defect for d, of in planted.items() for v, defect in of.values()}
     for mode in ("any_visible", "largest"):
         kept = {
             (pool, dataset, video, expression, frame)
@@ -416,9 +431,9 @@ def test_every_defect_is_named_and_nothing_else_is_lost(section, request):
         assert len(kept) > 500 or mode == "largest"
 
 
-def test_the_build_goes_on_and_its_manifest_names_them_all(section, planted, tmp_path):
+def test_a_build_quarantines_defects_and_lists_them_in_the_manifest(section, planted, tmp_path):
     built = build(section, tmp_path / "out", "qwen", seed=3)
-    of_video = {(d, v): found for d, of in planted.items() for v, found in of.values()}
+    of_video = {(d, v): defect for d, of in planted.items() for v, defect in of.values()}
     for name, manifest in built["sets"].items():
         _compare(manifest["dropped"]["defects"], planted)
         assert manifest["rows"]["train"] > 0
@@ -429,37 +444,36 @@ def test_the_build_goes_on_and_its_manifest_names_them_all(section, planted, tmp
         ]
         assert len(rows) == sum(manifest["rows"].values())
         for info in rows:
-            found = of_video.get((info["dataset"], info["video"]))
+            defect = of_video.get((info["dataset"], info["video"]))
             at = (info["expression_id"], info["frame_index"])
-            assert found is None or not lost(found, *at)
+            assert defect is None or not lost(defect, *at)
 
 
-def test_too_many_stop_the_build_before_it_writes(section, planted, tmp_path):
+def test_too_many_defects_stop_the_build_before_it_writes(section, planted, tmp_path):
     strict = section.model_copy(update={"max_fault_share": 0.05})
     with pytest.raises(InputError, match=r"\d+ of \d+ expressions are defective"):
         build(strict, tmp_path / "out", "qwen")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("layout", "what"), PLANTS)
-def test_each_alone_costs_only_what_it_touches(corpus_maker, layout, what):
+@pytest.mark.parametrize(("layout", "kind"), PLANTS)
+def test_a_single_defect_costs_only_what_it_affects(corpus_maker, layout, kind):
     root = corpus_maker(layout, "train", n_videos=2).root
     section = DataSection(
         corpora=[CorpusRef(dataset=layout, root=str(root))],
         sets={"grpo-x": SetSize(ktg=1)},
-        canvas=56,
     )
     clean = available(facts_of(section))
-    done = {layout: plant(layout, root, [what])}
+    done = {layout: plant(layout, root, [kind])}
     facts = facts_of(section)
     _compare([vars(d) for f in facts for d in f.defects], done)
-    ((video, found),) = done[layout].values()
-    kept = {c for c in clean if c[2] != video or not lost(found, c[3], c[4])}
+    ((video, defect),) = done[layout].values()
+    kept = {c for c in clean if c[2] != video or not lost(defect, c[3], c[4])}
     assert available(facts) == kept < clean
 
 
 @pytest.mark.parametrize("images", [5, 0])
-def test_masks_of_two_sizes_where_no_image_tells_the_right_one(corpus_maker, images):
+def test_masks_of_two_sizes_without_an_image_are_defects(corpus_maker, images):
     root = corpus_maker("mevis", "train", n_videos=1).root
     meta_path, masks_path = _paths("mevis", root)
     masks = json.loads((masks_path or root).read_text())
@@ -475,10 +489,9 @@ def test_masks_of_two_sizes_where_no_image_tells_the_right_one(corpus_maker, ima
     section = DataSection(
         corpora=[CorpusRef(dataset="mevis", root=str(root))],
         sets={"grpo-x": SetSize(ktg=1)},
-        canvas=56,
     )
     (facts,) = facts_of(section)
-    found = Counter((d.expression_id, d.reason) for d in facts.defects)
+    counts = Counter((d.expression_id, d.reason) for d in facts.defects)
     sized = {(e, "mask_size"): 1 for e in _of_object(1)}
-    assert found == {("", "missing_frame"): 6 - images, **sized}
+    assert counts == {("", "missing_frame"): 6 - images, **sized}
     assert [e.id for e in facts.expressions] == ["0", "2", "5"]

@@ -1,4 +1,4 @@
-"""Geometry against brute force and against the contract's words."""
+"""Geometry equals brute force and the definitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_pipelines import geometry
 
 
 def brute_point(mask: np.ndarray) -> tuple[int, int]:
-    """By the definition: distances to every background pixel, those just outside included."""
+    """Return the point by its definition: distances to all background pixels, also just outside."""
     h, w = mask.shape
     outside = [(y, x) for y in range(-1, h + 1) for x in range(-1, w + 1)]
     background = [(y, x) for y, x in outside if not (0 <= y < h and 0 <= x < w and mask[y, x])]
@@ -37,7 +37,7 @@ def random_masks(n: int, side: int) -> list[np.ndarray]:
     return masks
 
 
-def test_inscribed_pixel_is_the_brute_force_one():
+def test_inscribed_pixel_equals_brute_force():
     for mask in random_masks(80, 14):
         assert geometry.inscribed_pixel(mask) == brute_point(mask)
 
@@ -68,16 +68,16 @@ def test_point_and_box_follow_the_contract():
             return floor(v * canvas / size + Fraction(1, 2))
 
         box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        found = geometry.ground(mask, canvas)
+        grounded = geometry.ground(mask, canvas)
         sizes = (w, h, w, h)
         expected = [up(Fraction(int(v)), s) for v, s in zip(box, sizes, strict=True)]
-        assert list(found.bbox_2d) == expected
+        assert list(grounded.bbox_2d) == expected
         half = Fraction(1, 2)
-        assert found.point_2d == (up(x + half, w), up(y + half, h))
-        assert all(type(v) is int for v in (*found.bbox_2d, *found.point_2d))
+        assert grounded.point_2d == (up(x + half, w), up(y + half, h))
+        assert all(type(v) is int for v in (*grounded.bbox_2d, *grounded.point_2d))
 
 
-def test_halves_go_up():
+def test_canvas_coordinates_round_half_up():
     # 1 px of a 16 px wide image is 52.5 px of the canvas.
     assert geometry.scale_half_up(1, 16, 840) == 53
     assert geometry.scale_half_up(Fraction(1, 2), 840, 840) == 1
@@ -92,7 +92,7 @@ def test_point_moves_with_the_mask():
         assert geometry.inscribed_pixel(framed) == (x + 5, y + 4)
 
 
-def test_keyframe_is_the_first_largest():
+def test_keyframe_is_the_earliest_of_the_largest():
     assert geometry.keyframe(np.array([0, 3, 7, 7, 1])) == 2
     assert geometry.keyframe(np.zeros(4, dtype=np.int64)) is None
     assert geometry.keyframe(np.zeros(0, dtype=np.int64)) is None
@@ -117,8 +117,10 @@ def test_to_canvas_keeps_flat_colour_and_place(size):
 
 
 def smoothed_lines(size: int, canvas: int) -> np.ndarray:
-    """float64 [canvas, size]: lines between centres, of pixels smoothed where more than 1.6 come to
-    one of the canvas."""
+    """Return float64 [canvas, size]: linear interpolation between centres.
+
+    Pixels are smoothed first if more than 1.6 map to one of the canvas.
+    """
     lines, smooth = np.zeros((canvas, size)), np.eye(size)
     for i in range(canvas):
         at = min(max((i + 0.5) * size / canvas - 0.5, 0.0), size - 1.0)
@@ -149,7 +151,7 @@ def test_large_frames_are_smoothed_and_interpolated(size, canvas):
 
 @pytest.mark.parametrize("shape", [(1398, 1398), (1398, 40), (700, 1398)])
 def test_large_distances_are_exact_integers(shape, monkeypatch):
-    """The largest masks that single precision is trusted with, against integers throughout."""
+    """The largest masks that use single precision, compared with integer arithmetic."""
     rng = np.random.default_rng(shape[1])
     whole = np.pad(np.ones(shape, bool), 1)
     dusty = whole & (rng.random(whole.shape) > 1e-5)

@@ -1,4 +1,4 @@
-"""Sizes of JPEGs equal Pillow's, and a file that is cut anywhere is found out."""
+"""Sizes of JPEGs equal Pillow's, and truncation at any byte is detected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.planning.jpeg import JpegFault, size_of
+from data_pipelines.corpora.jpeg import JpegFault, size_of
 
 
 def _jpeg(height: int, width: int, **options: object) -> bytes:
@@ -20,13 +20,13 @@ def _jpeg(height: int, width: int, **options: object) -> bytes:
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (480, 854), (65, 3)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 60000}])
-def test_size(tmp_path, size, options):
+def test_size_equals_pillows(tmp_path, size, options):
     path = tmp_path / "a.jpg"
     path.write_bytes(_jpeg(*size, **options))
     assert size_of(path) == size
 
 
-def test_rotation_is_not_applied(tmp_path):
+def test_size_ignores_exif_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "a.jpg"
@@ -35,7 +35,7 @@ def test_rotation_is_not_applied(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
-def test_a_cut_file(tmp_path, share):
+def test_a_truncated_jpeg_is_a_fault(tmp_path, share):
     data = _jpeg(120, 90)
     path = tmp_path / "a.jpg"
     path.write_bytes(data[: int(len(data) * share)])
@@ -43,7 +43,7 @@ def test_a_cut_file(tmp_path, share):
         size_of(path)
 
 
-def test_other_files(tmp_path):
+def test_files_that_are_not_jpegs_are_faults(tmp_path):
     path = tmp_path / "a.jpg"
     for data in (b"GIF89a" * 9, b"\xff\xd8" + bytes(40), b"\xff\xd8\xff\xda" + b"\xff\xd9" * 9):
         path.write_bytes(data)

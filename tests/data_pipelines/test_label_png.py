@@ -1,4 +1,4 @@
-"""Label images are read as Pillow reads them, whoever wrote them, and however broken."""
+"""Label images read as Pillow reads them, whoever wrote them and however broken they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.corpora.base import CorpusFault
+from data_pipelines.corpora.corpus import CorpusFault
 from data_pipelines.corpora.label_png import plain_labels, read_labels
 
 
@@ -33,7 +33,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def written(labels: np.ndarray, filters: np.ndarray, pieces: int = 1) -> bytes:
-    """A PNG of its own making: grey, one filter type a row, the stream in several chunks."""
+    """Return a handmade PNG: grey, one filter type per row, the stream in several chunks."""
     height, width = labels.shape
     lines, above = [], np.zeros(width, np.uint8)
     for row, kind in zip(labels, filters, strict=True):
@@ -57,7 +57,7 @@ images = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 
     st.sampled_from([("P", {}), ("L", {}), ("P", {"optimize": True}), ("P", {"bits": 4})]),
 )
 @settings(max_examples=80, deadline=None)
-def test_as_pillow_reads_what_pillow_writes(tmp_path_factory, labels, how):
+def test_label_images_written_by_pillow_read_as_pillow_reads_them(tmp_path_factory, labels, how):
     mode, options = how
     if "bits" in options:
         labels = labels % 16
@@ -71,8 +71,8 @@ def test_plain_palettes_are_read_without_pillow():
     labels = (np.arange(12 * 9).reshape(12, 9) % 5).astype(np.uint8)
     np.testing.assert_array_equal(plain_labels(saved(labels)), labels)
     for pieces in (1, 2, 7):
-        found = plain_labels(written(labels, np.zeros(12, int), pieces))
-        np.testing.assert_array_equal(found, labels)
+        decoded = plain_labels(written(labels, np.zeros(12, int), pieces))
+        np.testing.assert_array_equal(decoded, labels)
 
 
 @given(images, st.integers(0, 2**32 - 1))
@@ -88,7 +88,7 @@ def test_filtered_rows_are_left_to_pillow(tmp_path_factory, labels, seed):
     np.testing.assert_array_equal(read_labels(str(path)), labels)
 
 
-def test_what_is_not_plain_is_left_to_pillow():
+def test_images_that_are_not_plain_are_left_to_pillow():
     labels = np.zeros((6, 6), np.uint8)
     plain = saved(labels)
     colour = cv2.imencode(".png", np.zeros((6, 6, 3), np.uint8))[1].tobytes()
@@ -118,7 +118,7 @@ def test_a_stream_longer_than_its_image_is_not_inflated():
     np.testing.assert_array_equal(plain_labels(written(labels, np.zeros(4, int))), labels)
 
 
-def test_broken_files_end_as_pillow_ends_them(tmp_path):
+def test_broken_files_fail_as_pillow_does(tmp_path):
     labels = (np.arange(64 * 48).reshape(64, 48) // 200).astype(np.uint8)
     whole = saved(labels)
     rng = np.random.default_rng(1)
@@ -144,7 +144,7 @@ def test_broken_files_end_as_pillow_ends_them(tmp_path):
     assert refused > 200
 
 
-def test_what_is_kept_cannot_be_changed(tmp_path):
+def test_cached_labels_are_read_only(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(saved(np.ones((3, 3), np.uint8)))
     with pytest.raises(ValueError, match="read-only"):

@@ -1,4 +1,4 @@
-"""Members of a large JSON object are found where they are, in whatever pieces it is read."""
+"""Members of a large JSON object are located for any size of the pieces read."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ values = st.recursive(
 @given(st.dictionaries(texts, values, max_size=5), st.integers(1, 40), st.sampled_from([None, 1]))
 def test_members_are_those_of_the_document(document, piece, indent):
     data = json.dumps(document, indent=indent).encode() + b" \n"
-    found = {n: json.loads(data[a : a + k]) for n, a, k in members(io.BytesIO(data), piece)}
-    assert found == document
-    assert list(found) == list(document)
+    parsed = {n: json.loads(data[a : a + k]) for n, a, k in members(io.BytesIO(data), piece)}
+    assert parsed == document
+    assert list(parsed) == list(document)
 
 
 @given(st.binary(max_size=12), st.integers(1, 9))
-def test_what_is_no_object_is_refused(data, piece):
+def test_documents_that_are_not_one_object_are_refused(data, piece):
     try:
         whole = json.loads(data.decode("ascii"))
     except ValueError:
         whole = None
     try:
-        found = {n: json.loads(data[a : a + k]) for n, a, k in members(io.BytesIO(data), piece)}
+        parsed = {n: json.loads(data[a : a + k]) for n, a, k in members(io.BytesIO(data), piece)}
     except ValueError:
-        found = None
-    assert found == (whole if isinstance(whole, dict) else None)
+        parsed = None
+    assert parsed == (whole if isinstance(whole, dict) else None)
 
 
-def test_a_file_gives_its_members_and_none_of_others(tmp_path):
+def test_a_mask_file_returns_its_members_only(tmp_path):
     path = tmp_path / "mask_dict.json"
     path.write_text(json.dumps({str(k): [None, {"counts": f"{k}[]"}] for k in range(200)}))
     masks = MaskFile(path)
@@ -51,7 +51,7 @@ def test_a_file_gives_its_members_and_none_of_others(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[1]", "", "{", '{"a": 1} 2', "nonsense"])
-def test_other_files_are_refused_by_name(tmp_path, text):
+def test_invalid_mask_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "mask_dict.json"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_ascii_is_read_whole(tmp_path):
     assert MaskFile(path).get("é") == [1]
 
 
-def test_a_file_that_changes_is_named(tmp_path):
+def test_a_file_that_changed_after_indexing_is_named(tmp_path):
     path = tmp_path / "mask_dict.json"
     path.write_text('{"a": [1, 2, 3]}')
     masks = MaskFile(path)

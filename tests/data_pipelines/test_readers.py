@@ -1,4 +1,4 @@
-"""Every layout gives the masks, frames and sentences that were written into it."""
+"""Every reader returns the masks, frames and expressions that were written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hotcoco import mask as coco
 from PIL import Image
 
 from data_pipelines.corpora import READERS, CorpusFault, open_corpus, rle
-from data_pipelines.corpora.base import Corpus, Video, id_order
+from data_pipelines.corpora.corpus import Corpus, Video, id_order
+from data_pipelines.corpora.json_node import Node, read_json
 from data_pipelines.corpora.label_png import read_labels
-from data_pipelines.corpora.metadata import Node, read_json
 from rcot_rl.errors import InputError
 
 SPLITS = {
@@ -25,7 +25,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("layout", list(READERS))
-def test_reads_back_what_was_drawn(corpus_maker, layout):
+def test_readers_return_the_masks_frames_and_expressions_drawn(corpus_maker, layout):
     split = SPLITS[layout]
     drawn = corpus_maker(layout, split, n_videos=2)
     corpus = open_corpus(layout, drawn.root, split)
@@ -75,7 +75,7 @@ def test_youtube_valid_leaves_out_test_videos_and_has_no_masks(corpus_maker):
     assert corpus.videos()[0].expressions[0].object_ids == ()
 
 
-def test_what_is_missing_is_named(corpus_maker, tmp_path):
+def test_missing_paths_and_keys_are_named(corpus_maker, tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         open_corpus("mevis", tmp_path / "nowhere", "train")
     drawn = corpus_maker("mevis")
@@ -104,11 +104,11 @@ def test_a_name_cannot_lead_out_of_the_corpus(corpus_maker, name):
     document = json.loads(path.read_text())
     document["videos"][name] = document["videos"].pop("mevis-000")
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match="leads out"):
+    with pytest.raises(InputError, match="points outside"):
         open_corpus("mevis", drawn.root, "train").videos()
 
 
-def test_faults_name_their_place(corpus_maker):
+def test_corpus_faults_name_their_place(corpus_maker):
     drawn = corpus_maker("mevis", n_videos=1)
     path = drawn.root / "train" / "mask_dict.json"
     masks = json.loads(path.read_text())
@@ -183,13 +183,13 @@ def test_rle_equals_the_library_on_any_mask():
         {"size": [2, 2], "counts": "é"},
     ],
 )
-def test_what_is_no_rle_is_refused(broken):
+def test_invalid_rles_are_refused(broken):
     with pytest.raises(ValueError):
         rle.decode(broken)
 
 
 def _broken_entries(layout: str, document: dict) -> list[str]:
-    """Breaks an expression and two videos; the keys at fault."""
+    """Break an expression and two videos; return the keys at fault."""
     first, second, third = list(document["videos"])[:3]
     expressions = document["videos"][first]["expressions"]
     one = expressions[1] if isinstance(expressions, list) else expressions["1"]
@@ -202,7 +202,7 @@ def _broken_entries(layout: str, document: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", list(READERS))
-def test_a_broken_entry_is_fatal_or_noted_with_its_place(corpus_maker, layout):
+def test_a_broken_entry_is_fatal_if_strict_and_listed_if_not(corpus_maker, layout):
     split = SPLITS[layout]
     drawn = corpus_maker(layout, split, n_videos=4)
     path = open_corpus(layout, drawn.root, split).expressions_file
@@ -250,7 +250,7 @@ def test_documents_that_python_cannot_read_are_named(tmp_path, raw):
 
 
 @pytest.mark.parametrize("half", ["\ud800", "a\udfff", "\udc00b"])
-def test_half_a_character_is_no_text(tmp_path, half):
+def test_half_a_surrogate_pair_is_refused(tmp_path, half):
     node = Node({"a": half}, tmp_path / "d.json")
     for read in (lambda n: n.of(str), Node.identifier, Node.identifiers, Node.path_part):
         with pytest.raises(InputError) as caught:
@@ -279,7 +279,7 @@ def test_an_index_that_no_label_image_has_is_absent(corpus_maker, anno):
 
 
 @pytest.mark.parametrize("layout", ["ref-youtube-vos", "mevis", "revos", "davis17"])
-def test_areas_are_those_of_the_masks(corpus_maker, layout):
+def test_areas_and_boxes_equal_those_of_the_masks(corpus_maker, layout):
     split = SPLITS[layout]
     drawn = corpus_maker(layout, split, n_videos=3)
     corpus = open_corpus(layout, drawn.root, split)
@@ -288,12 +288,14 @@ def test_areas_are_those_of_the_masks(corpus_maker, layout):
             if not masks.any():
                 continue
             anno = corpus.anno_id(video, object_id)
-            found = [corpus.object_area(video, anno, t, masks.shape[1:]) for t in range(len(masks))]
-            assert found == masks.sum((1, 2)).tolist()
+            result = [
+                corpus.object_area(video, anno, t, masks.shape[1:]) for t in range(len(masks))
+            ]
+            assert result == masks.sum((1, 2)).tolist()
 
 
 def test_an_unreadable_label_image_hides_no_other_fault(corpus_maker):
-    """Whether its objects are anywhere else cannot be known, so only it is named."""
+    """Its objects may be elsewhere in it, so only the image is reported."""
     drawn = corpus_maker("ref-youtube-vos", n_videos=1)
     corpus = open_corpus("ref-youtube-vos", drawn.root, "train")
     video = corpus.videos()[0]
@@ -305,7 +307,7 @@ def test_an_unreadable_label_image_hides_no_other_fault(corpus_maker):
     assert caught.value.reason == "unreadable_mask"
 
 
-def test_label_images_of_rubbish_are_faults(corpus_maker, tmp_path):
+def test_invalid_label_images_are_faults(corpus_maker, tmp_path):
     drawn = corpus_maker("ref-youtube-vos", n_videos=1)
     whole = next((drawn.root / "train" / "Annotations").rglob("*.png")).read_bytes()
     rng = np.random.default_rng(0)
@@ -324,7 +326,7 @@ def test_label_images_of_rubbish_are_faults(corpus_maker, tmp_path):
     assert reasons == {"unreadable_mask"}
 
 
-def test_a_frame_that_promises_too_many_pixels_is_a_fault(corpus_maker):
+def test_a_frame_that_declares_too_many_pixels_is_a_fault(corpus_maker):
     drawn = corpus_maker("mevis", n_videos=1)
     corpus = open_corpus("mevis", drawn.root, "train")
     video = corpus.videos()[0]
@@ -338,7 +340,7 @@ def test_a_frame_that_promises_too_many_pixels_is_a_fault(corpus_maker):
     assert (caught.value.reason, caught.value.place) == ("unreadable_frame", str(path))
 
 
-def test_an_id_that_is_there_twice_is_a_fault_of_the_second(corpus_maker):
+def test_a_repeated_expression_id_is_a_fault_of_the_second(corpus_maker):
     drawn = corpus_maker("reasonvos", "valid", n_videos=1)
     path = drawn.root / "meta_expressions.json"
     document = json.loads(path.read_text())
@@ -364,19 +366,21 @@ def test_borrowed_expressions_are_found_whatever_their_ids_hold(corpus_maker):
     corpus = open_corpus("mevis", drawn.root, "train")
     here, donor = corpus.videos()
     for expression in donor.expressions:
-        found = corpus.expression(here, f"a#b#{expression.id}")
-        assert (found.text, found.object_ids) == (expression.text, ())
+        result = corpus.expression(here, f"a#b#{expression.id}")
+        assert (result.text, result.object_ids) == (expression.text, ())
     with pytest.raises(KeyError):
         corpus.expression(here, "a#c#0")
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["files", "masks"])
+@pytest.mark.parametrize("overridden", [True, False], ids=["files", "masks"])
 @pytest.mark.parametrize("layout", list(READERS))
-def test_a_digest_knows_sentences_masks_and_frames(corpus_maker, layout, own, monkeypatch):
-    """Each change is seen, in its own video alone: by files, or by masks as any reader has them."""
+def test_digest_changes_with_expressions_masks_and_frames(
+    corpus_maker, layout, overridden, monkeypatch
+):
+    """Each change alters the digest of its video only, computed from files or from masks."""
     split = SPLITS[layout]
     drawn = corpus_maker(layout, split, n_videos=2)
-    if not own:
+    if not overridden:
         monkeypatch.setattr(READERS[layout], "label_bytes", Corpus.label_bytes)
 
     def digests() -> list[str]:
@@ -399,7 +403,7 @@ def test_a_digest_knows_sentences_masks_and_frames(corpus_maker, layout, own, mo
 
 
 def _empty_a_mask(corpus: Corpus, video: Video) -> None:
-    """The first mask of the video that is not empty."""
+    """Return the first mask of the video that is not empty."""
     anno, index = next(
         (a, t)
         for e in video.expressions

@@ -1,4 +1,4 @@
-"""Every row of a build, recomputed from the files of the corpora by code of its own.
+"""Every row of a build, recomputed from the files of the corpora by independent code.
 
 Nothing of the readers, the geometry or the masks' libraries is used: JSON, run lengths and PNGs
 are read here, circles are tried out one by one, rounding is in fractions.
@@ -11,7 +11,6 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
@@ -20,17 +19,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data_pipelines.build import build
 from rcot_rl.protocol.prompts import load_prompts
-from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+from rcot_rl.recipe.data_section import CorpusRef, DataSection, SetSize
 
 LAYOUTS = ("ref-youtube-vos", "mevis", "revos")
 SIZES = ((37, 53), (61, 29), (1, 40), (43, 1), (17, 131), (28, 28), (50, 75))
-"""Of the sources (H, W); each video has one."""
+"""Source sizes (H, W); each video has one."""
 FRAMES = 7
 
 
@@ -46,7 +44,7 @@ def sets_of(scale: int) -> dict[str, SetSize]:
 
 
 def awkward_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """bool [H, W]: one pixel, a border, a ring, dust, all of it, or plain blobs."""
+    """Return bool [H, W]: one pixel, a border, a ring, dust, all pixels, or blobs."""
     mask = np.zeros((height, width), bool)
     kind = rng.integers(0, 8)
     if kind == 0:
@@ -69,7 +67,7 @@ def awkward_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 
 def run_lengths(mask: np.ndarray, listed: bool) -> dict[str, Any]:
-    """COCO's run lengths, as text or as a list."""
+    """Return COCO run lengths, as text or as a list."""
     flat = [False, *mask.T.ravel().tolist()]
     runs, value = [0], False
     for bit in flat[1:]:
@@ -170,7 +168,7 @@ def write_corpus(root: Path, layout: str, n_videos: int) -> None:
 
 
 def decoded_runs(rle: dict[str, Any]) -> np.ndarray:
-    """bool [H, W], digit by digit and pixel by pixel."""
+    """Decode to bool [H, W], digit by digit and pixel by pixel."""
     height, width = rle["size"]
     runs: list[int] = []
     if isinstance(rle["counts"], list):
@@ -196,7 +194,7 @@ def decoded_runs(rle: dict[str, Any]) -> np.ndarray:
 
 
 def unfilter(kind: int, line: bytearray, above: bytearray) -> None:
-    """Undoes a PNG filter of one byte a pixel, in place."""
+    """Undo a PNG filter of one byte per pixel, in place."""
     for x in range(len(line)):
         left, up = line[x - 1] if x else 0, above[x]
         corner = above[x - 1] if x else 0
@@ -206,7 +204,7 @@ def unfilter(kind: int, line: bytearray, above: bytearray) -> None:
 
 
 def png_labels(path: Path) -> np.ndarray:
-    """uint8 [H, W]: the indices of a palette PNG of 1, 2, 4 or 8 bits, not interlaced."""
+    """Decode a palette PNG of 1, 2, 4 or 8 bits, not interlaced, to uint8 [H, W]."""
     data, at, packed = path.read_bytes(), 8, b""
     width = height = depth = 0
     while at < len(data):
@@ -234,12 +232,12 @@ def png_labels(path: Path) -> np.ndarray:
 
 @dataclass
 class Disk:
-    """A corpus as its files say it is."""
+    """A corpus, read independently from its files."""
 
     layout: str
     root: Path
     documents: dict[str, Any] = field(default_factory=dict)
-    found: dict[tuple, np.ndarray] = field(default_factory=dict)
+    cached_masks: dict[tuple, np.ndarray] = field(default_factory=dict)
 
     @property
     def base(self) -> Path:
@@ -259,15 +257,15 @@ class Disk:
         return self.document(path)["videos"][name]
 
     def objects(self, name: str, expression: str) -> list[str]:
-        """Ids of the targets, ascending by number."""
+        """Return the ids of the targets, ascending by number."""
         listed = self.video(name)["expressions"][expression]["obj_id"]
         return [str(o) for o in sorted(map(int, listed if isinstance(listed, list) else [listed]))]
 
     def mask(self, name: str, expression: str, object_id: str, t: int) -> np.ndarray | None:
         key = (name, object_id, t)
-        if key not in self.found:
-            self.found[key] = self._mask(name, expression, object_id, t)
-        return self.found[key]
+        if key not in self.cached_masks:
+            self.cached_masks[key] = self._mask(name, expression, object_id, t)
+        return self.cached_masks[key]
 
     def _mask(self, name: str, expression: str, object_id: str, t: int) -> Any:
         video = self.video(name)
@@ -296,7 +294,7 @@ def on_canvas(value: Fraction | int, size: int, canvas: int) -> int:
 
 
 def widest_circle(mask: np.ndarray) -> tuple[int, int]:
-    """(x, y): every pixel of the mask against every pixel that is not of it, outside included."""
+    """Return (x, y) by brute force: every mask pixel against every other, outside included."""
     height, width = mask.shape
     inside = [(y, x) for y in range(height) for x in range(width) if mask[y, x]]
     framed = np.pad(mask, 1)
@@ -327,7 +325,7 @@ def item_of(mask: np.ndarray, canvas: int) -> dict[str, list[int]]:
 
 
 def kernel(size: int, canvas: int) -> np.ndarray:
-    """float64 [canvas, size]: means over areas to shrink, lines between centres to grow."""
+    """Return float64 [canvas, size]: area means to shrink, linear interpolation to grow."""
     out = np.zeros((canvas, size))
     for i in range(canvas):
         if size > canvas:
@@ -343,7 +341,7 @@ def kernel(size: int, canvas: int) -> np.ndarray:
 
 
 def resized(path: Path, canvas: int) -> np.ndarray:
-    """float64 [canvas, canvas, 3]: a frame on the canvas, to the hundredth."""
+    """Return float64 [canvas, canvas, 3]: a frame on the canvas, to the hundredth."""
     with Image.open(path) as image:
         frame = np.asarray(image.convert("RGB"), dtype=np.float64)
     height, width = frame.shape[:2]
@@ -352,11 +350,6 @@ def resized(path: Path, canvas: int) -> np.ndarray:
 
 
 # The check.
-
-
-def rows_of(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob(f"{split}-*.parquet")):
-        yield from pq.read_table(path).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +363,7 @@ def disks(tmp_path_factory) -> dict[str, Disk]:
 
 
 def facts(disk: Disk, info: dict[str, Any]) -> tuple[list[np.ndarray | None], list[int]]:
-    """Masks of the targets in the row's frame, and the area of their union in every frame."""
+    """Return the targets' masks in the row's frame, and their union's area in every frame."""
     name, expression = info["video"], info["expression_id"]
     objects = disk.objects(name, expression)
     areas = []
@@ -382,7 +375,7 @@ def facts(disk: Disk, info: dict[str, Any]) -> tuple[list[np.ndarray | None], li
 
 
 def absent(disk: Disk) -> set[tuple[str, str]]:
-    """(video, expression) of objects that were painted over in every label image."""
+    """Return (video, expression) of objects that were painted over in every label image."""
     return {
         (name, e)
         for name, video in disk.document("meta_expressions/train/meta_expressions.json")[
@@ -395,7 +388,7 @@ def absent(disk: Disk) -> set[tuple[str, str]]:
 
 
 def truth_from(disk: Disk, info: dict[str, Any], truth: Any, canvas: int) -> Any:
-    """What the row's ground truth must be; asserts that its frame may be shown."""
+    """Return the row's expected ground truth; assert that its frame may be shown."""
     masks, areas = facts(disk, info)
     t = info["frame_index"]
     first_largest = areas.index(max(areas)) if max(areas) else None
@@ -409,18 +402,19 @@ def truth_from(disk: Disk, info: dict[str, Any], truth: Any, canvas: int) -> Any
 
 
 @pytest.mark.parametrize(("canvas", "zero", "scale"), [(112, 0.2, 5), (840, 0.0, 2)])
-def test_zero_differences(disks, tmp_path, canvas, zero, scale):
+def test_every_row_equals_an_independent_recomputation(
+    disks, tmp_path, canvas, zero, scale, parquet_rows
+):
     section = DataSection(
         corpora=[CorpusRef(dataset=d, root=str(disk.root)) for d, disk in disks.items()],
         sets=sets_of(scale),
-        canvas=canvas,
         val_fraction=0.2,
         zero_target_share=zero,
         rows_per_shard=17,
         max_per_video=6,
         allow_smaller=True,
     )
-    built = build(section, tmp_path / "out", "qwen", seed=11)
+    built = build(section, tmp_path / "out", "qwen", seed=11, canvas=canvas)
     prompts = load_prompts("qwen")
     hidden = absent(disks["ref-youtube-vos"])
     seen: Counter[str] = Counter()
@@ -431,9 +425,9 @@ def test_zero_differences(disks, tmp_path, canvas, zero, scale):
         folder = tmp_path / "out" / name
         defects = built["sets"][name]["dropped"]["defects"]
         assert {(d["video"], d["expression_id"]) for d in defects} == hidden
-        own = set()
+        of_set = set()
         for split in ("train", "val"):
-            for index, row in enumerate(rows_of(folder, split)):
+            for index, row in enumerate(parquet_rows(folder, split)):
                 info = row["extra_info"]
                 disk, t = disks[info["dataset"]], info["frame_index"]
                 video = disk.video(info["video"])
@@ -470,10 +464,10 @@ def test_zero_differences(disks, tmp_path, canvas, zero, scale):
                 assert turn == {"role": "user", "content": "<image>" + asked}
                 assert turn["content"].count("<image>") == 1
                 if name == "sft-x":
-                    said = truth if isinstance(truth, str) else json.dumps(truth)
+                    answer_text = truth if isinstance(truth, str) else json.dumps(truth)
                     assert row["messages"][0] == turn
                     answer = row["messages"][1]["content"].split("<answer>")[1]
-                    assert answer == f"{said}</answer>"
+                    assert answer == f"{answer_text}</answer>"
 
                 (image,) = row["images"]
                 assert (folder / info["media"]).read_bytes() == image["bytes"]
@@ -492,9 +486,9 @@ def test_zero_differences(disks, tmp_path, canvas, zero, scale):
                 kind = truth if info["task"] == "aks" else info["target"]
                 seen[f"{info['task']} {kind}"] += 1
                 seen[info["dataset"]] += 1
-                own.add((info["dataset"], info["video"], info["expression_id"], t))
+                of_set.add((info["dataset"], info["video"], info["expression_id"], t))
                 shown[split].add((info["dataset"], info["video"]))
-        instances.update(own)
+        instances.update(of_set)
     assert max(instances.values()) == 1
     assert not shown["train"] & shown["val"]
     kinds = {"aks A", "aks B", "ktg single", "ktg multi"} | ({"ktg none"} if zero else set())

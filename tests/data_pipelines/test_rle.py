@@ -1,4 +1,4 @@
-"""Run lengths against a decoder that goes digit by digit, on masks and on rubbish."""
+"""Run lengths equal a decoder that goes digit by digit, on masks and on invalid input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipelines.corpora import rle
 
 
 def spelled(runs: list[int]) -> bytes:
-    """COCO's text of any runs, also of those that no mask has."""
+    """Return COCO's text of any runs, also of invalid ones."""
     out = bytearray()
     for i, run in enumerate(runs):
         rest = run - (runs[i - 2] if i > 2 else 0)
@@ -28,7 +28,7 @@ def spelled(runs: list[int]) -> bytes:
 
 
 def slowly(size: list[int], text: bytes) -> np.ndarray | None:
-    """bool [H, W] in whole numbers of any length; None for what is no mask."""
+    """Decode to bool [H, W] with integers of any length; None if it is not a mask."""
     runs: list[int] = []
     value = bits = 0
     for character in text:
@@ -48,16 +48,16 @@ def slowly(size: list[int], text: bytes) -> np.ndarray | None:
 
 
 def agree(size: list[int], counts: bytes | str | list[int], expected: np.ndarray | None) -> None:
-    """`decode`, `area` and `box` give what is expected; None: all refuse."""
+    """Assert that `decode`, `area` and `box` agree with `expected`; None: all raise."""
     given_rle = {"size": size, "counts": counts}
     if expected is None:
         for read in (rle.decode, rle.area, rle.box):
             with pytest.raises(ValueError):
                 read(given_rle)
         return
-    found = rle.decode(given_rle)
-    assert found.dtype == bool and found.flags.c_contiguous
-    np.testing.assert_array_equal(found, expected)
+    decoded = rle.decode(given_rle)
+    assert decoded.dtype == bool and decoded.flags.c_contiguous
+    np.testing.assert_array_equal(decoded, expected)
     assert rle.area(given_rle) == (int(expected.sum()), tuple(size))
     box, found_size = rle.box(given_rle)
     assert found_size == tuple(size)
@@ -72,7 +72,7 @@ sides = st.integers(1, 40)
 
 
 @given(sides, sides, st.integers(0, 2**32), st.sampled_from([0.0, 0.03, 0.5, 0.97, 1.0]))
-def test_masks_come_back(height, width, seed, share):
+def test_masks_survive_encoding_and_decoding(height, width, seed, share):
     mask = np.random.default_rng(seed).random((height, width)) < share
     edges = np.flatnonzero(np.diff(mask.T.ravel().astype(int), prepend=0)).tolist()
     runs = [b - a for a, b in pairwise([0, *edges, height * width])]
@@ -157,7 +157,7 @@ def test_counts_of_other_kinds_are_refused(counts):
 
 
 @pytest.mark.parametrize("text", [b"o" * 2_000_000, b"0" * 2_000_000, b"o" * 2_000_000 + b"1"])
-def test_long_rubbish_is_refused_at_once(text):
+def test_long_invalid_counts_are_refused_quickly(text):
     agree([1000, 1000], text, None)
 
 

@@ -1,4 +1,4 @@
-"""Shards are whole or absent, the same however they were made, and made once."""
+"""Shards are written atomically and once, with the same bytes however they were made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,10 +17,12 @@ import pytest
 from hotcoco import mask as coco
 
 from data_pipelines import shards
-from data_pipelines.build import build
+from data_pipelines.build import build as build_shards
 from data_pipelines.parallel import ordered_map
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+from rcot_rl.recipe.data_section import CorpusRef, DataSection, SetSize
+
+build = partial(build_shards, canvas=56)
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def data(corpus_maker) -> DataSection:
         for d in ("ref-youtube-vos", "mevis")
     ]
     sets = {"sft-x": SetSize(ktg=12, aks=8, val=2), "grpo-ktg-x": SetSize(ktg=8, val=2)}
-    return DataSection(corpora=corpora, sets=sets, canvas=56, rows_per_shard=6, val_fraction=0.3)
+    return DataSection(corpora=corpora, sets=sets, rows_per_shard=6, val_fraction=0.3)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -77,18 +80,18 @@ def test_a_finished_set_is_left_alone_and_another_plan_replaces_it(data, tmp_pat
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_killed_build_goes_on_where_it_was(data, tmp_path, monkeypatch):
+def test_a_killed_build_resumes(data, tmp_path, monkeypatch):
     build(data, tmp_path / "whole", "qwen", seed=5)
 
     class Killed(BaseException):
         pass
 
-    made = []
+    attempted = []
     original = shards.RowMaker.try_make
 
     def make(self, instance, folder, final):
-        made.append(instance)
-        if len(made) == 15:
+        attempted.append(instance)
+        if len(attempted) == 15:
             raise Killed
         return original(self, instance, folder, final)
 
@@ -96,20 +99,22 @@ def test_a_killed_build_goes_on_where_it_was(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         build(data, tmp_path / "cut", "qwen", seed=5)
     assert not (tmp_path / "cut" / "sft-x").exists()
-    made.clear()
+    attempted.clear()
     monkeypatch.setattr(
-        shards.RowMaker, "try_make", lambda self, i, **to: made.append(i) or original(self, i, **to)
+        shards.RowMaker,
+        "try_make",
+        lambda self, i, **to: attempted.append(i) or original(self, i, **to),
     )
     build(data, tmp_path / "cut", "qwen", seed=5)
     # Two files of six rows were finished; the rest of 24 + 10 rows is made now.
-    assert len(made) == 34 - 12
+    assert len(attempted) == 34 - 12
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
-def test_a_folder_of_something_else_is_not_replaced(data, tmp_path):
+def test_a_folder_that_is_not_a_set_is_not_replaced(data, tmp_path):
     (tmp_path / "sft-x").mkdir()
     (tmp_path / "sft-x" / "thesis.txt").write_text("do not delete")
-    with pytest.raises(InputError, match="in the way"):
+    with pytest.raises(InputError, match="not a shard set"):
         build(data, tmp_path, "qwen")
     assert (tmp_path / "sft-x" / "thesis.txt").read_text() == "do not delete"
 
@@ -130,8 +135,8 @@ def test_defects_are_named_quarantined_or_fatal(data, tmp_path):
     assert not (tmp_path / "strict").exists()
     lax = data.model_copy(update={"max_fault_share": 0.5})
     manifest = build(lax, tmp_path / "lax", "qwen")["sets"]["sft-x"]
-    found = {(d["video"], d["expression_id"], d["reason"]) for d in manifest["dropped"]["defects"]}
-    assert found == {
+    listed = {(d["video"], d["expression_id"], d["reason"]) for d in manifest["dropped"]["defects"]}
+    assert listed == {
         ("mevis-002", "", "missing_frame"),
         *(("ref-youtube-vos-001", e, "not_a_palette_png") for e in "012"),
         ("mevis-000", "0", "bad_rle"),
@@ -174,36 +179,36 @@ def test_the_schema_is_the_one_that_datasets_would_write(traced, embed):
         features["images"] = List(Image())
     written = features.arrow_schema
     assert schema.remove_metadata().equals(written.remove_metadata())
-    ours, theirs = (json.loads(s.metadata[b"huggingface"]) for s in (schema, written))
-    assert ours == theirs
+    metadata, expected = (json.loads(s.metadata[b"huggingface"]) for s in (schema, written))
+    assert metadata == expected
 
 
-def test_frames_that_two_sets_show_are_made_once(data, tmp_path, monkeypatch):
+def test_frames_shared_by_two_sets_are_encoded_once(data, tmp_path, monkeypatch):
     from data_pipelines import rows
 
-    made = []
+    encoded = []
     original = rows.encode
-    monkeypatch.setattr(rows, "encode", lambda *a: made.append(1) or original(*a))
+    monkeypatch.setattr(rows, "encode", lambda *a: encoded.append(1) or original(*a))
     built = build(data, tmp_path, "qwen", seed=5)
     media = {n for m in built["sets"].values() for n in m["files"] if n.startswith("media/")}
-    assert len(made) == len(media)
+    assert len(encoded) == len(media)
     assert sum(sum(m["rows"].values()) for m in built["sets"].values()) > len(media)
 
 
 def test_a_file_in_place_of_the_folder_is_named_before_anything_is_read(data, tmp_path):
     (tmp_path / "out").write_text("mine")
-    said = []
+    reported = []
     with pytest.raises(InputError, match="cannot be written") as caught:
-        build(data, tmp_path / "out", "qwen", progress=lambda *step: said.append(step))
-    assert caught.value.file.endswith("out") and not said
+        build(data, tmp_path / "out", "qwen", progress=lambda *step: reported.append(step))
+    assert caught.value.file.endswith("out") and not reported
 
 
 def shown(folder: Path) -> list[dict]:
     return [r for p in sorted(folder.rglob("*.parquet")) for r in pq.read_table(p).to_pylist()]
 
 
-def test_a_corrected_corpus_is_built_anew(data, tmp_path):
-    """Sentences, masks and frames: whichever changes, rows are those of the corpus as it is."""
+def test_a_changed_corpus_is_rebuilt(data, tmp_path):
+    """Whether expressions, masks or frames change, the rows follow the corpus."""
     build(data, tmp_path / "out", "qwen", seed=5)
     root = Path(data.corpora[1].root) / "train"
     for change in (_other_sentences, _other_masks, _other_frames):

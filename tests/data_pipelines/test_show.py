@@ -1,8 +1,9 @@
-"""Pictures show what the rows say, and refuse what are no rows."""
+"""Pictures show the rows' ground truth, and files of other kinds are refused."""
 
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,19 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_pipelines.build import build
+from data_pipelines.build import build as build_shards
 from data_pipelines.verify.show import contact_sheet, drawn, page, read_shown
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+from rcot_rl.recipe.data_section import CorpusRef, DataSection, SetSize
+
+build = partial(build_shards, canvas=84)
 
 
 @pytest.fixture
 def shard(corpus_maker, tmp_path):
-    made = corpus_maker("mevis", "train", n_videos=10)
+    corpus = corpus_maker("mevis", "train", n_videos=10)
     data = DataSection(
-        corpora=[CorpusRef(dataset="mevis", root=str(made.root))],
+        corpora=[CorpusRef(dataset="mevis", root=str(corpus.root))],
         sets={"sft-x": SetSize(ktg=12, aks=8)},
-        canvas=84,
         allow_smaller=True,
     )
     build(data, tmp_path / "out", "qwen")
@@ -41,7 +43,7 @@ def test_boxes_and_points_are_drawn_where_the_truth_says(shard):
     assert changed[y - 2 : y + 3, x - 2 : x + 3].mean() > 0.8
 
 
-def test_all_kinds_are_shown_and_chosen_rows_are(shard):
+def test_varied_rows_cover_all_kinds_and_chosen_rows_are_read(shard):
     kinds = {(s.info["task"], str(s.truth)[0]) for s in read_shown(shard, limit=4, varied=True)}
     assert {("aks", "A"), ("aks", "B")} <= kinds and len(kinds) >= 3
     assert [s.number for s in read_shown(shard, [5, 2])] == [2, 5]
@@ -49,7 +51,7 @@ def test_all_kinds_are_shown_and_chosen_rows_are(shard):
         read_shown(shard, [99])
 
 
-def test_sheet_and_page(shard):
+def test_contact_sheet_and_page_hold_every_row(shard):
     rows = read_shown(shard, limit=5)
     with Image.open(io.BytesIO(contact_sheet(rows, columns=3, side=100))) as sheet:
         assert sheet.width == 3 * 108 + 8
@@ -58,7 +60,7 @@ def test_sheet_and_page(shard):
     assert "&lt;image&gt;" in text and "src='http" not in text
 
 
-def test_other_parquet_files(tmp_path):
+def test_parquet_files_of_other_schemas_are_refused(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(InputError, match="not a row"):

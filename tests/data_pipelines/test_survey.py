@@ -1,4 +1,4 @@
-"""Tracing plans the rows that a build makes, whatever the corpora and descriptions lack."""
+"""Tracing and building plan the same rows, whatever the corpora and descriptions lack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_pipelines.corpora import open_corpus
 from data_pipelines.planning.row_drawing import SPLITS
 from data_pipelines.toy.layouts import write_corpus
 from data_pipelines.traces.texts import open_descriptions, open_traces
-from rcot_rl.annotation.trace import _Tracer
+from rcot_rl.annotation.tracer import _Tracer
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe
@@ -33,21 +33,23 @@ def recipe(tmp_path) -> Recipe:
     write_corpus(tmp_path / "mevis", "mevis", "train", 16, 5, "rich")
     values = {
         "extends": "laptop.yaml",
+        "canvas": {"image": 56},
         "data": {
             "corpora": [{"dataset": "mevis", "root": str(tmp_path / "mevis")}],
             "sets": SETS,
             "describe": "template",
             "trace": "template",
-            "canvas": 56,
             "keyframe": "any_visible",
             "val_fraction": 0.2,
             "max_fault_share": 0.5,
             "workers": 1,
             "tracer": {"model": "tiny"},
         },
-        "sft": {"shard_set": "sft-x"},
-        "grpo_aks": {"shard_set": "grpo-aks-x"},
-        "grpo_ktg": {"shard_set": "grpo-ktg-x"},
+        "train": {
+            "sft": {"shard_set": "sft-x"},
+            "grpo-aks": {"shard_set": "grpo-aks-x"},
+            "grpo-ktg": {"shard_set": "grpo-ktg-x"},
+        },
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -63,7 +65,7 @@ def built(recipe: Recipe, out: Path) -> Iterator[dict]:
 
 def planned(recipe: Recipe, out: Path) -> list[tuple]:
     tracer = _Tracer(recipe, out)
-    with tracer.session.ledger:
+    with tracer.annotator.cache:
         return sorted(w.key for w in tracer.plan({}))
 
 
@@ -73,12 +75,12 @@ def keys(rows: Iterator[dict]) -> list[tuple]:
 
 
 def undecodable(path: Path, height: int, width: int) -> None:
-    """A JPEG with a header and an end, and nothing in between."""
+    """Write a JPEG with a header and an end marker, and nothing in between."""
     frame = struct.pack(">HBHHB", 11, 8, height, width, 1) + b"\x01\x11\x00"
     path.write_bytes(b"\xff\xd8\xff\xc0" + frame + b"\xff\xd9")
 
 
-def test_frames_that_do_not_decode(recipe, tmp_path):
+def test_build_and_trace_plan_alike_with_undecodable_frames(recipe, tmp_path):
     first = list(built(recipe, tmp_path / "first"))
     corpus = open_corpus("mevis", tmp_path / "mevis", "train")
     shown = {(i["video"], i["frame"]): i["source_size"] for i in first}
@@ -94,7 +96,7 @@ def test_frames_that_do_not_decode(recipe, tmp_path):
     assert manifest["dropped"]["defects_by_reason"]["unreadable_frame"] >= len(lost)
 
 
-def test_videos_that_have_no_description(recipe, tmp_path):
+def test_build_and_trace_plan_alike_without_descriptions(recipe, tmp_path):
     corpus = open_corpus("mevis", tmp_path / "mevis", "train")
     path = tmp_path / "descriptions.jsonl"
     lines = [
@@ -110,7 +112,7 @@ def test_videos_that_have_no_description(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("borrowed", [0, 4])
-def test_too_many_of_them_stop_the_build(recipe, tmp_path, borrowed):
+def test_too_many_undescribed_videos_stop_the_build(recipe, tmp_path, borrowed):
     path = tmp_path / "descriptions.jsonl"
     video = open_corpus("mevis", tmp_path / "mevis", "train").videos()[0]
     line = {"dataset": "mevis", "video": video.id, "description": "A scene."}
@@ -118,30 +120,36 @@ def test_too_many_of_them_stop_the_build(recipe, tmp_path, borrowed):
     update = {"describe": str(path), "zero_target_foreign": borrowed, "allow_smaller": True}
     data = recipe.data.model_copy(update=update)
     with pytest.raises(InputError, match="max_fault_share"):
-        build(data, tmp_path / "out", recipe.prompts)
+        build(data, tmp_path / "out", recipe.prompts, canvas=56)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"dataset": "mevis", "video": "a", "description": "A dog \\ud83d"}', "surrogate"),
         ('{"dataset": "mevis", "video": "a", "n": %s}' % ("9" * 5000), "not valid JSON"),
         ('{"dataset": "mevis", "video": "a"}', "missing"),
     ],
 )
-def test_lines_that_are_no_descriptions(tmp_path, text, said):
+def test_invalid_description_lines_are_refused(tmp_path, text, message):
     path = tmp_path / "d.jsonl"
     path.write_text('{"dataset": "mevis", "video": "b", "description": "x"}\n' + text)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         open_descriptions(str(path), [])
     assert caught.value.line == 2
 
 
-def test_a_refusal_without_causes_is_a_refusal(tmp_path):
+def test_a_refusal_counts_even_without_causes(tmp_path):
     line = {
-        "task": "aks", "dataset": "mevis", "video": "a", "expression_id": "0", "frame": "0",
-        "response": "no", "accepted": False, "causes": None,
-    }  # fmt: skip
+        "task": "aks",
+        "dataset": "mevis",
+        "video": "a",
+        "expression_id": "0",
+        "frame": "0",
+        "response": "no",
+        "accepted": False,
+        "causes": None,
+    }
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(line))
     traces = open_traces(str(path), [])
@@ -151,17 +159,17 @@ def test_a_refusal_without_causes_is_a_refusal(tmp_path):
         open_traces(str(path), [])
 
 
-def test_a_tracer_that_is_always_wrong_is_named_and_not_the_corpora(recipe, tmp_path):
-    """Everything is refused: the verdicts are written, and the message has them."""
+def test_a_tracer_that_is_always_refused_stops_with_counts_of_its_verdicts(recipe, tmp_path):
+    """Everything is refused: the verdicts are written, and the message counts them."""
     data = recipe.data.model_copy(update={"allow_smaller": True})
     tracer = _Tracer(recipe.model_copy(update={"data": data}), tmp_path / "texts")
-    with tracer.session.ledger as ledger, pytest.raises(InputError) as caught:
+    with tracer.annotator.cache as cache, pytest.raises(InputError) as caught:
         while True:
             for wanted in tracer.plan_or_verdicts(tmp_path / "texts"):
                 for number in range(tracer.tries):
                     ask = tracer._ask(wanted, number)
-                    if ask.key not in ledger:
-                        ledger.add(ask.key, {"response": "no", "tokens": 1})
+                    if ask.key not in cache:
+                        cache.add(ask.key, {"response": "no", "tokens": 1})
     assert "responses: malformed" in str(caught.value)
     path = tmp_path / "texts" / "traces.jsonl"
     assert caught.value.file == str(path)

@@ -1,4 +1,4 @@
-"""Counts of tokens equal what transformers' own processor makes of the same row."""
+"""Token counts equal those of transformers' processor for the same row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.tokens import TokenCounter, pixel_limits, tokens_of
+from data_pipelines.tokens import TokenCounter, pixel_limits, token_statistics
 from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import TINY
 
@@ -33,12 +33,12 @@ def counter() -> TokenCounter:
 
 @pytest.mark.parametrize("canvas", [28, 112, 196])
 @settings(max_examples=40, deadline=None)
-@given(asked=TEXTS, said=TEXTS)
-def test_counts_are_the_processors(processor, counter, canvas, asked, said):
+@given(question=TEXTS, response=TEXTS)
+def test_counts_equal_those_of_the_processor(processor, counter, canvas, question, response):
     image = Image.new("RGB", (canvas, canvas))
     turns = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked + "?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": said + "."}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question + "?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": response + "."}]},
     ]
 
     def length(messages, generate):
@@ -48,8 +48,10 @@ def test_counts_are_the_processors(processor, counter, canvas, asked, said):
         taken = processor(text=[text], images=[image], return_tensors="np")
         return taken["input_ids"].shape[1]
 
-    found = counter.lengths([{"role": "user", "content": f"<image>{asked}?"}], said + ".", canvas)
-    assert found == ((canvas // 28) ** 2, length(turns[:1], True), length(turns, False))
+    counted = counter.lengths(
+        [{"role": "user", "content": f"<image>{question}?"}], response + ".", canvas
+    )
+    assert counted == ((canvas // 28) ** 2, length(turns[:1], True), length(turns, False))
 
 
 def test_a_canvas_that_would_be_resized_is_refused(counter):
@@ -67,7 +69,7 @@ def test_the_widely_copied_limit_makes_756_of_840(tmp_path):
 
 
 @pytest.mark.parametrize("gone", ["tokenizer.json", "chat_template.jinja", "processor_config.json"])
-def test_what_a_folder_lacks_is_named(tmp_path, gone):
+def test_missing_model_files_are_named(tmp_path, gone):
     folder = tmp_path / "model"
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", gone))
     with pytest.raises(InputError):
@@ -83,11 +85,11 @@ def test_a_template_cannot_reach_python(tmp_path):
         TokenCounter(tmp_path / "m").lengths([{"role": "user", "content": "x"}], None, 112)
 
 
-def test_figures_name_the_rows_over_a_limit(counter):
+def test_token_statistics_name_the_rows_over_a_limit(counter):
     lengths = {"train": [[16, 50, 90], [16, 61, 120], [16, 40, 70]], "val": []}
-    found = tokens_of(lengths, {"prompt_tokens": 60, "total_tokens": 119}, counter)
-    assert found["over"] == {"prompt_tokens": ["train:1"], "total_tokens": ["train:1"]}
-    spread = found["splits"]["train"]["prompt_tokens"]
+    counted = token_statistics(lengths, {"prompt_tokens": 60, "total_tokens": 119}, counter)
+    assert counted["over"] == {"prompt_tokens": ["train:1"], "total_tokens": ["train:1"]}
+    spread = counted["splits"]["train"]["prompt_tokens"]
     assert (spread["least"], spread["most"], spread["mean"]) == (40, 61, 50.33)
     assert sum(n for _, _, n in spread["histogram"]) == 3
-    assert tokens_of(lengths, {}, None) is None
+    assert token_statistics(lengths, {}, None) is None

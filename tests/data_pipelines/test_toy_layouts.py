@@ -1,4 +1,4 @@
-"""Toy corpora read back: what the readers see is what the scenes hold, to the bit."""
+"""Toy corpora read back bit by bit as their scenes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from PIL import Image
 
 from data_pipelines.build import build
 from data_pipelines.corpora import Corpus, open_corpus
-from data_pipelines.toy.clips import Clip, ClipSpec, draw_clip
+from data_pipelines.toy.clips import ClipSpec, ToyClip, draw_clip
 from data_pipelines.toy.layouts import (
     LAYOUT_SPLITS,
-    summarise,
     write_all,
     write_corpus,
     write_layout,
 )
-from data_pipelines.traces.trace_files import Sidecar
+from data_pipelines.traces.toy_templates import Sidecar
 from data_pipelines.verify.check_sets import check
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.data import CorpusRef, DataSection, SetSize
+from rcot_rl.recipe.data_section import CorpusRef, DataSection, SetSize
 
 PUBLISHED = [(layout, split) for layout, splits in LAYOUT_SPLITS.items() for split in splits]
 N = 3
 
 
-def clips_of(layout: str, split: str, preset: str, absent: float = 0.0) -> list[Clip]:
+def clips_of(layout: str, split: str, preset: str, absent: float = 0.0) -> list[ToyClip]:
     spec = ClipSpec(layout, split, 5, preset, 4, absent)
     return [draw_clip(spec, i) for i in range(N)]
 
@@ -43,8 +42,8 @@ def digests(root: Path) -> dict[str, str]:
     }
 
 
-def annotations(corpus: Corpus, clip: Clip) -> list[str]:
-    """What the reader takes for every object, also for those that no sentence names."""
+def annotations(corpus: Corpus, clip: ToyClip) -> list[str]:
+    """Return the annotation id of every object, also of those that no expression names."""
     annos = Sidecar.read(corpus.root / "toy.json").video(clip.name).annos
     ids = [str(i + 1) for i in range(len(clip.scene.objects))]
     if corpus.dataset == "reasonvos":
@@ -54,7 +53,9 @@ def annotations(corpus: Corpus, clip: Clip) -> list[str]:
 
 @pytest.mark.parametrize(("layout", "split"), PUBLISHED)
 @pytest.mark.parametrize("preset", ["lattice", "rich"])
-def test_readers_see_the_scene(layout: str, split: str, preset: str, tmp_path: Path) -> None:
+def test_readers_return_the_drawn_scene(
+    layout: str, split: str, preset: str, tmp_path: Path
+) -> None:
     absent = 0.2 if layout == "revos" else 0.0
     write_corpus(tmp_path / "c", layout, split, N, 5, preset, absent_share=absent)
     corpus = open_corpus(layout, tmp_path / "c", split)
@@ -110,20 +111,22 @@ def test_valid_of_ref_youtube_vos_names_no_object_and_lists_test_videos(tmp_path
     Sidecar.read(root / "toy.json").description(hidden.videos()[0].id)
 
 
-def test_types_of_ids(tmp_path: Path) -> None:
-    found = {}
+def test_ids_have_the_types_of_the_published_files(tmp_path: Path) -> None:
+    expressions = {}
     for layout in LAYOUT_SPLITS:
         write_corpus(tmp_path / layout, layout, LAYOUT_SPLITS[layout][0], 1, 5, "lattice")
         corpus = open_corpus(layout, tmp_path / layout, LAYOUT_SPLITS[layout][0])
         (video,) = json.loads(corpus.expressions_file.read_text())["videos"].values()
         listed = video["expressions"]
-        found[layout] = listed[0] if isinstance(listed, list) else listed["0"]
-    assert isinstance(found["ref-youtube-vos"]["obj_id"], str)
-    assert isinstance(found["davis17"]["obj_id"], str)
-    assert isinstance(found["reasonvos"]["obj_id"], int)
-    assert found["reasonvos"].keys() == {"obj_id", "exp_id", "exp_text", "is_sent"}
+        expressions[layout] = listed[0] if isinstance(listed, list) else listed["0"]
+    assert isinstance(expressions["ref-youtube-vos"]["obj_id"], str)
+    assert isinstance(expressions["davis17"]["obj_id"], str)
+    assert isinstance(expressions["reasonvos"]["obj_id"], int)
+    assert expressions["reasonvos"].keys() == {"obj_id", "exp_id", "exp_text", "is_sent"}
     for layout in ("mevis", "revos"):
-        assert all(isinstance(i, int) for k in ("obj_id", "anno_id") for i in found[layout][k])
+        assert all(
+            isinstance(i, int) for k in ("obj_id", "anno_id") for i in expressions[layout][k]
+        )
 
 
 def test_masks_of_mevis_are_coco_run_lengths_and_null_where_hidden(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_valid_of_mevis_has_no_masks(tmp_path: Path) -> None:
     assert not open_corpus("mevis", tmp_path / "c", "valid").has_masks
 
 
-def test_types_of_revos_sentences_and_nested_names(tmp_path: Path) -> None:
+def test_revos_has_sentence_types_and_nested_video_names(tmp_path: Path) -> None:
     write_corpus(tmp_path / "c", "revos", "train", 8, 5, "rich", absent_share=0.25)
     sidecar = json.loads((tmp_path / "c/toy.json").read_text())["videos"]
     videos = json.loads((tmp_path / "c/meta_expressions_train_.json").read_text())["videos"]
@@ -164,7 +167,7 @@ def test_types_of_revos_sentences_and_nested_names(tmp_path: Path) -> None:
 
 
 def test_revos_splits_share_one_mask_dictionary(tmp_path: Path) -> None:
-    """Whichever split is written first, and ids of the two do not meet."""
+    """Whichever split is written first; the annotation ids of the two do not overlap."""
     for name, order in (("a", ("train", "valid")), ("b", ("valid", "train"))):
         for split in order:
             write_corpus(tmp_path / name, "revos", split, N, 5, "lattice")
@@ -188,14 +191,14 @@ def test_davis_has_four_sentences_an_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["ref-youtube-vos", "reasonvos", "davis17"])
-def test_one_object_an_expression(layout: str, tmp_path: Path) -> None:
+def test_every_expression_has_one_object(layout: str, tmp_path: Path) -> None:
     write_corpus(tmp_path / "c", layout, LAYOUT_SPLITS[layout][0], 4, 5, "rich")
     corpus = open_corpus(layout, tmp_path / "c", LAYOUT_SPLITS[layout][0])
     assert all(len(e.object_ids) == 1 for v in corpus.videos() for e in v.expressions)
 
 
 @pytest.mark.parametrize("preset", ["lattice", "rich"])
-def test_several_targets_for_three_single_ones(preset: str) -> None:
+def test_expressions_of_several_targets_are_a_third_of_single_ones_or_more(preset: str) -> None:
     """Three training corpora, alike in size, can fill KTG rows at 3:1 without waste of singles.
 
     Several targets count where two of them are visible in the frame of the largest union.
@@ -239,7 +242,7 @@ def test_the_same_split_is_kept_and_another_is_refused(tmp_path: Path) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
     assert write_corpus(root, "mevis", "train", 2, 5, "lattice", workers=2) == first
     assert stamps == {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    with pytest.raises(InputError, match="seed 5 there, 6 asked") as error:
+    with pytest.raises(InputError, match="seed is 5, not 6") as error:
         write_corpus(root, "mevis", "train", 2, 6, "lattice")
     assert error.value.file == str(root)
     with pytest.raises(InputError, match="layout mevis, not revos"):
@@ -247,7 +250,7 @@ def test_the_same_split_is_kept_and_another_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [root]
 
 
-def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
+def test_unrelated_files_are_not_touched(tmp_path: Path) -> None:
     root = tmp_path / "c"
     root.mkdir()
     (root / "notes.txt").write_text("mine")
@@ -295,7 +298,7 @@ def test_an_interrupted_write_leaves_nothing(
         ({"layout": "reasonvos", "split": "test", "multi_share": 0.1}, "with several targets"),
     ],
 )
-def test_bad_arguments(change: dict, says: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(change: dict, says: str, tmp_path: Path) -> None:
     arguments = {"layout": "mevis", "split": "train", "n_videos": 1, "seed": 1, "preset": "lattice"}
     with pytest.raises(InputError, match=says):
         write_corpus(tmp_path / "c", **{**arguments, **change})
@@ -310,28 +313,11 @@ def test_the_share_of_several_targets_is_a_setting(tmp_path: Path) -> None:
         kinds[share] = drawn.count("several")
     assert kinds[0.0] == 0 < kinds[0.25] < 0.5 * kinds[1.0]
     write_corpus(tmp_path / "c", "mevis", "train", 1, 5, "lattice", multi_share=0.25)
-    with pytest.raises(InputError, match=r"multi_share 0\.25 there, 0\.5 asked"):
+    with pytest.raises(InputError, match=r"multi_share is 0\.25, not 0\.5"):
         write_corpus(tmp_path / "c", "mevis", "train", 1, 5, "lattice", multi_share=0.5)
 
 
-def test_summary_of_a_corpus(tmp_path: Path) -> None:
-    root = tmp_path / "c"
-    written = write_layout(root, "revos", 5, "rich", 6, absent_share=0.3)
-    found = summarise(root)
-    assert found["layout"] == "revos" and found["splits"].keys() == written.keys()
-    for split, facts in found["splits"].items():
-        assert {k: facts[k] for k in written[split]} == written[split]
-        assert (facts["preset"], facts["seed"]) == ("rich", 5)
-        listed = [
-            e.object_ids for v in open_corpus("revos", root, split).videos() for e in v.expressions
-        ]
-        assert sum(facts["kinds"].values()) == facts["expressions"] == len(listed)
-        assert facts["kinds"].get("absent", 0) == listed.count(())
-    with pytest.raises(InputError, match=r"toy\.json"):
-        summarise(tmp_path)
-
-
-def test_write_all(tmp_path: Path) -> None:
+def test_write_all_writes_every_layout(tmp_path: Path) -> None:
     summary = write_all(tmp_path / "toy", 1, "lattice", 5)
     assert {layout: tuple(splits) for layout, splits in summary.items()} == dict(LAYOUT_SPLITS)
     names = []

@@ -1,4 +1,4 @@
-"""Sentences mean what their words say: targets are found again by reading the text."""
+"""The targets of an expression follow from its text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from data_pipelines.toy.queries import DEFAULT_MIX, Query, has_legs, make_queries
+from data_pipelines.toy.queries import DEFAULT_MIX, ToyQuery, has_legs, make_queries
 from data_pipelines.toy.scenes import PRESETS, SHAPES, Scene, make_scene
 
 KINDS = ("attribute", "several", "time", "motion", "relation", "absent")
 
 
-def drawn(preset: str, kind: str, n: int = 40) -> list[tuple[Scene, Query]]:
-    """Queries of one kind, each with its scene."""
+def drawn(preset: str, kind: str, n: int = 40) -> list[tuple[Scene, ToyQuery]]:
+    """Return queries of one kind, each with its scene."""
     out = []
     for i in range(n):
         rng = np.random.default_rng([4, i])
@@ -28,7 +28,7 @@ def frames_of(scene: Scene, index: int) -> list[int]:
 
 
 def centre(scene: Scene, index: int, t: int) -> np.ndarray:
-    """(x, y) of the stamp's middle."""
+    """Return (x, y) of the object's centre."""
     return np.array(scene.corner(index, t)) + scene.objects[index].diameter / 2
 
 
@@ -37,15 +37,15 @@ def named(scene: Scene, text: str) -> tuple[int, ...]:
 
 
 def several(scene: Scene, text: str) -> tuple[int, ...]:
-    """Those whose colour, or whose shape's plural, follows "all", or "both" if they are two."""
+    """Return the objects whose colour or shape follows "all", or "both" if there are two."""
     how_many, word = text.split()[:2]
     if text.endswith(" shapes"):
-        found = tuple(i for i, o in enumerate(scene.objects) if o.colour == word)
+        matching = tuple(i for i, o in enumerate(scene.objects) if o.colour == word)
     else:
         plural = {s: f"{s}es" if s.endswith("s") else f"{s}s" for s in SHAPES}
-        found = tuple(i for i, o in enumerate(scene.objects) if plural[o.shape] == word)
-    assert how_many == "all" or (how_many == "both" and len(found) == 2)
-    return found
+        matching = tuple(i for i, o in enumerate(scene.objects) if plural[o.shape] == word)
+    assert how_many == "all" or (how_many == "both" and len(matching) == 2)
+    return matching
 
 
 def timed(scene: Scene, text: str) -> tuple[int, ...]:
@@ -72,10 +72,10 @@ def moving(scene: Scene, text: str) -> tuple[int, ...]:
 
 
 def bending(scene: Scene, first: str, then: str) -> tuple[int, ...]:
-    """Those with a frame before which they go one way more than across it, and after it the other.
+    """Return the objects that move `first`, and from some frame on move `then`.
 
-    By at least 6 % of the frame's shorter side; that such a leg is there is all that is asked, so
-    that the sentence would be ambiguous if any other object had a hint of it.
+    A leg goes its way more than across it, by at least 6 % of the frame's shorter side. The
+    condition is weak on purpose: an object that almost fits makes the sentence ambiguous.
     """
     least = 0.06 * min(scene.size)
 
@@ -118,9 +118,9 @@ ORACLES: dict[str, Callable[[Scene, str], tuple[int, ...]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_targets_follow_from_the_words(preset: str, kind: str) -> None:
-    found = drawn(preset, kind)
-    assert len(found) >= 10
-    for scene, query in found:
+    samples = drawn(preset, kind)
+    assert len(samples) >= 10
+    for scene, query in samples:
         assert ORACLES[kind](scene, query.text) == query.targets
         assert query.targets == tuple(sorted(query.targets))
         if kind not in ("several", "absent"):
@@ -135,7 +135,7 @@ def test_rich_sentences_of_both_and_of_two_legs() -> None:
     assert not any("both " in t for t in plain)
 
 
-def test_legs_are_told_from_the_way_alone() -> None:
+def test_has_legs_depends_on_the_path_alone() -> None:
     corner = np.array([[50, 50], [30, 50], [10, 50], [10, 30], [10, 10]])
     assert has_legs(corner, "left", "up", 40, 2)
     assert not has_legs(corner, "left", "up", 41, 2)
@@ -146,7 +146,7 @@ def test_legs_are_told_from_the_way_alone() -> None:
 
 
 def test_absent_things_share_a_word_with_the_palette_of_the_preset() -> None:
-    """What is asked for in vain could have been there."""
+    """Absent objects could have been in the scene."""
     colours = {o.colour for scene, _ in drawn("lattice", "attribute") for o in scene.objects}
     assert {q.text.split()[1] for _, q in drawn("lattice", "absent")} == colours
 
@@ -161,7 +161,7 @@ def test_sentences_differ_and_repeat_for_the_same_generator(preset: str) -> None
         assert {q.kind for q in once} <= set(DEFAULT_MIX[preset])
 
 
-def test_the_absent_share() -> None:
+def test_absent_share_is_the_share_of_absent_queries() -> None:
     kinds = []
     for i in range(80):
         scene = make_scene(np.random.default_rng(i), PRESETS["rich"])
@@ -175,6 +175,6 @@ def test_a_kind_that_the_scene_lacks_gives_way_to_attributes() -> None:
         scene = make_scene(np.random.default_rng(i), PRESETS["lattice"])
         if len(scene.objects) == 1:
             queries = make_queries(np.random.default_rng(i), scene, 2, {"time": 1.0})
-            assert queries == [Query(f"the {scene.objects[0].name}", (0,), "attribute")]
+            assert queries == [ToyQuery(f"the {scene.objects[0].name}", (0,), "attribute")]
             return
     pytest.fail("no scene of one object was drawn")

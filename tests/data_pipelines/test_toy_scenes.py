@@ -1,4 +1,4 @@
-"""Procedural scenes: what they promise, measured on their masks and frames."""
+"""Guarantees of procedural scenes, measured on their masks and frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scenes(preset: str, n: int = 40) -> list[Scene]:
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_masks_are_what_remains_visible(preset: str) -> None:
-    """Disjoint, covering what the whole shapes cover, the later object over the earlier."""
+    """Masks are disjoint and cover the union of the shapes; later objects occlude earlier ones."""
     for scene in scenes(preset, 12):
         for t in range(scene.n_frames):
             whole, visible = np.array(scene.whole_masks(t)), np.array(scene.masks(t))
@@ -26,8 +26,8 @@ def test_masks_are_what_remains_visible(preset: str) -> None:
             assert np.array_equal(visible.any(0), whole.any(0))
             assert np.array_equal(visible[-1], whole[-1])
             assert not (visible & ~whole).any()
-            there = [o.present(t) for o in scene.objects]
-            assert [bool(m.any()) for m in whole] == there
+            present = [o.present(t) for o in scene.objects]
+            assert [bool(m.any()) for m in whole] == present
             assert scene.visible(t) == [bool(m.any()) for m in visible]
 
 
@@ -40,7 +40,7 @@ def test_a_scene_is_a_function_of_its_generator(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_ranges(preset: str) -> None:
+def test_scenes_stay_in_the_presets_ranges(preset: str) -> None:
     p = PRESETS[preset]
     for scene in scenes(preset):
         assert scene.size in p.sizes
@@ -78,20 +78,20 @@ def test_the_lattice_has_few_boxes_and_no_crowd() -> None:
             assert visible.sum() >= 0.85 * whole.sum()
 
 
-def test_rich_scenes_have_what_a_lattice_hides() -> None:
-    """Occlusion, late entries, objects that leave and return, turning, moving backgrounds."""
-    found = set()
+def test_rich_scenes_have_the_difficulties_of_real_video() -> None:
+    """Occlusion, late entries, objects that leave and return, rotation, moving backgrounds."""
+    difficulties = set()
     for scene in scenes("rich"):
         for item in scene.objects:
-            found |= {"late"} if item.first > 0 else set()
-            found |= {"returns"} if len(item.spans) > 1 else set()
-            found |= {"turns"} if abs(item.turn or 0) > 1 else set()
-            found |= {"bends"} if item.velocity != item.velocity_after else set()
-            found |= {"small"} if item.diameter < 0.2 * scene.size[0] else set()
+            difficulties |= {"late"} if item.first > 0 else set()
+            difficulties |= {"returns"} if len(item.spans) > 1 else set()
+            difficulties |= {"turns"} if abs(item.turn or 0) > 1 else set()
+            difficulties |= {"bends"} if item.velocity != item.velocity_after else set()
+            difficulties |= {"small"} if item.diameter < 0.2 * scene.size[0] else set()
         whole, visible = np.array(scene.whole_masks(2)), np.array(scene.masks(2))
-        found |= {"occluded"} if visible.sum() < whole.sum() else set()
-        found |= {scene.size}
-    assert found == {
+        difficulties |= {"occluded"} if visible.sum() < whole.sum() else set()
+        difficulties |= {scene.size}
+    assert difficulties == {
         "late",
         "returns",
         "turns",
@@ -106,7 +106,7 @@ def test_rich_scenes_have_what_a_lattice_hides() -> None:
 
 
 def test_backgrounds_drift_without_cuts() -> None:
-    """From one frame to the next a background changes little; over the clip a lot."""
+    """A background changes little from frame to frame, and a lot over the clip."""
     for seed in range(12):
         for size in PRESETS["rich"].sizes:
             frames = [background("rich", size, seed, t) for t in range(PRESETS["rich"].frames[1])]
@@ -167,8 +167,8 @@ def test_the_description_lists_objects_as_they_appear(preset: str) -> None:
     ("shape", "share"),
     [("square", 1.0), ("circle", np.pi / 4), ("triangle", 0.5), ("ellipse", 0.3 * np.pi / 2)],
 )
-def test_areas_of_shapes(shape: str, share: float) -> None:
-    """Against the formulas of geometry; drawn to be turned, a shape has half the area."""
+def test_areas_of_shapes_equal_the_formulas(shape: str, share: float) -> None:
+    """Compared with the formulas; a shape drawn for rotation has half the area."""
     assert shape_mask(shape, 200).mean() == pytest.approx(share, abs=0.01)
     assert shape_mask(shape, 200, 77).mean() == pytest.approx(share / 2, abs=0.01)
 

@@ -1,8 +1,7 @@
-"""Small corpora in the public layouts and predictions for them, with the masks they came from."""
+"""Small corpora in the public layouts, with predictions and the masks behind both."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hotcoco import mask as coco
 from PIL import Image
 
 HEIGHT, WIDTH, FRAMES = 30, 44, 5
@@ -21,7 +19,7 @@ TYPES = {"0": (0, ["1"]), "1": (1, ["1", "2"]), "2": (2, []), "3": (1, ["2"]), "
 
 @dataclass
 class World:
-    """A corpus on disk and its truth."""
+    """A corpus on disk with its ground truth."""
 
     dataset: str
     root: Path
@@ -46,7 +44,7 @@ class World:
 
 
 def blobs(rng: np.random.Generator) -> np.ndarray:
-    """bool [T, H, W]: a box that moves and grows, absent in the first frame."""
+    """Return bool [T, H, W]: a box that moves and grows, absent in the first frame."""
     masks = np.zeros((FRAMES, HEIGHT, WIDTH), dtype=bool)
     y, x = rng.integers(2, 10), rng.integers(2, 20)
     for t in range(1, FRAMES):
@@ -55,25 +53,9 @@ def blobs(rng: np.random.Generator) -> np.ndarray:
     return masks
 
 
-def save_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
 def save_png(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values.astype(np.uint8)).save(path)
-
-
-def _rle(mask: np.ndarray) -> dict | None:
-    if not mask.any():
-        return None
-    done = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    counts = done["counts"]
-    return {
-        "size": list(mask.shape),
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
 
 
 def _save_frames(folder: Path, world: World) -> None:
@@ -85,7 +67,11 @@ def _save_frames(folder: Path, world: World) -> None:
             cv2.imwrite(str(path), rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
 
 
-def _write(world: World) -> None:
+def _write(
+    world: World,
+    save_json: Callable[[Path, object], None],
+    coco_rle: Callable[[np.ndarray], dict | None],
+) -> None:
     root, masks = world.root, world.masks
     videos: dict[str, dict] = {v: {"frames": world.frames, "expressions": {}} for v in masks}
     for video, expression in world.pairs():
@@ -100,7 +86,7 @@ def _write(world: World) -> None:
                 for name, mask in objects.items():
                     label[mask[t]] = int(name)
                 save_png(root / "valid" / "Annotations" / video / f"{stem}.png", label)
-            objects["1"] = objects["1"] & ~objects["2"]  # the later label covers the earlier
+            objects["1"] = objects["1"] & ~objects["2"]  # the later label overwrites the earlier
         save_json(root / "meta_expressions" / "valid" / "meta_expressions.json", {"videos": videos})
     elif world.dataset == "reasonvos":
         _save_frames(root / "JPEGImages", world)
@@ -122,7 +108,7 @@ def _write(world: World) -> None:
         for video, objects in masks.items():
             for name, mask in objects.items():
                 annotations[video, name] = len(dictionary)
-                dictionary[str(len(dictionary))] = [_rle(m) for m in mask]
+                dictionary[str(len(dictionary))] = [coco_rle(m) for m in mask]
         for video, expression in world.pairs():
             objects = world.targets(expression)
             videos[video]["expressions"][expression] |= {
@@ -136,7 +122,13 @@ def _write(world: World) -> None:
 
 
 @pytest.fixture
-def make_world(tmp_path: Path) -> Callable[..., World]:
+def make_world(
+    tmp_path: Path,
+    save_json: Callable[[Path, object], None],
+    coco_rle: Callable[[np.ndarray], dict | None],
+) -> Callable[..., World]:
+    """Return a function that writes a corpus of a dataset's layout, with its ground truth."""
+
     def make(dataset: str, n_videos: int = 3, seed: int = 0) -> World:
         split = "valid_u" if dataset == "mevis" else "valid"
         world = World(dataset, tmp_path / "corpora" / dataset, split)
@@ -145,7 +137,7 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
             world.videos.append(f"{slash}clip-{k}")
             rng = np.random.default_rng([seed, k])
             world.masks[world.videos[-1]] = {"1": blobs(rng), "2": blobs(rng)}
-        _write(world)
+        _write(world, save_json, coco_rle)
         return world
 
     return make
@@ -153,16 +145,19 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
 
 @pytest.fixture
 def make_predictions(tmp_path: Path) -> Callable[..., tuple[Path, dict]]:
-    """Predictions near the truth on disk, and as {(video, expression): bool [T, H, W]}."""
+    """Return a function that writes predictions near the truth.
+
+    It returns their folder and (video, expression) -> bool [T, H, W].
+    """
 
     def make(world: World, seed: int = 0) -> tuple[Path, dict[tuple[str, str], np.ndarray]]:
         rng = np.random.default_rng([seed, 9])
-        root, made = tmp_path / "predictions" / world.dataset, {}
+        root, masks = tmp_path / "predictions" / world.dataset, {}
         for video, expression in world.pairs():
             shift = tuple(int(v) for v in rng.integers(-2, 3, 2))
-            made[video, expression] = np.roll(world.truth(video, expression), shift, axis=(1, 2))
-            for stem, mask in zip(world.frames, made[video, expression], strict=True):
+            masks[video, expression] = np.roll(world.truth(video, expression), shift, axis=(1, 2))
+            for stem, mask in zip(world.frames, masks[video, expression], strict=True):
                 save_png(root / video / expression / f"{stem}.png", mask * 255)
-        return root, made
+        return root, masks
 
     return make

@@ -13,25 +13,27 @@ from PIL import Image
 
 from data_pipelines.corpora import open_corpus
 from rcot_rl.errors import InputError
-from rcot_rl.evaluation.baselines import BASELINES, centre_box
 from rcot_rl.evaluation.benchmarks import evaluate, evaluate_masks
 from rcot_rl.evaluation.jf import jf_video
+from rcot_rl.evaluation.mask_baselines import BASELINES, centre_box
 
 DATASETS = ("ref-youtube-vos", "mevis", "revos", "reasonvos", "davis17")
 SAMPLE_MEAN = ("ref-youtube-vos", "mevis", "reasonvos", "davis17")
 
 
-def percent(world, made: dict, pair: tuple[str, str]) -> tuple[float, float]:
-    jaccard, boundary = jf_video(world.truth(*pair), made[pair])
+def percent(world, masks: dict, pair: tuple[str, str]) -> tuple[float, float]:
+    jaccard, boundary = jf_video(world.truth(*pair), masks[pair])
     return 100 * jaccard.mean(), 100 * boundary.mean()
 
 
 @pytest.mark.parametrize("dataset", SAMPLE_MEAN)
-def test_mean_over_frames_then_expressions(dataset: str, make_world, make_predictions) -> None:
+def test_score_is_the_mean_over_frames_then_expressions(
+    dataset: str, make_world, make_predictions
+) -> None:
     world = make_world(dataset)
-    root, made = make_predictions(world)
+    root, masks = make_predictions(world)
     result = evaluate(dataset, world.root, world.split, root)
-    expected = np.mean([percent(world, made, pair) for pair in world.pairs()], axis=0)
+    expected = np.mean([percent(world, masks, pair) for pair in world.pairs()], axis=0)
     assert (result["J"], result["F"]) == pytest.approx(tuple(expected), abs=1e-9)
     assert result["J&F"] == pytest.approx(expected.mean(), abs=1e-9)
     assert result["n_expressions"] == len(world.pairs()) == len(result["per_expression"])
@@ -42,26 +44,30 @@ def test_mean_over_frames_then_expressions(dataset: str, make_world, make_predic
     json.dumps(result, allow_nan=False)
 
 
-def test_revos_rounds_and_averages_its_two_halves(make_world, make_predictions) -> None:
+def test_revos_is_the_mean_of_rounded_referring_and_reasoning_scores(
+    make_world, make_predictions
+) -> None:
     world = make_world("revos")
-    root, made = make_predictions(world)
+    root, masks = make_predictions(world)
     result = evaluate("revos", world.root, "valid", root)
     halves = []
     for kinds in (("0", "4"), ("1", "3")):
         pairs = [(v, e) for v, e in world.pairs() if e in kinds]
-        halves.append(np.mean([np.round(percent(world, made, p), 2) for p in pairs], axis=0))
+        halves.append(np.mean([np.round(percent(world, masks, p), 2) for p in pairs], axis=0))
     subsets = result["per_subset"]
     for name, half in zip(("referring", "reasoning"), halves, strict=True):
         assert (subsets[name]["J"], subsets[name]["F"]) == pytest.approx(tuple(half), abs=1e-9)
     overall = np.mean(halves, axis=0)
     assert (result["J"], result["F"]) == pytest.approx(tuple(overall), abs=1e-9)
     assert result["J&F"] == pytest.approx(overall.mean(), abs=1e-9)
-    # A mean over all samples would be another number: there are two halves of unequal worth.
+    # the mean over all expressions would differ, since the subsets have different sizes
     assert subsets["no_target"]["n_expressions"] == len(world.videos)
     assert subsets["no_target"]["N-Acc"] == 100 and subsets["no_target"]["T-Acc"] == 100
 
 
-def test_no_target_counts_empty_predictions(make_world, make_predictions) -> None:
+def test_n_acc_counts_empty_predictions_of_expressions_without_target(
+    make_world, make_predictions
+) -> None:
     world = make_world("revos", n_videos=4)
     root, _ = make_predictions(world)
     before = evaluate("revos", world.root, "valid", root)
@@ -84,9 +90,9 @@ def test_perfect_predictions_score_100(make_world) -> None:
         assert (result["J"], result["F"], result["J&F"]) == (100, 100, 100)
 
 
-def test_missing_predictions_are_zero_and_listed(make_world, make_predictions) -> None:
+def test_missing_predictions_count_zero_and_are_listed(make_world, make_predictions) -> None:
     world = make_world("mevis")
-    root, made = make_predictions(world)
+    root, masks = make_predictions(world)
     gone = (world.videos[1], "3")
     shutil.rmtree(root / gone[0] / gone[1])
     holed = (world.videos[2], "0")
@@ -95,25 +101,25 @@ def test_missing_predictions_are_zero_and_listed(make_world, make_predictions) -
     assert result["missing"] == ["clip-1/3", "clip-2/0/00000"]
     scores = []
     for pair in world.pairs():
-        jaccard, _ = jf_video(world.truth(*pair), made[pair])
+        jaccard, _ = jf_video(world.truth(*pair), masks[pair])
         if pair == gone:
             jaccard[:] = 0
         if pair == holed:
-            assert jaccard[0] == 1  # both are empty there, which must not be taken for a hit
+            assert jaccard[0] == 1  # both are empty in this frame, which must not count as a hit
             jaccard[0] = 0
         scores.append(100 * jaccard.mean())
     assert result["J"] == pytest.approx(np.mean(scores), abs=1e-9)
     assert result["n_expressions"] == len(world.pairs())
 
 
-def test_an_empty_folder_scores_zero(make_world, tmp_path: Path) -> None:
+def test_empty_folder_scores_zero(make_world, tmp_path: Path) -> None:
     world = make_world("davis17")
     result = evaluate("davis17", world.root, "valid", tmp_path)
     assert (result["J"], result["F"]) == (0, 0)
     assert result["missing"] == [f"{v}/{e}" for v, e in world.pairs()]
 
 
-def test_unusable_pngs_are_faults_and_zero(make_world, make_predictions) -> None:
+def test_unusable_pngs_are_faults_and_count_zero(make_world, make_predictions) -> None:
     world = make_world("davis17", n_videos=1)
     root, _ = make_predictions(world)
     folder = root / world.videos[0] / "0"
@@ -163,18 +169,18 @@ def test_any_single_channel_png_is_read(kind: str, make_world, make_predictions)
 
 def test_frames_without_annotation_are_not_scored(make_world, make_predictions) -> None:
     world = make_world("reasonvos", n_videos=1)
-    root, made = make_predictions(world)
+    root, masks = make_predictions(world)
     for name in ("1", "2"):
         (world.root / "Annotations" / f"MOSE_clip-0_{name}" / "00010.png").unlink()
     (root / "clip-0" / "0" / "00010.png").unlink()
     result = evaluate("reasonvos", world.root, "valid", root)
     kept = [0, 1, 3, 4]
-    rows = [jf_video(world.truth(*p), made[p])[0][kept].mean() for p in world.pairs()]
+    rows = [jf_video(world.truth(*p), masks[p])[0][kept].mean() for p in world.pairs()]
     assert result["J"] == pytest.approx(100 * np.mean(rows), abs=1e-9)
     assert not result["missing"] and not result["defects"]
 
 
-def test_input_errors(make_world, tmp_path: Path) -> None:
+def test_bad_input_raises_input_error(make_world, tmp_path: Path) -> None:
     world = make_world("revos")
     with pytest.raises(InputError, match="limit"):
         evaluate("revos", world.root, "valid", tmp_path, limit=0)
@@ -190,7 +196,7 @@ def test_input_errors(make_world, tmp_path: Path) -> None:
         evaluate("revos", untyped.root, "valid", tmp_path)
 
 
-def test_ids_cannot_lead_out_of_the_folder(make_world, tmp_path: Path) -> None:
+def test_id_that_leads_outside_the_folder_is_refused(make_world, tmp_path: Path) -> None:
     world = make_world("mevis", n_videos=1)
     path = world.root / "valid_u" / "meta_expressions.json"
     path.write_text(path.read_text().replace('"4": {', '"../../4": {'))
@@ -198,7 +204,9 @@ def test_ids_cannot_lead_out_of_the_folder(make_world, tmp_path: Path) -> None:
         evaluate("mevis", world.root, "valid_u", tmp_path)
 
 
-def test_limit_workers_and_progress(make_world, make_predictions) -> None:
+def test_limit_and_workers_do_not_change_scores_and_progress_is_reported(
+    make_world, make_predictions
+) -> None:
     world = make_world("revos")
     root, _ = make_predictions(world)
     seen: list[tuple[int, int]] = []
@@ -243,7 +251,7 @@ def test_keyframe_figures_of_a_trace(traced) -> None:
     assert result["keyframe_area_ratio_initial"] == 0 == areas[0]
     assert result["aks_rounds"] == 3 and result["n_traces"] == 1
     assert result["segmenter"] == "flow"
-    # Object 1 is boxed exactly, object 2 by what that box happens to share with it.
+    # object 1 has an exact box, object 2 only its overlap with that box
     ys, xs = np.nonzero(world.masks["clip-0"]["2"][2])
     other = np.zeros((30, 44), bool)
     other[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] = True
@@ -260,7 +268,7 @@ def _pixel() -> np.ndarray:
     return box
 
 
-def test_figures_are_means_and_name_every_segmenter(traced) -> None:
+def test_keyframe_figures_are_means_and_every_segmenter_is_named(traced) -> None:
     world, root, _, trace = traced
     put(root, "0", {**trace, "rounds": 1})
     put(root, "1", {**trace, "rounds": 4, "keyframe": 0, "segmenter": "sam2"})
@@ -275,7 +283,7 @@ def test_figures_are_means_and_name_every_segmenter(traced) -> None:
     assert result["box_iou"] == 50
 
 
-def test_without_traces_the_figures_are_none(traced) -> None:
+def test_keyframe_figures_are_none_without_traces(traced) -> None:
     world, root, _, _ = traced
     result = evaluate("mevis", world.root, "valid_u", root)
     assert result["segmenter"] is None and result["aks_rounds"] is None
@@ -307,7 +315,7 @@ def test_bad_traces_are_faults(change: object, traced: tuple) -> None:
     assert result["n_traces"] == 0 and result["J"] > 0
 
 
-def test_odd_boxes_do_not_break_the_iou(traced: tuple) -> None:
+def test_empty_and_inverted_boxes_have_an_iou(traced: tuple) -> None:
     world, root, _, trace = traced
     odd = [[1e308, -1e308, -1e308, 1e308], [-1e308, -1e308, 1e308, 1e308], [5, 5, 5, 5]]
     put(root, "1", {**trace, "boxes_source": odd})
@@ -315,7 +323,7 @@ def test_odd_boxes_do_not_break_the_iou(traced: tuple) -> None:
     assert result["box_iou"] == 0 and not result["faults"]
 
 
-def test_baselines(make_world) -> None:
+def test_baselines_score_as_their_masks(make_world) -> None:
     world = make_world("davis17")
     shares = [world.truth(*pair).mean(axis=(1, 2)) for pair in world.pairs()]
     results = {
@@ -331,7 +339,7 @@ def test_baselines(make_world) -> None:
     assert box.shape == (5, 30, 44) and box[:, 7:22, 11:33].all() and box.sum() == 5 * 15 * 22
 
 
-def test_masks_of_another_shape_are_the_callers_mistake(make_world) -> None:
+def test_masks_of_another_shape_raise_value_error(make_world) -> None:
     world = make_world("davis17", n_videos=1)
     for shape in ((5, 44, 30), (4, 30, 44)):
         with pytest.raises(ValueError, match="clip-0/0"):

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcot_rl.evaluation.jf import boundary_f, jf_video, match_radius, region_similarity
+from rcot_rl.evaluation.jf import BOUND_TH, jf_video, match_radius, region_similarity
 
 
 def slow_boundary(mask: np.ndarray) -> set[tuple[int, int]]:
-    """Boundary pixels by the definition, one pixel at a time."""
+    """Return boundary pixels by the definition, one pixel at a time."""
     height, width = mask.shape
-    found = set()
+    boundary = set()
     for y, x in itertools.product(range(height), range(width)):
         last_row, last_column = y == height - 1, x == width - 1
         if last_row and last_column:
@@ -31,22 +31,22 @@ def slow_boundary(mask: np.ndarray) -> set[tuple[int, int]]:
         else:
             others = [(y, x + 1), (y + 1, x), (y + 1, x + 1)]
         if any(bool(mask[o]) != bool(mask[y, x]) for o in others):
-            found.add((y, x))
-    return found
+            boundary.add((y, x))
+    return boundary
 
 
 def slow_matched(points: set[tuple[int, int]], others: set[tuple[int, int]], radius: int) -> int:
-    there = np.array(sorted(others))
+    targets = np.array(sorted(others))
     return sum(
-        bool((((there - np.array(p)) ** 2).sum(axis=1) <= radius * radius).any()) for p in points
+        bool((((targets - np.array(p)) ** 2).sum(axis=1) <= radius * radius).any()) for p in points
     )
 
 
-def slow_jf(
-    gt: np.ndarray, pred: np.ndarray, void: np.ndarray | None, bound_th: float
-) -> tuple[float, float]:
-    if void is not None:
-        gt, pred = (gt != 0) & (void == 0), (pred != 0) & (void == 0)
+def boundary_f(gt: np.ndarray, pred: np.ndarray, bound_th: float = BOUND_TH) -> float:
+    return jf_video(gt[None], pred[None], bound_th)[1][0]
+
+
+def slow_jf(gt: np.ndarray, pred: np.ndarray, bound_th: float) -> tuple[float, float]:
     gt, pred = gt != 0, pred != 0
     union = int((gt | pred).sum())
     jaccard = int((gt & pred).sum()) / union if union else 1.0
@@ -64,7 +64,7 @@ def slow_jf(
 
 
 def random_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Of a random kind: empty, full, a pixel, noise, boxes, an ellipse, or hugging an edge."""
+    """Return an empty or full mask, a pixel, noise, boxes, an ellipse, or a mask at an edge."""
     mask = np.zeros((height, width), dtype=bool)
     kind = rng.integers(0, 8)
     if kind == 1:
@@ -91,7 +91,7 @@ WIDTHS = [1, 2, 3, 7, 31, 63, 64, 65, 100, 127, 128, 129, 130]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_equal_to_the_brute_force_to_the_last_bit(seed: int) -> None:
+def test_scores_equal_brute_force_to_the_last_bit(seed: int) -> None:
     rng = np.random.default_rng([7, seed])
     height, width = int(rng.integers(1, 24)), int(rng.choice(WIDTHS))
     bound_th = float(rng.choice([0.008, 0.02, 0.1, 0.3, 1, 3, 20, 70]))
@@ -100,14 +100,10 @@ def test_equal_to_the_brute_force_to_the_last_bit(seed: int) -> None:
     pred = np.stack([random_mask(rng, height, width) for _ in range(frames)])
     if rng.random() < 0.4:  # alike, as good predictions are
         pred = np.roll(gt, tuple(rng.integers(-2, 3, 2)), axis=(1, 2))
-    void = rng.random(gt.shape) < 0.1 if rng.random() < 0.5 else None
-    jaccard, boundary = jf_video(gt, pred, void, bound_th)
+    jaccard, boundary = jf_video(gt, pred, bound_th)
     for t in range(frames):
-        at = None if void is None else void[t]
-        assert (jaccard[t], boundary[t]) == slow_jf(gt[t], pred[t], at, bound_th)
-        if void is None:
-            assert region_similarity(gt[t], pred[t]) == jaccard[t]
-            assert boundary_f(gt[t], pred[t], bound_th) == boundary[t]
+        assert (jaccard[t], boundary[t]) == slow_jf(gt[t], pred[t], bound_th)
+        assert region_similarity(gt[t], pred[t]) == jaccard[t]
 
 
 def disk(radius: int, y: int, x: int) -> np.ndarray:
@@ -115,7 +111,7 @@ def disk(radius: int, y: int, x: int) -> np.ndarray:
     return (ys - y) ** 2 + (xs - x) ** 2 <= radius**2
 
 
-def test_golden_values_of_the_reference() -> None:
+def test_scores_equal_golden_values_of_the_reference() -> None:
     gt, pred, empty = disk(100, 240, 427), disk(95, 250, 437), np.zeros((480, 854), dtype=bool)
     assert region_similarity(gt, pred) == 0.8213458490796051
     assert boundary_f(gt, pred) == 0.4767229388823738
@@ -126,7 +122,7 @@ def test_golden_values_of_the_reference() -> None:
     assert (region_similarity(full, empty), boundary_f(full, empty)) == (0, 1)
 
 
-def test_radius() -> None:
+def test_match_radius_is_0_008_of_the_diagonal_rounded_up() -> None:
     sizes = {(480, 854): 8, (720, 1280): 12, (1080, 1920): 18, (300, 400): 4}
     assert {size: match_radius(size) for size in sizes} == sizes
     assert match_radius((480, 854), 3) == 3
@@ -135,13 +131,12 @@ def test_radius() -> None:
             match_radius((480, 854), bad)
 
 
-def test_any_nonzero_is_foreground_and_videos_are_frame_by_frame() -> None:
+def test_nonzero_pixels_are_foreground_and_videos_are_scored_per_frame() -> None:
     rng = np.random.default_rng(3)
     gt = np.stack([random_mask(rng, 40, 70) for _ in range(6)])
     pred = np.stack([random_mask(rng, 40, 70) for _ in range(6)])
     jaccard, boundary = jf_video(gt.astype(np.uint8) * 255, pred.astype(np.int16) * -3)
     assert np.array_equal(jaccard, region_similarity(gt, pred))
-    assert np.array_equal(boundary, boundary_f(gt, pred))
     alone = [jf_video(g[None], p[None]) for g, p in zip(gt, pred, strict=True)]
     assert np.array_equal(jaccard, [j[0] for j, _ in alone])
     assert np.array_equal(boundary, [f[0] for _, f in alone])
@@ -149,7 +144,9 @@ def test_any_nonzero_is_foreground_and_videos_are_frame_by_frame() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 80), st.integers(1, 140))
-def test_bounds_symmetry_and_identity(seed: int, height: int, width: int) -> None:
+def test_scores_are_bounded_symmetric_and_one_for_equal_masks(
+    seed: int, height: int, width: int
+) -> None:
     rng = np.random.default_rng(seed)
     gt, pred = random_mask(rng, height, width), random_mask(rng, height, width)
     jaccard, boundary = region_similarity(gt, pred), boundary_f(gt, pred)
@@ -159,7 +156,7 @@ def test_bounds_symmetry_and_identity(seed: int, height: int, width: int) -> Non
     assert region_similarity(gt, gt) == boundary_f(gt, gt) == 1
 
 
-def test_a_wider_match_never_lowers_f() -> None:
+def test_larger_radius_never_lowers_f() -> None:
     rng = np.random.default_rng(5)
     for _ in range(20):
         gt, pred = random_mask(rng, 50, 90), random_mask(rng, 50, 90)
@@ -168,7 +165,7 @@ def test_a_wider_match_never_lowers_f() -> None:
 
 
 @pytest.mark.parametrize("shapes", [((3, 4), (4, 3)), ((2, 3, 4), (3, 4)), ((0, 4), (0, 4))])
-def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_different_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     gt, pred = (np.zeros(shape, dtype=bool) for shape in shapes)
     with pytest.raises(ValueError, match="shape"):
         region_similarity(gt, pred)
@@ -176,6 +173,6 @@ def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], tuple[int, ...]])
         jf_video(gt, pred)
 
 
-def test_no_frames() -> None:
+def test_video_without_frames_has_no_scores() -> None:
     nothing = np.zeros((0, 5, 6), dtype=bool)
     assert [len(scores) for scores in jf_video(nothing, nothing)] == [0, 0]

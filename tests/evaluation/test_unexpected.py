@@ -15,7 +15,7 @@ from rcot_rl.evaluation.unexpected import name_cause, value_cause
 
 
 def perfect(world, root: Path) -> Path:
-    """Predictions that score 100."""
+    """Write predictions that score 100."""
     for video, expression in world.pairs():
         folder = root / video / expression
         folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def rename(root: Path, name: Callable[[str], str]) -> None:
 
 @pytest.fixture
 def scored(make_world, tmp_path: Path) -> Callable[..., dict]:
-    """Score perfect predictions after `change` has been made to them."""
+    """Score perfect predictions after `change` has altered them."""
 
     def score(change: Callable[[Path], object], dataset: str = "mevis", step: int = 5) -> dict:
         world = make_world(dataset)
@@ -86,7 +86,7 @@ def causes(result: dict) -> set[str]:
         (5, lambda s: f"{s}.jpg.png", "names have an addition: 00000 is expected, 00000.jpg found"),
     ],
 )
-def test_renamed_frames_are_reported_for_each_expression(
+def test_renamed_frames_are_reported_per_expression(
     step: int, name: Callable[[str], str], cause: str, scored
 ) -> None:
     result = scored(lambda root: rename(root, name), step=step)
@@ -96,7 +96,7 @@ def test_renamed_frames_are_reported_for_each_expression(
 
 
 def blend(low: int, high: int) -> Callable[[Path], None]:
-    """Background becomes `low`, objects `high`."""
+    """Set the background to `low` and objects to `high`."""
 
     def change(root: Path) -> None:
         for path in root.rglob("*.png"):
@@ -107,7 +107,7 @@ def blend(low: int, high: int) -> Callable[[Path], None]:
 
 
 def jpeg(root: Path) -> None:
-    """As masks that went through a lossy format."""
+    """Pass the masks through a lossy format."""
     for path in root.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"), quality=70)
         Image.open(path.with_suffix(".jpg")).convert("L").save(path)
@@ -115,7 +115,7 @@ def jpeg(root: Path) -> None:
 
 
 def grey(root: Path) -> None:
-    """Probabilities times 255."""
+    """Replace the masks by probabilities times 255."""
     rng = np.random.default_rng(0)
     for path in root.rglob("*.png"):
         mask = np.asarray(Image.open(path)) / 255
@@ -134,7 +134,7 @@ def grey(root: Path) -> None:
         (blend(255, 0), "inverted masks (objects 0, background 255)"),
     ],
 )
-def test_values_that_are_neither_background_nor_object(
+def test_improper_values_are_reported_with_their_cause(
     change: Callable[[Path], object], cause: str, scored
 ) -> None:
     result = scored(change)
@@ -167,13 +167,13 @@ def test_palette_images_are_read_by_colour(make_world, scored) -> None:
     assert (proper["J"], proper["unexpected"]) == (100, [])
 
 
-def test_palette_images_whose_colours_deny_their_indices_are_reported(scored) -> None:
+def test_palette_images_whose_colours_contradict_indices_are_reported(scored) -> None:
     result = scored(palette([0, 0, 0, 0, 0, 0]))
     assert result["J"] < 100, "OpenCV sees black"
     assert any("colours count, not indices" in c for c in causes(result))
 
 
-def test_16_bit_masks_are_read_by_their_upper_half(scored) -> None:
+def test_16_bit_masks_are_read_by_their_upper_byte(scored) -> None:
     def sixteen(root: Path, value: int) -> None:
         for path in root.rglob("*.png"):
             mask = np.asarray(Image.open(path)) > 0
@@ -183,7 +183,7 @@ def test_16_bit_masks_are_read_by_their_upper_half(scored) -> None:
     assert result["J"] == 100 and all("16-bit" in c for c in causes(result))
 
 
-def test_rgb_masks_are_faults_that_say_what_to_do(scored) -> None:
+def test_fault_of_rgb_masks_says_what_to_do(scored) -> None:
     def colour(root: Path) -> None:
         for path in root.rglob("*.png"):
             Image.open(path).convert("RGB").save(path)
@@ -236,13 +236,13 @@ def test_misnumbered_expressions_are_reported(scored) -> None:
     assert {c.partition(":")[0] for c in causes(scored(move))} == {"names are shifted by one"}
 
 
-def test_videos_whose_names_hold_slashes_are_known(scored) -> None:
+def test_video_names_may_contain_slashes(scored) -> None:
     result = scored(lambda root: (root / "UVO" / "other").mkdir(), "revos")
     (entry,) = result["unexpected"]
     assert entry["place"] == "UVO" and "other" in entry["reason"]
 
 
-def test_hidden_files_and_what_systems_leave_are_ignored(scored) -> None:
+def test_hidden_and_system_files_are_ignored(scored) -> None:
     def litter(root: Path) -> None:
         shutil.copytree(root / "clip-0", root / "__MACOSX" / "clip-0")
         for folder in (root, root / "clip-0", root / "clip-0" / "0"):
@@ -255,7 +255,7 @@ def test_hidden_files_and_what_systems_leave_are_ignored(scored) -> None:
     assert (result["J"], result["unexpected"], result["faults"]) == (100, [], [])
 
 
-def test_names_without_a_known_cause_have_none() -> None:
+def test_name_cause_is_empty_if_unknown() -> None:
     frames = ["00000", "00001"]
     assert name_cause(frames, frames) == ""
     assert name_cause(frames, ["x", "y"]) == ""
@@ -264,7 +264,7 @@ def test_names_without_a_known_cause_have_none() -> None:
     assert name_cause([], ["0"]) == "" == name_cause(["0"], [])
 
 
-def test_values_of_labels_and_of_two_kinds() -> None:
+def test_value_cause_tells_labels_from_grey_values() -> None:
     assert value_cause([]) is None and value_cause([0, 255]) is None and value_cause([255]) is None
     assert value_cause([0, 7], palette=True) is None
     assert value_cause([0, 1, 2], palette=True)[1] == "labels of several objects"

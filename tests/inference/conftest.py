@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rcot_rl.recipe.inference import EngineSection
+from rcot_rl.recipe.inference_section import EngineSection
 
 SECTION = EngineSection(
     max_model_len=1024, max_num_seqs=32, max_num_batched_tokens=1024, kv_cache_bytes=64 << 20
@@ -41,7 +41,7 @@ def running_engine(checkpoints):
 
 @pytest.fixture
 def engine(running_engine, checkpoints):
-    """The running engine, with the weights of the first checkpoint."""
+    """Return the running engine, with the weights of the first checkpoint."""
     if running_engine.model != checkpoints[0]:
         running_engine.load_checkpoint(checkpoints[0])
     return running_engine

@@ -1,4 +1,4 @@
-"""What becomes of a request on its way to the engine."""
+"""A request on its way to the engine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from rcot_rl.inference.batch import prepare
 
 @pytest.fixture
 def row(tmp_path):
-    """A request about five frames of their own colour."""
+    """Return a request about five frames, each of a different colour."""
     paths = []
     for k in range(5):
         paths.append(tmp_path / f"{k}.jpg")
         cv2.imwrite(str(paths[k]), np.full((40, 60, 3), 50 * k, np.uint8))
     sampling = json.dumps({"logit_bias": {"5": -100}, "max_tokens": 64})
-    return {
-        "key": "k", "prompt": "p", "frames": [str(p) for p in paths], "canvas": 28,
-        "media": "video", "fps": 2.0, "sampling": sampling,
-    }  # fmt: skip
+    frames = [str(p) for p in paths]
+    fixed = {"key": "k", "prompt": "p", "canvas": 28, "media": "video", "fps": 2.0}
+    return fixed | {"frames": frames, "sampling": sampling}
 
 
 def colours(ready: dict) -> list[int]:
@@ -38,7 +37,7 @@ def colours(ready: dict) -> list[int]:
         ((0, 1, 3, 4), [2, 2, 2, 2, 2]),
     ],
 )
-def test_the_nearest_frame_stands_in_for_one_that_does_not_decode(row, broken, shown):
+def test_a_frame_that_does_not_decode_is_replaced_by_the_nearest(row, broken, shown):
     for k in broken:
         open(row["frames"][k], "wb").close()
     ready = prepare(row)
@@ -46,7 +45,7 @@ def test_the_nearest_frame_stands_in_for_one_that_does_not_decode(row, broken, s
     assert ready["sampling_params"]["max_tokens"] == 64
 
 
-def test_without_any_the_request_is_unreadable(row):
+def test_a_request_without_a_readable_frame_is_unreadable(row):
     for path in row["frames"]:
         open(path, "wb").close()
     ready = prepare(row)

@@ -12,8 +12,8 @@ import pytest
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.heldout import heldout_rewards, read_rows
-from rcot_rl.inference.stage import heldout_reward
 from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.stages.predict_stage import heldout_reward
 from reward_fns.score import load_reward
 
 RIGHT = "<think>.</think><answer>A</answer>"
@@ -33,8 +33,8 @@ def row(index=0, truth="A", image=None):
     }
 
 
-class Says:
-    """Sampled: right, then wrong, in turn; greedy: right only on the first prompt."""
+class TurnPolicy:
+    """Alternate right and wrong samples; a greedy answer is right only on the first prompt."""
 
     def __init__(self):
         self.seen = []
@@ -46,25 +46,25 @@ class Says:
         return [[RIGHT, "B"] * (sampling.n // 2) for _ in requests]
 
 
-def test_means_components_and_names():
-    policy = Says()
-    found = heldout_rewards(policy, [row(0), row(1), row(2, "B")], load_reward("aks"), k=4)
-    assert found["prompts"] == ["100", "101", "102"]
+def test_rewards_have_means_components_and_prompt_names():
+    policy = TurnPolicy()
+    rewards = heldout_rewards(policy, [row(0), row(1), row(2, "B")], load_reward("aks"), k=4)
+    assert rewards["prompts"] == ["100", "101", "102"]
     # right and formed is 3; "B" without tags has no answer, so it scores 0 whatever is right;
     # the well-formed A keeps its format point where B is right
-    assert found["sampled"]["per_prompt"] == [1.5, 1.5, 0.5]
-    assert found["sampled"]["mean"] == pytest.approx(3.5 / 3)
-    assert found["sampled"]["components"] == {"format": 0.5, "accuracy": pytest.approx(1 / 3)}
-    assert found["components"] == found["sampled"]["components"]
-    assert found["greedy"]["per_prompt"] == [3.0, 0.0, 0.0]
+    assert rewards["sampled"]["per_prompt"] == [1.5, 1.5, 0.5]
+    assert rewards["sampled"]["mean"] == pytest.approx(3.5 / 3)
+    assert rewards["sampled"]["components"] == {"format": 0.5, "accuracy": pytest.approx(1 / 3)}
+    assert rewards["components"] == rewards["sampled"]["components"]
+    assert rewards["greedy"]["per_prompt"] == [3.0, 0.0, 0.0]
     (requests, drawn), (_, greedy) = policy.seen
     assert (drawn.n, drawn.temperature, greedy.n, greedy.temperature) == (4, 1.0, 1, 0.0)
     assert requests[1].text == "Is frame 1 valid?"
     assert (requests[1].image == 1).all() and requests[1].image.shape == (112, 112, 3)
 
 
-def test_every_call_asks_the_same_with_the_same_seeds():
-    first, second, third = Says(), Says(), Says()
+def test_every_call_sends_the_same_requests_with_the_same_seeds():
+    first, second, third = TurnPolicy(), TurnPolicy(), TurnPolicy()
     rows = [row(i) for i in range(4)]
     heldout_rewards(first, rows, load_reward("aks"))
     heldout_rewards(second, rows[:2], load_reward("aks"))
@@ -75,14 +75,14 @@ def test_every_call_asks_the_same_with_the_same_seeds():
     assert not set(seeds[0]) & set(seeds[2])
 
 
-def test_rows_of_a_shard(tmp_path):
+def test_rows_are_read_from_a_shard(tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "7.png").write_bytes(png(7))
     rows = [row(i, image={"image": "media/7.png"}) for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
     read = read_rows([tmp_path / "val.parquet"], limit=2)
     assert len(read) == 2
-    policy = Says()
+    policy = TurnPolicy()
     heldout_rewards(policy, read, load_reward("aks"))
     assert (policy.seen[0][0][0].image == 7).all()
 
@@ -112,7 +112,7 @@ def bad_rows():
 def test_bad_rows_are_named(kind):
     bad, key = bad_rows()[kind]
     with pytest.raises(InputError) as caught:
-        heldout_rewards(Says(), [row(), bad], load_reward("aks"))
+        heldout_rewards(TurnPolicy(), [row(), bad], load_reward("aks"))
     assert caught.value.key == key
 
 
@@ -128,7 +128,7 @@ def test_bad_shards_are_named(tmp_path):
         read_rows([broken])
 
 
-def test_a_reward_is_given_what_training_gives_it(tmp_path):
+def test_a_reward_gets_the_same_row_keys_as_in_training(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "def f(response, ground_truth, response_length, num_turns):\n"
@@ -136,18 +136,19 @@ def test_a_reward_is_given_what_training_gives_it(tmp_path):
     )
     reward = load_reward(f"{path}:f")
     try:
-        found = heldout_rewards(Says(), [row(0)], reward, k=2, count=lambda text: len(text))
+        rewards = heldout_rewards(TurnPolicy(), [row(0)], reward, k=2, count=lambda text: len(text))
     finally:
         reward.close()
-    assert found["greedy"]["per_prompt"] == [len(RIGHT) + 1 + 200]
+    assert rewards["greedy"]["per_prompt"] == [len(RIGHT) + 1 + 200]
 
 
 def test_an_agentic_stages_rows_are_single_questions():
     """Its own reward is of episodes, and refuses them."""
     agentic = load_recipe("rcot_seg_3b_agentic")
-    assert agentic.grpo_aks.reward == "aks-agentic"
-    assert [heldout_reward(s) for s in (agentic.grpo_aks, agentic.grpo_ktg)] == ["aks", "ktg"]
+    aks = agentic.grpo("grpo-aks")
+    assert aks.reward == "aks-agentic"
+    assert [heldout_reward(s) for s in agentic.grpo_stages.values()] == ["aks", "ktg"]
     with pytest.raises(InputError, match="agentic"):
-        heldout_rewards(Says(), [row(0)], load_reward(agentic.grpo_aks.reward), k=2)
-    found = heldout_rewards(Says(), [row(0)], load_reward(heldout_reward(agentic.grpo_aks)), k=2)
-    assert found["greedy"]["mean"] == 3.0
+        heldout_rewards(TurnPolicy(), [row(0)], load_reward(aks.reward), k=2)
+    rewards = heldout_rewards(TurnPolicy(), [row(0)], load_reward(heldout_reward(aks)), k=2)
+    assert rewards["greedy"]["mean"] == 3.0

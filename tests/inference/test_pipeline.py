@@ -1,4 +1,4 @@
-"""The loop's rules, with a scripted policy in the place of the model."""
+"""The pipeline's rules, with a scripted policy instead of the model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcot_rl.inference.pipeline import NO_DESCRIPTION, Pipeline, farthest
-from rcot_rl.inference.trace import Clip, Query, Trace, as_dict, read_objects, to_source
+from rcot_rl.inference.pipeline import NO_DESCRIPTION, Pipeline
+from rcot_rl.inference.query_trace import (
+    Trace,
+    VideoClip,
+    VideoQuery,
+    as_dict,
+    read_objects,
+    to_source,
+)
 from rcot_rl.protocol.prompts import Prompts
-from rcot_rl.recipe.inference import PredictSection
+from rcot_rl.recipe.inference_section import PredictSection
 from rcot_rl.recipe.schema import CanvasSection
 
 PROMPTS = Prompts(
@@ -31,11 +38,11 @@ HEIGHT, WIDTH = 60, 80
 
 
 class Script:
-    """Answers from a function (task, fields, frame index or None) -> text, and remembers all."""
+    """Answer with a function (task, fields, frame index or None) -> text, and record all calls."""
 
     def __init__(self, answer):
         self.answer = answer
-        self.asked = []
+        self.calls = []
 
     def generate(self, requests, sampling):
         responses = []
@@ -48,16 +55,16 @@ class Script:
                 assert request.video.shape[1:] == (56, 56, 3)
                 frame = None
                 fields.append(request.video[:, 0, 0, 0].tolist())
-            self.asked.append((task, fields, frame))
+            self.calls.append((task, fields, frame))
             responses.append([self.answer(task, fields, frame)] * sampling.n)
         return responses
 
     def tasks(self):
-        return [task for task, _, _ in self.asked]
+        return [task for task, _, _ in self.calls]
 
 
 def clip(n_frames=10, key="v"):
-    return Clip(key, n_frames, lambda i: np.full((HEIGHT, WIDTH, 3), i, np.uint8))
+    return VideoClip(key, n_frames, lambda i: np.full((HEIGHT, WIDTH, 3), i, np.uint8))
 
 
 def tagged(answer):
@@ -84,7 +91,7 @@ def answers(kfg="3", aks=lambda frame: "A", again=lambda rejected: "0", ktg=KTG)
 
 def run(script, n_frames=10, **section):
     pipeline = Pipeline(script, PROMPTS, PredictSection(**section), CANVAS)
-    return pipeline.run([Query(clip(n_frames), "the cat")])[0]
+    return pipeline.run([VideoQuery(clip(n_frames), "the cat")])[0]
 
 
 def test_a_candidate_that_is_accepted_is_the_keyframe():
@@ -99,8 +106,8 @@ def test_a_candidate_that_is_accepted_is_the_keyframe():
         ("aks", 3),
         ("ktg", 3),
     ]
-    assert script.asked[2][1] == ["the cat", "A cat sits."]
-    assert script.asked[3][1] == ["the cat", "A cat sits.", "112"]
+    assert script.calls[2][1] == ["the cat", "A cat sits."]
+    assert script.calls[3][1] == ["the cat", "A cat sits.", "112"]
 
 
 def test_refused_candidates_are_reselected_until_one_is_accepted():
@@ -108,9 +115,9 @@ def test_refused_candidates_are_reselected_until_one_is_accepted():
     script = Script(answers(aks=lambda f: "A" if f == 1 else "B", again=lambda r: next(again)))
     trace = run(script)
     assert script.tasks() == ["vdg", "kfg", "aks", "kfg_again", "aks", "kfg_again", "aks", "ktg"]
-    assert [fields[2] for task, fields, _ in script.asked if task == "kfg_again"] == ["3", "3, 7"]
+    assert [fields[2] for task, fields, _ in script.calls if task == "kfg_again"] == ["3", "3, 7"]
     assert (trace.initial_keyframe, trace.keyframe, trace.rounds) == (3, 1, 3)
-    assert script.asked[-1][2] == 1
+    assert script.calls[-1][2] == 1
     assert trace.faults == []
 
 
@@ -136,12 +143,12 @@ def test_without_vdg_prompts_say_that_there_is_no_description():
     script = Script(answers())
     assert run(script, vdg=False).description == ""
     assert script.tasks() == ["kfg", "aks", "ktg"]
-    assert [fields[1] for task, fields, _ in script.asked if task != "kfg"] == [NO_DESCRIPTION] * 2
+    assert [fields[1] for task, fields, _ in script.calls if task != "kfg"] == [NO_DESCRIPTION] * 2
 
 
-@pytest.mark.parametrize("said", ["", "10", "-1", "three", "3.0"])
-def test_no_keyframe_is_the_first_frame_and_a_fault(said):
-    trace = run(Script(answers(kfg=said)))
+@pytest.mark.parametrize("answer", ["", "10", "-1", "three", "3.0"])
+def test_without_a_keyframe_the_first_frame_is_used_and_a_fault_recorded(answer):
+    trace = run(Script(answers(kfg=answer)))
     assert trace.keyframe == 0
     assert trace.faults == ["kfg:no_keyframe"]
 
@@ -174,18 +181,18 @@ def test_light_reevaluation_shows_a_uniform_sample():
 
     script = Script(answers(kfg="30", aks=lambda f: "A" if f == 62 else "B", again=again))
     trace = run(script, n_frames=100, reevaluate_frames=4)
-    (fields,) = [fields for task, fields, _ in script.asked if task == "kfg_again"]
+    (fields,) = [fields for task, fields, _ in script.calls if task == "kfg_again"]
     assert fields[1] == "4"
     assert fields[-1] == [12, 37, 62, 87]
     assert trace.keyframe == 62
-    (whole,) = [fields for task, fields, _ in script.asked if task == "kfg"]
+    (whole,) = [fields for task, fields, _ in script.calls if task == "kfg"]
     assert whole[1:3] == ["100", "99"]
 
 
 def test_long_videos_are_sampled_when_asked_for():
     script = Script(answers(kfg="1"))
     trace = run(script, n_frames=100, max_frames=4)
-    assert [fields[-1] for task, fields, _ in script.asked if task in ("vdg", "kfg")] == [
+    assert [fields[-1] for task, fields, _ in script.calls if task in ("vdg", "kfg")] == [
         [12, 37, 62, 87]
     ] * 2
     assert trace.keyframe == 37
@@ -194,9 +201,9 @@ def test_long_videos_are_sampled_when_asked_for():
 def test_a_video_is_described_once_for_all_its_queries():
     script = Script(answers())
     pipeline = Pipeline(script, PROMPTS, PredictSection(), CANVAS)
-    queries = [Query(clip(key=k), f"query {i}") for i, k in enumerate("aab")]
+    queries = [VideoQuery(clip(key=k), f"query {i}") for i, k in enumerate("aab")]
     traces = pipeline.run(queries)
-    traces += pipeline.run([Query(clip(key="a"), "later")])
+    traces += pipeline.run([VideoQuery(clip(key="a"), "later")])
     assert script.tasks().count("vdg") == 2
     assert [t.query for t in traces] == ["query 0", "query 1", "query 2", "later"]
     assert all(t.description == "A cat sits." and t.steps[0].task == "vdg" for t in traces)
@@ -213,7 +220,7 @@ def test_a_batch_gives_each_query_what_it_gets_alone():
         return KTG
 
     pipeline = Pipeline(Script(answer), PROMPTS, PredictSection(), CANVAS)
-    queries = [Query(clip(), str(i)) for i in range(5)]
+    queries = [VideoQuery(clip(), str(i)) for i in range(5)]
     together = pipeline.run(queries)
     assert together == [pipeline.run([query])[0] for query in queries]
     assert [t.keyframe for t in together] == [0, 2, 4, 6, 8]
@@ -263,7 +270,7 @@ def test_source_boxes_lie_in_the_image_and_scale_back(corner, size, height, widt
         ),
     ],
 )
-def test_objects_of_a_response(answer, boxes, points, faults):
+def test_valid_objects_are_read_from_a_response(answer, boxes, points, faults):
     trace = Trace("q")
     read_objects(trace, tagged(answer), 112)
     assert (trace.boxes_canvas, trace.points_canvas, trace.faults) == (boxes, points, faults)
@@ -275,28 +282,14 @@ def test_a_response_without_an_answer_grounds_nothing():
     assert trace.faults == ["ktg:answer_missing"]
 
 
-def test_zero_target_uses_its_prompt():
+def test_the_zero_target_setting_uses_its_prompt():
     script = Script(answers(ktg=tagged("[]")))
     trace = run(script, zero_target=True)
     assert script.tasks()[-1] == "zero"
     assert (trace.boxes_source, trace.faults) == ([], [])
 
 
-@given(st.integers(1, 40), st.data())
-def test_the_farthest_frame_is_new_and_no_other_is_farther(n_frames, data):
-    refused = data.draw(
-        st.lists(st.integers(0, n_frames - 1), min_size=1, max_size=n_frames - 1 or 1, unique=True)
-    )
-    chosen = farthest(n_frames, refused)
-    distance = min(abs(chosen - r) for r in refused)
-    for other in range(n_frames):
-        away = min(abs(other - r) for r in refused)
-        assert away <= distance
-        assert away < distance or other >= chosen
-    assert len(refused) == n_frames or chosen not in refused
-
-
-def test_a_trace_is_json():
+def test_a_trace_can_be_written_as_json():
     trace = run(Script(answers()))
     values = json.loads(json.dumps(as_dict(trace, segmenter="flow")))
     assert values["steps"][1] == {"task": "kfg", "frame": None, "response": tagged("3")}

@@ -1,7 +1,7 @@
 """Pipeline, predictions and held-out rewards on the real engine, and `segment` as a command.
 
-The checkpoints are random, so that what is said means nothing; what is held is that it is said by
-the model, the same in every batch and after every swap of weights.
+The checkpoints are random, so the texts mean nothing; the tests check that they come from the model
+and are the same in every batch and after every weight swap.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 
 from rcot_rl.inference.heldout import heldout_rewards
 from rcot_rl.inference.pipeline import Pipeline
-from rcot_rl.inference.trace import Clip, Query
+from rcot_rl.inference.query_trace import VideoClip, VideoQuery
 from rcot_rl.inference.video import read_clip, write_video
 from rcot_rl.protocol.prompts import load_prompts
-from rcot_rl.recipe.inference import PredictSection
+from rcot_rl.recipe.inference_section import PredictSection
 from rcot_rl.recipe.schema import CanvasSection
 from reward_fns.score import load_reward
 
@@ -30,23 +30,23 @@ SECTION = PredictSection(rounds=2, vdg_tokens=16, kfg_tokens=16, aks_tokens=16, 
 CANVAS = CanvasSection(image=112, video=84)
 
 
-def clip(seed: int, n_frames: int = 5) -> Clip:
+def clip(seed: int, n_frames: int = 5) -> VideoClip:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n_frames, 90, 120, 3), dtype=np.uint8)
-    return Clip(str(seed), n_frames, images.__getitem__)
+    return VideoClip(str(seed), n_frames, images.__getitem__)
 
 
-def test_a_batch_says_what_each_query_says_alone(engine):
+def test_a_batch_gives_each_query_the_trace_that_it_gets_alone(engine):
     queries = [
-        Query(clip(seed), f"the {word} circle") for seed in (1, 2) for word in ("red", "big")
+        VideoQuery(clip(seed), f"the {word} circle") for seed in (1, 2) for word in ("red", "big")
     ]
     section = SECTION.model_copy(update={"temperature": 1.0})  # greedy, a random model stutters
     prompts = load_prompts("compact")
     together = Pipeline(engine, prompts, section, CANVAS).run(queries)
     alone = [Pipeline(engine, prompts, section, CANVAS).run([query])[0] for query in queries]
     assert together == alone
-    said = [step.response for trace in together for step in trace.steps]
-    assert len(set(said)) > 8
+    responses = [step.response for trace in together for step in trace.steps]
+    assert len(set(responses)) > 8
     for trace in together:
         assert [s.task for s in trace.steps][:3] == ["vdg", "kfg", "aks"]
         assert trace.steps[-1].task == "ktg"
@@ -54,7 +54,7 @@ def test_a_batch_says_what_each_query_says_alone(engine):
 
 def test_sampling_is_repeatable_and_follows_the_seed(engine):
     section = SECTION.model_copy(update={"temperature": 1.0})
-    query = [Query(clip(1), "the red circle")]
+    query = [VideoQuery(clip(1), "the red circle")]
     prompts = load_prompts("compact")
     runs = [Pipeline(engine, prompts, section, CANVAS, seed).run(query) for seed in (1, 1, 2)]
     assert runs[0] == runs[1]
@@ -63,11 +63,11 @@ def test_sampling_is_repeatable_and_follows_the_seed(engine):
 
 def rows(count: int) -> list[dict]:
     rng = np.random.default_rng(0)
-    found = []
+    sampled_rows = []
     for index in range(count):
         image = rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)
         content = f"<image>Query: thing {index}.\nIs this frame valid, A or B?"
-        found.append(
+        sampled_rows.append(
             {
                 "data_source": "aks",
                 "prompt": [{"role": "user", "content": content}],
@@ -76,36 +76,36 @@ def rows(count: int) -> list[dict]:
                 "extra_info": {"index": index},
             }
         )
-    return found
+    return sampled_rows
 
 
-def says(engine, reward_file):
+def rewards(engine, reward_file):
     reward = load_reward(f"{reward_file}:length")
     return heldout_rewards(engine, rows(3), reward, k=3, max_tokens=16, seed=4)
 
 
-def test_held_out_rewards_belong_to_the_weights(engine, checkpoints, tmp_path):
+def test_held_out_rewards_depend_on_the_weights(engine, checkpoints, tmp_path):
     """A reward that tells responses apart: a checksum of the text."""
     file = tmp_path / "reward.py"
     file.write_text(
         "import zlib\n\n\ndef length(response, ground_truth, **kwargs):\n"
         "    return zlib.crc32(response.encode()) / 2**32\n"
     )
-    first = says(engine, file)
-    assert says(engine, file) == first
+    first = rewards(engine, file)
+    assert rewards(engine, file) == first
     engine.load_checkpoint(checkpoints[1])
-    second = says(engine, file)
+    second = rewards(engine, file)
     for way in ("sampled", "greedy"):
         assert first[way]["per_prompt"] != second[way]["per_prompt"]
     engine.load_checkpoint(checkpoints[0])
-    assert says(engine, file) == first
+    assert rewards(engine, file) == first
 
 
 COMMAND = """
 import sys
 from pathlib import Path
 from rcot_rl.inference.segment import segment
-from rcot_rl.recipe.inference import EngineSection, PredictSection
+from rcot_rl.recipe.inference_section import EngineSection, PredictSection
 video, out, model = map(Path, sys.argv[1:])
 section = PredictSection(rounds=1, vdg_tokens=8, kfg_tokens=8, aks_tokens=8, ktg_tokens=8)
 segment(video, "the red square", out, model=str(model), sam2="flow", prompts="compact",
@@ -113,7 +113,7 @@ segment(video, "the red square", out, model=str(model), sam2="flow", prompts="co
 """
 
 
-def test_segment_from_a_video_file(checkpoints, tmp_path):
+def test_segment_writes_masks_for_a_video_file(checkpoints, tmp_path):
     images = np.full((6, 72, 96, 3), 60, np.uint8)
     for t in range(6):
         images[t, 20:40, 10 + 3 * t : 30 + 3 * t] = (200, 30, 30)

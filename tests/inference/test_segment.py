@@ -14,27 +14,27 @@ import pytest
 from rcot_rl.errors import InputError
 from rcot_rl.inference import segment as module
 from rcot_rl.inference.segment import segment, write_result
-from rcot_rl.inference.video import Frames, read_clip, write_video
-from rcot_rl.recipe.inference import EngineSection
+from rcot_rl.inference.video import DecodedVideo, read_clip, write_video
+from rcot_rl.recipe.inference_section import EngineSection
 
 TRACE = {"keyframe": 1, "boxes_source": [[8, 8, 24, 24]], "points_source": [[16, 16]]}
 
 
-def frames(count=3) -> Frames:
+def frames(count=3) -> DecodedVideo:
     rng = np.random.default_rng(0)
     still = cv2.GaussianBlur(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), (9, 9), 0)
     names = tuple(f"{i:05d}" for i in range(count))
-    return Frames(names, np.stack([still] * count), Fraction(5))
+    return DecodedVideo(names, np.stack([still] * count), Fraction(5))
 
 
 def masks(count=3) -> np.ndarray:
-    found = np.zeros((count, 48, 64), bool)
-    found[:, 10:20, 10:30] = True
-    return found
+    boxes = np.zeros((count, 48, 64), bool)
+    boxes[:, 10:20, 10:30] = True
+    return boxes
 
 
 @pytest.mark.parametrize("as_video", [True, False])
-def test_what_is_written(tmp_path, as_video):
+def test_masks_overlay_and_trace_are_written(tmp_path, as_video):
     out = tmp_path / "new" / "out"
     write_result(out, frames(), masks(), TRACE, as_video=as_video)
     assert [p.name for p in sorted((out / "masks").iterdir())] == [f"{i:05d}.png" for i in range(3)]
@@ -58,7 +58,7 @@ def test_a_failure_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place_is_named(tmp_path):
+def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be written"):
         write_result(tmp_path / "file" / "out", frames(), masks(), TRACE, as_video=True)
@@ -82,7 +82,7 @@ def test_bad_input_is_refused_before_vllm(tmp_path, clip, no_vllm, monkeypatch):
     (taken / "x").write_text("x")
     cases = [
         ({"query": "  "}, "the query is empty"),
-        ({"out": taken}, "already there"),
+        ({"out": taken}, "exists and is not empty"),
         ({"video": tmp_path / "none.mp4"}, "no such video"),
         ({"every": 0}, "at least 1"),
         ({"prompts": "klingon"}, "no such prompt set"),
@@ -99,7 +99,7 @@ def test_bad_input_is_refused_before_vllm(tmp_path, clip, no_vllm, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["link", "empty", "here"])
-def test_a_folder_that_is_there_is_filled(tmp_path, monkeypatch, place):
+def test_an_existing_empty_folder_is_filled(tmp_path, monkeypatch, place):
     """A link, the working folder, or a mount, which cannot be replaced."""
     real = tmp_path / "real"
     real.mkdir()
@@ -113,14 +113,14 @@ def test_a_folder_that_is_there_is_filled(tmp_path, monkeypatch, place):
     assert real.stat().st_ino == before, "the folder itself stays"
 
 
-def test_what_cannot_be_is_said_before_models_load(tmp_path, clip, no_vllm, monkeypatch):
+def test_impossible_inputs_are_refused_before_models_load(tmp_path, clip, no_vllm, monkeypatch):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be written"):
         segment(clip, "x", tmp_path / "file" / "out")
     with pytest.raises(InputError, match="the query is not"):
         segment(clip, "caf\udce9", tmp_path / "out")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(InputError, match="no GPU"):
+    with pytest.raises(InputError, match="no usable GPU"):
         segment(clip, "x", tmp_path / "out", device="cuda")
     assert not (tmp_path / "out").exists()
 
@@ -131,19 +131,19 @@ def test_skipped_frames_are_announced_before_models_load(tmp_path, no_vllm):
     for k in range(4):
         cv2.imwrite(str(folder / f"{k}.png"), np.zeros((28, 28, 3), np.uint8))
     (folder / "2.png").write_bytes(b"broken")
-    said = []
+    announced = []
     with pytest.raises(InputError, match="--skip-corrupt"):
-        segment(folder, "x", tmp_path / "out", announce=said.append)
-    assert said == []
+        segment(folder, "x", tmp_path / "out", announce=announced.append)
+    assert announced == []
     with pytest.raises(ImportError):  # vLLM, which is not here
-        segment(folder, "x", tmp_path / "out", skip_corrupt=True, announce=said.append)
-    assert said == [f"{folder}: left out 1 frames that cannot be decoded"]
+        segment(folder, "x", tmp_path / "out", skip_corrupt=True, announce=announced.append)
+    assert announced == [f"{folder}: skipped 1 frames that cannot be decoded"]
 
 
 @pytest.mark.parametrize("name", ["a:b", "-x", "k[1]*?", "s3:x", "%05d", "a\nb", "~x"])
 def test_results_are_written_under_any_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    named = Frames((f"{name}1", f"{name}2"), frames(2).images, Fraction(5))
+    named = DecodedVideo((f"{name}1", f"{name}2"), frames(2).images, Fraction(5))
     for as_video in (True, False):
         out = Path(name, str(as_video)).resolve()
         write_result(out, named, masks(2), TRACE, as_video=as_video)
@@ -159,7 +159,7 @@ def test_hidden_files_do_not_fill_a_folder(tmp_path, clip, no_vllm):
         segment(clip, "x", tmp_path / "out")
 
 
-def test_a_clip_too_long_for_the_model_is_told_with_a_stride(tmp_path, no_vllm):
+def test_a_clip_too_long_for_the_model_is_refused_with_a_stride(tmp_path, no_vllm):
     folder = tmp_path / "clip"
     folder.mkdir()
     for k in range(40):

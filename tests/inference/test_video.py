@@ -1,4 +1,4 @@
-"""Clips in and out, on files made here."""
+"""Reading and writing clips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.draw import overlay
+from rcot_rl.inference.overlay import draw_overlay
 from rcot_rl.inference.video import natural_order, read_clip, sample_uniform, write_video
 
 
@@ -106,18 +106,31 @@ def test_bad_frames_are_named(tmp_path):
         read_clip(tmp_path / "v")
     assert caught.value.file.endswith("2.png")
     cv2.imwrite(str(tmp_path / "v" / "2.png"), np.zeros((5, 5, 3), np.uint8))
-    with pytest.raises(InputError, match="5 x 5 pixels, the first frame has 49 x 65"):
+    with pytest.raises(InputError, match="5 x 5 pixels, and the first frame 49 x 65"):
         read_clip(tmp_path / "v")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "a:b.mp4", "http:x.mp4", "file:x.mp4", "concat:x.mp4", "data:,x.mp4", "pipe:0.mp4",
-        "s3:x.mp4", "x::y.mp4", "-x.mp4", "a%03d.mp4", "a?b#c.mp4", "a[1]*.mp4", "a|b.mp4", " .mp4",
-        "a\nb.mp4", "~x.mp4",
+        "a:b.mp4",
+        "http:x.mp4",
+        "file:x.mp4",
+        "concat:x.mp4",
+        "data:,x.mp4",
+        "pipe:0.mp4",
+        "s3:x.mp4",
+        "x::y.mp4",
+        "-x.mp4",
+        "a%03d.mp4",
+        "a?b#c.mp4",
+        "a[1]*.mp4",
+        "a|b.mp4",
+        " .mp4",
+        "a\nb.mp4",
+        "~x.mp4",
     ],
-)  # fmt: skip
+)
 def test_a_video_of_any_name_is_read_from_the_working_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     write_video(Path(name), moving_square(4), Fraction(5))
@@ -126,19 +139,19 @@ def test_a_video_of_any_name_is_read_from_the_working_folder(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["f%03d.png", "f[0-9]*.png", "f?00.png", "%s.png", "a:b.png"])
-def test_an_image_name_is_no_pattern(tmp_path, monkeypatch, name):
+def test_an_image_name_is_not_a_pattern(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    other, own = moving_square(2, 48, 64)
+    other, shown = moving_square(2, 48, 64)
     for number in range(3):
         cv2.imwrite(f"f{number:03d}.png", other)
-    cv2.imwrite("own.png", cv2.cvtColor(own, cv2.COLOR_RGB2BGR))
-    Path("own.png").rename(name)
+    cv2.imwrite("shown.png", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+    Path("shown.png").rename(name)
     clip = read_clip(Path(name))
-    assert np.array_equal(clip.images, own[None])
+    assert np.array_equal(clip.images, shown[None])
     Path("folder").mkdir()
     Path(name).rename(Path("folder", name))
     clip = read_clip(Path("folder"))
-    assert clip.names == (Path(name).stem,) and np.array_equal(clip.images, own[None])
+    assert clip.names == (Path(name).stem,) and np.array_equal(clip.images, shown[None])
 
 
 def test_hidden_files_of_a_folder_are_ignored(tmp_path):
@@ -165,15 +178,15 @@ def test_images_of_several_types_are_listed_and_none_is_dropped(tmp_path, stray)
 def test_a_folder_of_one_unread_type_and_a_frame_twice_are_named(tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "0.webp").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"holds 1 \.webp \(0\.webp\), and frames must be"):
+    with pytest.raises(InputError, match=r"has 1 \.webp \(0\.webp\), and frames must be"):
         read_clip(tmp_path / "w")
     write_folder(tmp_path / "v", moving_square(2), ["0.jpg", "0.jpeg"])
-    with pytest.raises(InputError, match="the same frame as"):
+    with pytest.raises(InputError, match="the same stem as"):
         read_clip(tmp_path / "v")
 
 
 def damaged_video(folder: Path, codec: str, name: str, packets: list[int]) -> tuple[Path, Path]:
-    """A whole video of 30 frames, and a copy in which some packets are zeros."""
+    """Return a video of 30 frames, and a copy in which some packets are zeros."""
     import av
 
     whole, broken = folder / f"whole-{name}", folder / name
@@ -186,11 +199,11 @@ def damaged_video(folder: Path, codec: str, name: str, packets: list[int]) -> tu
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     with av.open(str(whole)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        spans = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(whole.read_bytes())
     for number in packets:
-        at, size = places[number]
-        data[at : at + size] = bytes(size)
+        start, size = spans[number]
+        data[start : start + size] = bytes(size)
     broken.write_bytes(data)
     return whole, broken
 
@@ -199,7 +212,7 @@ def damaged_video(folder: Path, codec: str, name: str, packets: list[int]) -> tu
     ("codec", "name"), [("libx264", "v.mp4"), ("mpeg4", "v.mp4"), ("mpeg4", "v.avi")]
 )
 @pytest.mark.parametrize("packets", [[12], [10], [4, 17, 18]])
-def test_a_corrupt_packet_is_an_error_that_names_the_way_out(tmp_path, codec, name, packets):
+def test_a_corrupt_packet_is_an_error_that_names_skip_corrupt(tmp_path, codec, name, packets):
     whole, broken = damaged_video(tmp_path, codec, name, packets)
     with pytest.raises(InputError, match=r"cannot be decoded.*--skip-corrupt") as caught:
         read_clip(broken)
@@ -229,7 +242,7 @@ def test_a_video_of_which_nothing_decodes_is_an_error(tmp_path):
         read_clip(broken, skip_corrupt=True)
 
 
-def test_a_corrupt_frame_of_a_folder_is_skipped_when_asked(tmp_path):
+def test_a_corrupt_frame_of_a_folder_is_skipped_with_skip_corrupt(tmp_path):
     images = moving_square(4)
     write_folder(tmp_path / "v", images, ["0.png", "1.png", "2.png", "3.png"])
     (tmp_path / "v" / "1.png").write_bytes(b"no image")
@@ -263,15 +276,15 @@ def test_natural_order_is_by_number(numbers):
 def test_overlays_change_only_what_they_mark():
     frame = moving_square(1, 60, 80)[0]
     mask = np.zeros((60, 80), bool)
-    assert np.array_equal(overlay(frame, mask), frame)
+    assert np.array_equal(draw_overlay(frame, mask), frame)
     mask[10:20, 10:20] = True
-    drawn = overlay(frame, mask, [[30, 30, 50, 50]], [[40, 40]])
+    drawn = draw_overlay(frame, mask, [[30, 30, 50, 50]], [[40, 40]])
     changed = (drawn != frame).any(axis=2)
     assert changed[10:20, 10:20].all()
     assert changed[30, 30:50].all() and changed[30:50, 49].all()
     assert not changed[52:].any() and not changed[:8].any()
     with pytest.raises(ValueError, match="mask"):
-        overlay(frame, mask.T)
+        draw_overlay(frame, mask.T)
 
 
 def test_clips_larger_than_memory_should_be_are_refused(tmp_path, monkeypatch):

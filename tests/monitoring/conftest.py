@@ -1,4 +1,4 @@
-"""A run's folder made up in code: a small corpus, predictions of it, metrics and rewards."""
+"""A synthetic run folder: a small corpus, its predictions, metrics and rewards."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ import pytest
 import yaml
 from PIL import Image
 
-from rcot_rl.evaluation.baselines import BASELINES
 from rcot_rl.evaluation.benchmarks import evaluate, evaluate_masks
+from rcot_rl.evaluation.mask_baselines import BASELINES
+
+SaveJson = Callable[[Path, object], None]
 
 HEIGHT, WIDTH, FRAMES = 96, 128, 6
 NASTY = '<script>alert("query")</script> & the "red" one'
 COLOURS = ((210, 60, 50), (60, 90, 200), (50, 160, 90))
 
 
-def save_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
 def discs(rng: np.random.Generator) -> np.ndarray:
-    """bool [T, H, W]: a disc that moves and grows."""
+    """Return masks of a disc that moves and grows: bool [T, H, W]."""
     ys, xs = np.mgrid[:HEIGHT, :WIDTH]
     y, x, radius = rng.uniform(25, 70), rng.uniform(30, 90), rng.uniform(8, 16)
     dy, dx = rng.uniform(-3, 3, 2)
@@ -39,8 +36,8 @@ def discs(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def write_corpus(root: Path, n_videos: int) -> dict[str, np.ndarray]:
-    """ReasonVOS, one expression a video. Returns {video: masks}."""
+def write_corpus(root: Path, n_videos: int, save_json: SaveJson) -> dict[str, np.ndarray]:
+    """Write a ReasonVOS corpus with one expression per video; return {video: masks}."""
     videos, masks = {}, {}
     for k in range(n_videos):
         rng = np.random.default_rng([5, k])
@@ -64,7 +61,9 @@ def write_corpus(root: Path, n_videos: int) -> dict[str, np.ndarray]:
     return masks
 
 
-def write_predictions(root: Path, masks: dict[str, np.ndarray], spread: float, seed: int) -> None:
+def write_predictions(
+    root: Path, masks: dict[str, np.ndarray], spread: float, seed: int, save_json: SaveJson
+) -> None:
     rng = np.random.default_rng([seed, 2])
     for name, masks_thw in masks.items():
         shift = rng.normal(0, spread, 2).round().astype(int)
@@ -145,12 +144,13 @@ def rewards(n: int) -> dict:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
+def make_run(tmp_path: Path, save_json: SaveJson) -> Callable[..., Path]:
     def make(n_videos: int = 5, steps: int = 40, prompts: int = 64) -> Path:
         run, corpus = tmp_path / "run", tmp_path / "corpus"
-        masks = write_corpus(corpus, n_videos)
+        masks = write_corpus(corpus, n_videos, save_json)
         recipe = {"name": "made-up", "seed": 1, "device": "cpu", "toy": {"preset": "lattice"}}
         recipe["models"] = {"policy": "tiny", "segmenter": "tiny"}
+        recipe["train"] = {stage: {} for stage in ("sft", "grpo-aks", "grpo-ktg")}
         record = {
             "recipe_hash": "0123456789abcdef" * 4,
             "git_commit": "feedc0ffee",
@@ -170,7 +170,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         for k, name in enumerate(("sft", "grpo-aks", "grpo-ktg")):
             last = name == "grpo-ktg"
             place = run / ("predictions" if last else f"predict/{name}") / "reasonvos"
-            write_predictions(place, masks, (9.0, 7.0, 4.0)[k], seed=k)
+            write_predictions(place, masks, (9.0, 7.0, 4.0)[k], k, save_json)
             checkpoints[name] = evaluate("reasonvos", corpus, "valid", place)
         baselines = {
             name: evaluate_masks("reasonvos", corpus, "valid", method)

@@ -1,4 +1,4 @@
-"""Changes over several runs: pairs by name, both intervals, and no answer to unequal questions."""
+"""`rcot compare`: pairing by name, both intervals, and runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rcot_rl.monitoring.compare import (
     comparison_table,
     score_changes,
 )
-from rcot_rl.monitoring.summary import summary_table
+from rcot_rl.monitoring.run_summary import summary_table
 
 T_OF_TWO_DEGREES = 4.302652729911275  # tables of Student's t, 97.5 %
 
 
 def write_run(root: Path, gains: np.ndarray, jf: dict[str, list[float]], shuffle: int) -> Path:
-    """Rewards that rise by `gains` a prompt, the prompts in an order of their own."""
+    """Write rewards that rise by `gains` per prompt, with the prompts shuffled."""
     order = np.random.default_rng(shuffle).permutation(len(gains))
     names = [f"p{k}" for k in order]
 
@@ -71,18 +71,18 @@ def test_intervals_are_students_over_prompts_and_over_runs(runs: list[Path]) -> 
     assert sampled.after == pytest.approx(0.15 + means)
 
 
-def test_what_did_not_change_has_no_change(runs: list[Path]) -> None:
+def test_equal_rewards_have_a_change_of_zero(runs: list[Path]) -> None:
     greedy = next(c for c in compare(runs) if c.name == "aks greedy, grpo-aks")
     assert greedy.over_runs[:3] == (0.0, 0.0, 0.0)
 
 
-def test_jf_is_paired_by_expression_and_leaves_out_what_has_no_score(runs: list[Path]) -> None:
+def test_jf_is_paired_by_expression_without_unscored_ones(runs: list[Path]) -> None:
     jf = next(c for c in compare(runs) if c.name == "J&F mevis, grpo-aks")
-    assert (jf.over_prompts.mean, jf.over_prompts.n) == (3.0, 1), "both are of one clip"
-    assert jf.over_prompts.low is None, "which has no spread"
+    assert (jf.over_prompts.mean, jf.over_prompts.n) == (3.0, 1), "both expressions are of one clip"
+    assert jf.over_prompts.low is None, "one clip has no variance"
 
 
-def test_the_table_is_markdown_with_a_column_a_run(runs: list[Path]) -> None:
+def test_the_table_is_markdown_with_a_column_per_run(runs: list[Path]) -> None:
     lines = comparison_table(runs).splitlines()
     assert lines[0].split(" | ")[1:4] == ["seed0", "seed1", "seed2"]
     assert len({line.count("|") for line in lines}) == 1
@@ -91,7 +91,7 @@ def test_the_table_is_markdown_with_a_column_a_run(runs: list[Path]) -> None:
 def test_runs_with_other_prompts_are_refused(runs: list[Path]) -> None:
     path = runs[2] / "predict" / "rewards.json"
     path.write_text(path.read_text().replace("p3", "p9"))
-    with pytest.raises(InputError, match="other questions") as caught:
+    with pytest.raises(InputError, match="other prompts or expressions") as caught:
         compare(runs)
     assert caught.value.file == str(runs[2])
 
@@ -120,28 +120,28 @@ def write_metrics(runs: list[Path]) -> None:
             (run / stage / "metrics.jsonl").write_text(text)
 
 
-def test_the_page_has_a_curve_a_run_and_refuses_a_run_without_any(runs: list[Path]) -> None:
+def test_the_page_has_a_curve_per_run_and_refuses_runs_without_metrics(runs: list[Path]) -> None:
     write_metrics(runs)
     html = comparison_page(runs)
-    assert html.count("<svg") == 8 and html.count('class="s3 line"') == 8
+    assert html.count("<svg") == 8 and html.count("stroke: var(--s3)") == 8
     (runs[1] / "grpo-ktg" / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no metrics"):
         comparison_page(runs)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[]", "must be a JSON object"),
         ('{"aks": {"sft": {}, "grpo-aks": {}}}', "aks.sft.prompts: missing"),
         ('{"aks": {"sft": {"prompts": []}, "grpo-aks": {}}}', "aks.sft.sampled: missing"),
     ],
 )
-def test_a_malformed_file_is_named(runs: list[Path], text: str, says: str) -> None:
+def test_a_malformed_file_is_named(runs: list[Path], text: str, message: str) -> None:
     path = runs[1] / "predict" / "rewards.json"
     for run in runs:
         (run / "predict" / "rewards.json").write_text(text)
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         compare(runs[1:])
     assert caught.value.file == str(path)
 
@@ -161,7 +161,7 @@ def test_runs_without_a_finished_stage_are_refused(tmp_path: Path) -> None:
 
 
 def revos(gains: dict[str, float]) -> dict:
-    """A result whose no_target rows count apart, as the benchmark's own score has them."""
+    """Return a ReVOS result; its score does not count the no_target rows."""
     rows = [
         {"video": f"{subset}{k}", "expression_id": "0", "J&F": 50.0 + gain, "subset": subset}
         for subset, gain in gains.items()
@@ -170,8 +170,8 @@ def revos(gains: dict[str, float]) -> dict:
     return {"benchmark": "revos", "J&F": 50.0, "J": 50.0, "F": 50.0, "per_expression": rows}
 
 
-def test_what_the_score_leaves_out_is_no_change(tmp_path: Path) -> None:
-    """Training that falls on all that counts must not be shown as a rise by what does not."""
+def test_uncounted_subsets_do_not_enter_the_change(tmp_path: Path) -> None:
+    """A loss on all counted subsets must not look like a gain because of an uncounted one."""
     before = revos({"referring": 0, "reasoning": 0, "no_target": -50})
     after = revos({"referring": -5, "reasoning": -5, "no_target": 50})
     (tmp_path / "eval").mkdir()
@@ -182,7 +182,7 @@ def test_what_the_score_leaves_out_is_no_change(tmp_path: Path) -> None:
     assert "-5.0 [-5.0, -5.0]" in summary_table(tmp_path)
 
 
-def test_nothing_scored_and_no_numbers(runs: list[Path]) -> None:
+def test_unscored_benchmarks_are_skipped_and_nan_is_refused(runs: list[Path]) -> None:
     for run in runs:
         path = run / "eval" / "mevis.json"
         result = json.loads(path.read_text())
@@ -195,12 +195,12 @@ def test_nothing_scored_and_no_numbers(runs: list[Path]) -> None:
     rewards = json.loads(path.read_text())
     rewards["aks"]["sft"]["greedy"]["per_prompt"][3] = float("nan")
     path.write_text(json.dumps(rewards))
-    with pytest.raises(InputError, match="no number") as caught:
+    with pytest.raises(InputError, match="must be a finite number") as caught:
         compare(runs)
     assert caught.value.file == str(runs[1])
 
 
-def test_a_page_says_what_it_cannot_draw(runs: list[Path]) -> None:
+def test_the_page_names_missing_curves_and_broken_files(runs: list[Path]) -> None:
     with pytest.raises(InputError, match="7 runs"):
         comparison_page([runs[0]] * 7)
     write_metrics(runs)

@@ -1,4 +1,4 @@
-"""What the terminal says of a run: every step, in words, with numbers of the stage alone."""
+"""Terminal output of a run: one line per step, readable events, memory of one stage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import rcot_rl
 from cluster.supervise.processes import MemoryWatch
-from rcot_rl.monitoring.console import Console, EventReader
+from rcot_rl.errors import InputError
+from rcot_rl.events import EventReader, Kind, emit, faults_reported
+from rcot_rl.monitoring.console import Console
 from rcot_rl.monitoring.metrics import Follower
 
 
@@ -36,7 +39,7 @@ def test_steps_that_arrive_together_all_have_a_line(
     assert steps_of(capsys.readouterr().err) == list(range(1, 49))
 
 
-def test_the_end_of_work_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_work_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     for done in (1, 2, 9, 9):
         console.progress("shards sft-1536", done, 9)
@@ -44,44 +47,61 @@ def test_the_end_of_work_has_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines == ["shards sft-1536 1/9", "shards sft-1536 9/9"]
 
 
-def events(folder: Path) -> set[str]:
-    """Names of the events that the processes of stages print, and of the facts beside them."""
-    names = set()
-    for room in ("asking", "inference"):
-        for path in (folder / room).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("say", "_say"):
-                    names |= {k.arg for k in node.keywords if k.arg} - {"what", "rate", "done"}
-                    names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
-    return names
+def emitted(folder: Path) -> set[str]:
+    """Return the kinds of events that processes of stages print."""
+    kinds = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "emit":
+                assert isinstance(node.args[0], ast.Constant), path
+                kinds.add(node.args[0].value)
+    return kinds
 
 
-def test_events_are_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = [
-        {"event": "note", "message": "980 videos"},
-        {"event": "engine", "message": "starting vLLM on sft"},
-        {"event": "ask", "what": "describe", "done": 3, "total": 9, "rate": "60 tokens, 20/s"},
-        {"event": "ask", "message": "no progress yet"},
-        {"event": "predict", "what": "sft on mevis", "done": 1, "total": 40},
-        {"event": "heldout", "what": "sft, aks", "sampled": 1.25, "greedy": 1.5},
-        ["no event"], "no event", None,
-    ]  # fmt: skip
-    log = tmp_path / "log.txt"
-    reader = EventReader(log, Console(), "describe")
-    log.write_text("".join(f"RCOT {json.dumps(event)}\n" for event in printed))
-    reader.poll()
+def test_events_are_printed_readably(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, console = tmp_path / "log.txt", Console()
+    log.write_text('RCOT {"event": "note", "message": "of an earlier attempt"}\n')
+    reader = EventReader(log)
+    with log.open("a") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        emit("note", message="980 videos")
+        emit("progress", what="describe", done=3, total=9, rate="60 tokens, 20/s")
+        emit("progress", what="sft on mevis", done=1, total=40)
+        print("a line of vLLM's\nRCOT no JSON\nRCOT [1]\nRCOT " + "[" * 5000)
+        emit("heldout", what="sft, aks", sampled=1.25, greedy=1.5)
+        monkeypatch.undo()
+        file.write('RCOT {"event": "note", ')
+    for event in reader.poll():
+        console.event("describe", event)
     lines = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
     assert lines == [
-        "describe: 980 videos", "describe: starting vLLM on sft",
-        "describe 3/9  60 tokens, 20/s", "describe: no progress yet",
+        "describe: 980 videos",
+        "describe 3/9  60 tokens, 20/s",
         "describe: sft on mevis 1/40",
         "describe: held-out reward of sft, aks: sampled 1.25, greedy 1.50",
-    ]  # fmt: skip
-    known = {"event", "message", "total", "note", "ask", "predict", "heldout", "engine"}
-    assert events(Path(rcot_rl.__file__).parent) <= known, "an event that is shown in no words"
+    ]
+    with log.open("a") as file:
+        file.write('"message": "whole now"}\n')
+    assert [event["message"] for event in reader.poll()] == ["whole now"]
 
 
-def test_the_peak_is_the_stages_own() -> None:
+def test_every_kind_of_event_is_known() -> None:
+    assert emitted(Path(rcot_rl.__file__).parent) == set(get_args(Kind))
+
+
+def test_a_childs_input_error_becomes_a_fault_event_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended, faults_reported():
+        raise InputError.of_all([InputError("no rows", file="a.parquet"), InputError("too long")])
+    assert ended.value.code == 2
+    event = json.loads(capsys.readouterr().out.removeprefix("RCOT "))
+    assert event == {"event": "fault", "faults": ["a.parquet: no rows", "too long"]}
+
+
+def test_the_memory_peak_restarts_with_each_stage() -> None:
     watch = MemoryWatch(interval_s=0.05)
     watch.start()
     try:
@@ -90,8 +110,8 @@ def test_the_peak_is_the_stages_own() -> None:
         assert before > 256 * 2**20
         del block
         time.sleep(0.3)
-        assert watch.peak_bytes() >= before, "the first stage's"
+        assert watch.peak_bytes() >= before, "peak of the first stage"
         watch.restart()
-        assert 0 < watch.peak_bytes() < before - 128 * 2**20, "the second's"
+        assert 0 < watch.peak_bytes() < before - 128 * 2**20, "peak of the second stage"
     finally:
         watch.stop()

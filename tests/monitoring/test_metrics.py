@@ -1,4 +1,4 @@
-"""Following verl's log: half-written lines, resumed attempts, foreign lines."""
+"""Follower of verl's log: half-written lines, resumed attempts, other lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rcot_rl.monitoring.metrics import (
 
 
 def entry(step: int, **data: float) -> str:
-    """A line of verl's file logger."""
+    """Return a line of verl's file logger."""
     return json.dumps({"step": step, "data": {"training/global_step": step} | data}) + "\n"
 
 
@@ -31,7 +31,7 @@ def steps_of(path: Path) -> list[int]:
     return [line["step"] for line in read_metrics(path)]
 
 
-def test_nothing_yet(tmp_path: Path) -> None:
+def test_without_lines_nothing_is_written(tmp_path: Path) -> None:
     follower = Follower(tmp_path / "verl.jsonl", tmp_path / "metrics.jsonl")
     assert follower.poll() == []
     (tmp_path / "verl.jsonl").touch()
@@ -87,7 +87,7 @@ def test_however_the_bytes_arrive_the_lines_are_the_same(tmp_path: Path, cuts: l
     assert read_metrics(target)[2]["reward/ä"] == 1.0
 
 
-def test_lines_that_are_no_training_step_are_left_out(tmp_path: Path) -> None:
+def test_only_training_steps_are_kept(tmp_path: Path) -> None:
     source, target = tmp_path / "verl.jsonl", tmp_path / "metrics.jsonl"
     source.write_text(
         json.dumps({"step": 0, "data": {"val/reward": 1}})
@@ -99,7 +99,7 @@ def test_lines_that_are_no_training_step_are_left_out(tmp_path: Path) -> None:
     assert steps_of(target) == [1]
 
 
-def test_a_resumed_attempt_replaces_what_it_does_again(tmp_path: Path) -> None:
+def test_a_resumed_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
     target = tmp_path / "metrics.jsonl"
     write_steps(target, 1, 2, 3, 4, 5)
     source = tmp_path / "verl-2.jsonl"
@@ -114,7 +114,7 @@ def test_a_resumed_attempt_replaces_what_it_does_again(tmp_path: Path) -> None:
     assert [line["step"] for line in redone] == [4, 5, 6]
 
 
-def test_an_attempt_that_never_gets_to_a_step_takes_nothing_away(tmp_path: Path) -> None:
+def test_an_attempt_without_steps_removes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "metrics.jsonl"
     write_steps(target, 1, 2)
     Follower(tmp_path / "none.jsonl", target).poll()
@@ -128,10 +128,10 @@ def test_reading_leaves_out_an_unfinished_last_line(tmp_path: Path) -> None:
     assert steps_of(path) == [1, 2]
 
 
-def test_a_checkpoints_step_is_told_even_if_the_attempt_never_logged_it(tmp_path: Path) -> None:
+def test_the_metrics_of_a_checkpoint_are_added_once(tmp_path: Path) -> None:
     target, saved = tmp_path / "metrics.jsonl", tmp_path / "metrics.json"
     restore_step(target, saved)
-    assert not target.exists(), "a checkpoint of an earlier version has none"
+    assert not target.exists(), "a checkpoint without saved metrics"
     saved.write_text(json.dumps({"step": 3, "reward/mean": 0.5}))
     write_steps(target, 1, 2)
     restore_step(target, saved)
@@ -139,10 +139,10 @@ def test_a_checkpoints_step_is_told_even_if_the_attempt_never_logged_it(tmp_path
     assert steps_of(target) == [1, 2, 3]
     write_steps(target, 1, 2, 3, 4)
     restore_step(target, saved)
-    assert steps_of(target) == [1, 2, 3, 4], "it was logged, and more: nothing changes"
+    assert steps_of(target) == [1, 2, 3, 4], "already logged"
 
 
-def test_keeping_steps_before(tmp_path: Path) -> None:
+def test_only_steps_before_a_given_one_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     keep_steps_before(path, 3)
     assert not path.exists()
@@ -153,7 +153,7 @@ def test_keeping_steps_before(tmp_path: Path) -> None:
 
 
 def test_steps_that_a_killed_command_had_not_read_are_recovered(tmp_path: Path) -> None:
-    """Attempt 1 was killed after step 2 was saved and read to step 1, attempt 2 after step 3."""
+    """Attempt 1 was killed after checkpoint 2 with step 1 read, attempt 2 after checkpoint 3."""
     metrics = tmp_path / "metrics.jsonl"
     logs = [tmp_path / f"attempt-{k}.jsonl" for k in (1, 2, 3)]
     logs[0].write_text(entry(1) + entry(2, x=1.0) + entry(3, x=1.0) + '{"step": 4, "da')
@@ -162,8 +162,8 @@ def test_steps_that_a_killed_command_had_not_read_are_recovered(tmp_path: Path) 
     recover_steps(metrics, logs, newest=3)
     lines = read_metrics(metrics)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[0]["reward/mean"] == 1, "what was read already stays"
-    assert lines[2]["x"] == 2.0, "the attempt that did the step last"
+    assert lines[0]["reward/mean"] == 1, "lines that were already read stay"
+    assert lines[2]["x"] == 2.0, "the last attempt of a step wins"
     before = metrics.read_bytes()
     recover_steps(metrics, logs, newest=3)
     assert metrics.read_bytes() == before

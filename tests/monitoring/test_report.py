@@ -1,4 +1,4 @@
-"""The report page: it shows what the files hold, escapes what is foreign, says what is missing."""
+"""The report page: values of the files, escaping, and notes on what is missing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from rcot_rl.errors import InputError
-from rcot_rl.intervals import paired_difference
 from rcot_rl.monitoring.figures import scores_section
 from rcot_rl.monitoring.report import write_report
+from rcot_rl.stats.intervals import paired_difference
 
-VOID = {"meta", "br", "img", "line", "rect", "circle", "path", "image", "link"}
+VOID = {"meta", "br", "img", "link"}
 
 
 class Checker(HTMLParser):
-    """Tags in balance, and all that could fetch or run something."""
+    """Checks that tags are balanced, and collects what could load or run something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,20 +62,20 @@ def read(path: Path) -> tuple[str, Checker]:
     return page, checker
 
 
-def test_a_whole_run(make_run) -> None:
+def test_the_page_of_a_whole_run_shows_its_numbers(make_run) -> None:
     run = make_run()
     path = write_report(run)
     assert path == run / "report.html"
-    page, found = read(path)
-    said = " ".join(found.text)
-    assert "Missing: curves of entropy, gradient norm" in said
-    assert said.count("Missing:") == 4  # those in two stages, learning rate in one, components
-    assert "made-up" in said and "lattice" in said and "tiny-sam2" in said
+    page, checker = read(path)
+    shown = " ".join(checker.text)
+    assert "Missing: entropy, gradient norm (not in metrics.jsonl)" in shown
+    assert shown.count("Missing:") == 4  # those in two stages, learning rate in one, components
+    assert "made-up" in shown and "lattice" in shown and "tiny-sam2" in shown
     result = json.loads((run / "eval" / "reasonvos.json").read_text())
     rows = (*result["checkpoints"].values(), *result["baselines"].values())
     for row in rows:
         assert f"<b>{row['J&F']:.1f}</b>" in page
-    assert "baseline: whole-frame" in said
+    assert "baseline: whole-frame" in shown
     rewards = json.loads((run / "predict" / "rewards.json").read_text())["ktg"]
     change = paired_difference(
         rewards["sft"]["sampled"]["per_prompt"], rewards["grpo-ktg"]["sampled"]["per_prompt"]
@@ -84,14 +84,14 @@ def test_a_whole_run(make_run) -> None:
     interval = f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
     assert f'<small class="up">{interval}</small>' in page
     levels = [f"{row['J&F']:.1f}" for row in (result["checkpoints"]["sft"], result)]
-    assert f"{float(levels[1]) - float(levels[0]):+.1f} [" in said
-    assert "Groups whose responses all earned the same give no gradient" in said
-    assert found.tags.count("image") == 5
+    assert f"{float(levels[1]) - float(levels[0]):+.1f} [" in shown
+    assert "Their advantages are 0, so they give no gradient" in shown
+    assert checker.tags.count("img") == 5
     assert len(re.findall('class="chart"', page)) == 1 + 2 * 6
     assert not list(run.glob(".*tmp"))
 
 
-def test_revos_change_leaves_out_what_its_score_leaves_out() -> None:
+def test_the_revos_change_counts_the_subsets_of_its_score() -> None:
     def result(gains: list[float]) -> dict:
         subsets = ("referring", "referring", "reasoning", "reasoning", "no_target", "no_target")
         rows = [
@@ -115,15 +115,15 @@ def test_revos_change_leaves_out_what_its_score_leaves_out() -> None:
 
 
 def test_nothing_foreign_runs_or_is_fetched(make_run) -> None:
-    page, found = read(write_report(make_run()))
-    assert found.suspect == []
-    assert "script" not in found.tags and "img" not in found.tags and "b" in found.tags
+    page, checker = read(write_report(make_run()))
+    assert checker.suspect == []
+    assert "script" not in checker.tags and checker.tags.count("img") == 5 and "b" in checker.tags
     assert "default-src 'none'" in page
     assert not re.findall(r"(?:url\(|@import|https?://)", page)
-    said = " ".join(found.text)
-    assert '<script>alert("query")</script>' in said  # as text
-    assert "<img src=x onerror=alert(1)>" in said
-    assert "A <b>disc</b> drifts" in said
+    shown = " ".join(checker.text)
+    assert '<script>alert("query")</script>' in shown  # as text
+    assert "<img src=x onerror=alert(1)>" in shown
+    assert "A <b>disc</b> drifts" in shown
 
 
 def test_foreign_names_are_escaped_everywhere(make_run) -> None:
@@ -143,12 +143,12 @@ def test_foreign_names_are_escaped_everywhere(make_run) -> None:
     (run / "grpo-aks" / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
     record = (run / "recipe.yaml").read_text().replace("made-up", evil).replace("0.9.1", evil)
     (run / "recipe.yaml").write_text(record.replace("feedc0ffee", evil))
-    _, found = read(write_report(run))
-    assert "script" not in found.tags and not found.suspect
+    _, checker = read(write_report(run))
+    assert "script" not in checker.tags and not checker.suspect
 
 
 @pytest.mark.parametrize(
-    ("gone", "said"),
+    ("removed", "note"),
     [
         ("recipe.yaml", "recipe.yaml"),
         ("predict/rewards.json", "predict/rewards.json"),
@@ -160,13 +160,13 @@ def test_foreign_names_are_escaped_everywhere(make_run) -> None:
         ("../corpus", "the corpus of reasonvos"),
     ],
 )
-def test_what_is_missing_is_said(gone: str, said: str, make_run) -> None:
+def test_missing_files_are_named(removed: str, note: str, make_run) -> None:
     run = make_run(n_videos=1)
-    place = run / gone
+    place = run / removed
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    _, found = read(write_report(run))
-    missing = [t for t in found.text if t.startswith("Missing:")]
-    assert any(said in line for line in missing), missing
+    _, checker = read(write_report(run))
+    missing = [t for t in checker.text if t.startswith("Missing:")]
+    assert any(note in line for line in missing), missing
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "eval/reasonvos.json", "predict/rewards.json"])
@@ -190,7 +190,7 @@ def test_damaged_files_do_not_break_the_page(name: str, content: bytes, make_run
         {"steps": [{"task": "x" * 10_000, "response": "y" * 100_000}] * 60},
     ],
 )
-def test_odd_traces(change: dict, make_run) -> None:
+def test_malformed_traces_do_not_break_the_page(change: dict, make_run) -> None:
     run = make_run(n_videos=1)
     path = run / "predictions" / "reasonvos" / "clip-00" / "0" / "trace.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -199,26 +199,26 @@ def test_odd_traces(change: dict, make_run) -> None:
     assert not re.search(r"(nan|inf)\b", "".join(re.findall("<svg.*?</svg>", page)))
 
 
-def test_ids_cannot_lead_out(make_run) -> None:
+def test_ids_cannot_point_outside_the_run(make_run) -> None:
     run = make_run(n_videos=1)
     path = run / "eval" / "reasonvos.json"
     result = json.loads(path.read_text())
     result["per_expression"][0]["video"] = "../../corpus"
     path.write_text(json.dumps(result))
-    _, found = read(write_report(run))
-    assert "image" not in found.tags
+    _, checker = read(write_report(run))
+    assert "img" not in checker.tags
 
 
-def test_input_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="nothing of a run"):
+    with pytest.raises(InputError, match="no run folder: it has none of"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_expressions_of_one_clip_go_together() -> None:
-    """As in the run's own table: two clips are two values, however many sentences they have."""
+def test_clips_are_the_sample_of_the_interval() -> None:
+    """Two clips are two values, however many expressions they have."""
 
     def result(gain: dict[str, float]) -> dict:
         rows = [
@@ -233,7 +233,7 @@ def test_expressions_of_one_clip_go_together() -> None:
     assert "+6.0 [-44.8, +56.8]" in page
 
 
-def test_the_mark_of_a_finished_stage_is_no_benchmark(make_run) -> None:
+def test_done_json_is_no_benchmark(make_run) -> None:
     run = make_run()
     (run / "eval" / "done.json").write_text(json.dumps({"minutes": 1.0, "J&F": {}}))
     page, _ = read(write_report(run))

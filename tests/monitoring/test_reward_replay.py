@@ -1,4 +1,4 @@
-"""Replayed rewards: advantages and ranks by hand, equal to the dump, bad input named."""
+"""`rcot score replay`: advantages and ranks by hand, agreement with the dump, bad input."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+from PIL import Image
 
 from rcot_rl.errors import InputError
+from rcot_rl.monitoring.replay_page import replay_page
 from rcot_rl.monitoring.reward_replay import (
     advantages_of,
     kendall_tau,
@@ -22,7 +27,7 @@ TRUTH = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]
 NASTY = "<think>t</think><answer><script>alert(1)</script></answer>"
 
 
-def say(shift: int) -> str:
+def response_of(shift: int) -> str:
     box = [100 + shift, 100, 300 + shift, 300]
     answer = [{"bbox_2d": box, "point_2d": [200 + shift, 200]}]
     return f"<think>t</think><answer>{json.dumps(answer)}</answer>"
@@ -37,16 +42,21 @@ def run(tmp_path: Path) -> Path:
         lines = []
         for g, shifts in enumerate(groups):
             for k, shift in enumerate(shifts):
-                response = NASTY if shift == 90 else say(shift)
+                response = NASTY if shift == 90 else response_of(shift)
                 score = reward.score(response, TRUTH)
                 lines.append(
                     {
-                        "prompt_id": f"{step}-{g}", "sample": k, "data_source": "rcot/ktg",
-                        "response": response, "ground_truth": json.dumps(TRUTH), "index": g,
-                        "reward": score.reward, "components": score.components,
+                        "prompt_id": f"{step}-{g}",
+                        "sample": k,
+                        "data_source": "rcot/ktg",
+                        "response": response,
+                        "ground_truth": json.dumps(TRUTH),
+                        "index": g,
+                        "reward": score.reward,
+                        "components": score.components,
                         "reasons": score.reasons,
                     }
-                )  # fmt: skip
+                )
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{step}.jsonl").write_text(text)
     return tmp_path / "run"
@@ -55,15 +65,15 @@ def run(tmp_path: Path) -> Path:
 def test_advantages_are_equation_14_with_the_unbiased_spread():
     rewards = np.array([6.0, 6.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 5.0])
     groups = [np.arange(8), np.array([8])]
-    found = advantages_of(rewards, groups)
+    advantages = advantages_of(rewards, groups)
     # mean 3.75; squares 2 * 2.25^2 + 6 * 0.75^2 = 13.5; 13.5 / 7 = 1.3887^2
-    assert found[0] == pytest.approx(2.25 / 1.388730, rel=1e-5)
-    assert found[2] == pytest.approx(-0.75 / 1.388730, rel=1e-5)
-    assert found[8] == 0.0
+    assert advantages[0] == pytest.approx(2.25 / 1.388730, rel=1e-5)
+    assert advantages[2] == pytest.approx(-0.75 / 1.388730, rel=1e-5)
+    assert advantages[8] == 0.0
     assert advantages_of(np.ones(4), [np.arange(4)]).tolist() == [0.0] * 4
 
 
-def test_kendall_by_hand():
+def test_kendalls_tau_equals_values_by_hand():
     assert kendall_tau(np.array([1, 2, 3]), np.array([1, 2, 3])) == 1.0
     assert kendall_tau(np.array([1, 2, 3]), np.array([3, 2, 1])) == -1.0
     # two of three pairs agree in order, one is tied in b: 2 / sqrt(3 * 2)
@@ -71,33 +81,52 @@ def test_kendall_by_hand():
     assert kendall_tau(np.array([1, 1]), np.array([1, 2])) is None
 
 
-def test_the_runs_own_reward_is_found_again_and_others_differ(run: Path):
+def test_the_logged_reward_is_reproduced_and_others_differ(run: Path):
     rewards = {"ktg": load_reward("ktg"), "ktg-soft": load_reward("ktg-soft")}
-    found = replay(run, "grpo-ktg", rewards)
-    assert (found.n_responses, found.n_groups, found.steps) == (12, 3, [2, 10])
-    assert found.dumped["ktg"] == 0.0 and found.dumped["ktg-soft"] > 0.1
-    assert found.totals["ktg"]["zero_variance"] == pytest.approx(1 / 3)
-    # ktg pays shifts of 0, 5 and 12 alike (mean distance 2.5 and 6); soft tells them apart
-    assert found.totals["ktg-soft"]["mean"] < found.totals["ktg"]["mean"]
-    assert found.against_first["ktg-soft"]["other_best"] == 0.0
-    assert 0 < found.against_first["ktg-soft"]["kendall_tau"] < 1
-    assert found.moved["ktg-soft"][0].change >= found.moved["ktg-soft"][-1].change > -1
-    assert "equals what the run noted" in replay_text(found)
+    result = replay(run, "grpo-ktg", rewards)
+    assert (result.n_responses, result.n_groups, result.steps) == (12, 3, [2, 10])
+    assert result.dumped["ktg"] == 0.0 and result.dumped["ktg-soft"] > 0.1
+    assert result.totals["ktg"]["zero_variance"] == pytest.approx(1 / 3)
+    # ktg gives shifts of 0, 5 and 12 the same reward (mean distance 2.5 and 6); ktg-soft does not.
+    assert result.totals["ktg-soft"]["mean"] < result.totals["ktg"]["mean"]
+    assert result.against_first["ktg-soft"]["other_best"] == 0.0
+    assert 0 < result.against_first["ktg-soft"]["kendall_tau"] < 1
+    assert result.moved["ktg-soft"][0].change >= result.moved["ktg-soft"][-1].change > -1
+    assert "ktg equals the rewards logged by the run" in replay_text(result)
 
 
 def test_a_reward_against_itself_changes_nothing(run: Path):
-    found = replay(run, "grpo-ktg", {"a": load_reward("ktg"), "b": load_reward("ktg")})
-    assert found.against_first["b"] == {"kendall_tau": 1.0, "sign_flips": 0.0, "other_best": 0.0}
-    assert all(m.change == 0 for m in found.moved["b"])
+    result = replay(run, "grpo-ktg", {"a": load_reward("ktg"), "b": load_reward("ktg")})
+    assert result.against_first["b"] == {"kendall_tau": 1.0, "sign_flips": 0.0, "other_best": 0.0}
+    assert all(m.change == 0 for m in result.moved["b"])
 
 
-def test_the_page_holds_foreign_text_harmlessly(run: Path, tmp_path: Path):
+def test_the_page_escapes_responses(run: Path, tmp_path: Path):
     rewards = {"ktg": load_reward("ktg"), "visionreasoner": load_reward("visionreasoner")}
     page = write_replay(run, replay(run, "grpo-ktg", rewards), tmp_path / "out")
     html = page.read_text()
     assert "<script>" not in html and "&lt;script&gt;" in html
     assert "Missing: the frame of this row" in html
     assert json.loads((tmp_path / "out" / "replay.json").read_text())["n_responses"] == 12
+
+
+def test_responses_are_drawn_on_the_frames_of_the_shards(run: Path):
+    (run / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {"recipe": {"canvas": {"image": 400}, "train": {"grpo-ktg": {"shard_set": "ktg"}}}}
+        )
+    )
+    shards = run / "shards" / "ktg"
+    (shards / "media").mkdir(parents=True)
+    Image.new("RGB", (400, 400)).save(shards / "media" / "0.png")
+    rows = [{"extra_info": {"index": k, "media": f"media/{k}.png"}} for k in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), shards / "train-00000.parquet")
+    rewards = {"ktg": load_reward("ktg"), "ktg-soft": load_reward("ktg-soft")}
+    html = replay_page(run, replay(run, "grpo-ktg", rewards))
+    assert html.count("data:image/png;base64,") == 8 and html.count("the frame of this row") == 4
+    assert html.count("stroke: var(--s2)") == 8 + 1, (
+        "one box of the ground truth per frame, and a curve"
+    )
 
 
 def test_faults_name_file_and_line(run: Path):
@@ -116,20 +145,24 @@ def test_faults_name_file_and_line(run: Path):
     assert (caught.value.line, caught.value.key) == (1, "prompt_id")
 
 
-def test_of_several_turns_the_last_is_the_response(tmp_path: Path) -> None:
-    """An agentic rollout's earlier turns bear the reward of its end, and are no responses."""
+def test_only_the_last_turn_of_a_rollout_is_scored(tmp_path: Path) -> None:
+    """In the dump, earlier turns of an agentic rollout have the reward of its last turn."""
     folder = tmp_path / "grpo-aks" / "rollouts"
     folder.mkdir(parents=True)
     lines = [
         {
-            "prompt_id": "p", "sample": sample, "turn": turn, "data_source": "rcot/aks",
-            "response": f"<think>t</think><answer>{said}</answer>", "ground_truth": '"A"',
+            "prompt_id": "p",
+            "sample": sample,
+            "turn": turn,
+            "data_source": "rcot/aks",
+            "response": f"<think>t</think><answer>{option}</answer>",
+            "ground_truth": '"A"',
             "reward": reward,
         }
         for sample, turns, reward in ((0, "BA", 3.0), (1, "AB", 1.0), (2, "A", 3.0))
-        for turn, said in enumerate(turns)
-    ]  # fmt: skip
+        for turn, option in enumerate(turns)
+    ]
     (folder / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     names = ("aks", "aks-format-only")
-    found = replay(tmp_path, "grpo-aks", {name: load_reward(name) for name in names})
-    assert (found.n_responses, found.n_groups, found.dumped["aks"]) == (3, 1, 0.0)
+    result = replay(tmp_path, "grpo-aks", {name: load_reward(name) for name in names})
+    assert (result.n_responses, result.n_groups, result.dumped["aks"]) == (3, 1, 0.0)

@@ -31,7 +31,7 @@ tagged = st.lists(pieces, max_size=14).map("".join)
         ("<think>a < b > c </thinking></think><answer>[]</answer>", "a < b > c </thinking>", "[]"),
     ],
 )
-def test_well_formed(text, thought, answer):
+def test_responses_with_both_blocks_are_well_formed(text, thought, answer):
     parsed = parse_response(text)
     assert (parsed.well_formed, parsed.faults) == (True, ())
     assert (parsed.thought, parsed.answer) == (thought, answer)
@@ -60,7 +60,7 @@ def test_well_formed(text, thought, answer):
         ("<THINK>t</THINK><answer>A</answer>", "A", "think_missing"),
     ],
 )
-def test_malformed(text, answer, fault):
+def test_responses_with_broken_structure_are_malformed(text, answer, fault):
     parsed = parse_response(text)
     assert not parsed.well_formed
     assert parsed.answer == answer
@@ -68,14 +68,14 @@ def test_malformed(text, answer, fault):
 
 
 def well_formed_by_definition(text):
-    """The contract's definition: one frame, and none of the four tags a second time."""
+    """Apply the contract's definition: one frame, and none of the four tags a second time."""
     frame = re.fullmatch(r"<think>.*</think>\s*<answer>.*</answer>", text.strip(), re.DOTALL)
     return bool(frame) and all(text.count(tag) == 1 for tag in TAGS)
 
 
 def only_answer(text):
-    """Blocks by a walk of one character at a time."""
-    found, i = [], 0
+    """Return the blocks by reading one character at a time."""
+    answers, i = [], 0
     while i < len(text):
         kind = next((k for k in ("think", "answer") if text.startswith(f"<{k}>", i)), None)
         end = text.find(f"</{kind}>", i) if kind else -1
@@ -83,9 +83,9 @@ def only_answer(text):
             i += 1
             continue
         if kind == "answer":
-            found.append(text[i + len("<answer>") : end].strip())
+            answers.append(text[i + len("<answer>") : end].strip())
         i = end + len(f"</{kind}>")
-    return found[0] if len(found) == 1 else None
+    return answers[0] if len(answers) == 1 else None
 
 
 @settings(max_examples=1500, deadline=None, derandomize=True)
@@ -99,7 +99,7 @@ def test_structure_agrees_with_the_definition(text):
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.one_of(st.text(max_size=200), st.binary(max_size=200).map(lambda b: b.decode("latin1"))))
-def test_no_text_raises(text):
+def test_no_text_raises_an_exception(text):
     for body in (text, f"<think>{text}</think><answer>{text}</answer>"):
         answer = parse_response(body).answer
         for value in (answer, text):
@@ -178,7 +178,7 @@ def test_items_are_four_ordered_numbers_and_two(box, point):
         "[{}] // two",
     ],
 )
-def test_not_rfc_8259(answer):
+def test_answers_outside_rfc_8259_are_refused(answer):
     assert parse_grounding(answer).faults == ("json_invalid",)
 
 
@@ -193,7 +193,7 @@ def test_not_rfc_8259(answer):
         ('[{"bbox_2d": [1, 2, 3, 4]}, null]', "item_not_an_object"),
     ],
 )
-def test_not_a_list_of_objects(answer, fault):
+def test_answers_that_are_not_lists_of_objects_are_refused(answer, fault):
     grounding = parse_grounding(answer)
     assert (grounding.is_list, grounding.items, grounding.faults) == (False, [], (fault,))
 
@@ -244,7 +244,7 @@ def test_brackets_in_texts_are_no_nesting():
         ("C", None),
     ],
 )
-def test_option(answer, option):
+def test_an_option_is_read_from_the_answer(answer, option):
     assert parse_option(answer) == option
 
 
@@ -274,7 +274,7 @@ def test_option_is_membership_of_a_set_and_not_of_a_text():
         ("9" * 5000, None),
     ],
 )
-def test_keyframe(answer, index):
+def test_a_keyframe_is_read_from_the_answer(answer, index):
     assert parse_keyframe(answer, 10) == index
 
 
@@ -299,9 +299,20 @@ class CountingText(str):
 
 @pytest.mark.parametrize(
     "unit",
-    ["<answer>", "<think>", "</think>", "<think></think>", "<answer> ", "<", "<think", " ",
-     "<answer></think>", "<think></answer>", "<think><answer></think>"],
-)  # fmt: skip
+    [
+        "<answer>",
+        "<think>",
+        "</think>",
+        "<think></think>",
+        "<answer> ",
+        "<",
+        "<think",
+        " ",
+        "<answer></think>",
+        "<think></answer>",
+        "<think><answer></think>",
+    ],
+)
 @pytest.mark.parametrize("lead", ["", "<answer>", "<think>", "<think>t</think><answer>"])
 def test_structure_is_linear_in_the_length(unit, lead, monkeypatch):
     """Every search counted: hostile text of 1 MB costs a fixed number of passes over it."""
@@ -366,7 +377,7 @@ def test_json_faults_know_the_character_and_item_faults_their_number():
 
 
 def slowly(answer):
-    """What the standard library's reader alone makes of an answer."""
+    """Parse an answer with the standard library's reader alone."""
 
     class Refusing:
         def decode(self, _):

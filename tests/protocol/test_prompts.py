@@ -1,4 +1,4 @@
-"""Prompt sets: what reaches the policy, and what a broken set is told."""
+"""Prompt sets: the texts that reach the policy, and how a broken set is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NASTY = "the $canvas {0} <image> %s $$ <think>"
 
 
 def write(folder: Path, **changes: object) -> Path:
-    """A complete set of the user's own, with some templates changed; None leaves one out."""
+    """Write a complete user set with some templates changed; None omits one."""
     templates: dict[str, object] = {task: f"{task} text" for task in TASKS} | changes
     path = folder / "own.yaml"
     kept = {k: v for k, v in templates.items() if v is not None}
@@ -39,7 +39,7 @@ def all_turns(prompts: Prompts, query: str, description: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_shipped_sets_say_the_query_and_differ_by_task(name: str) -> None:
+def test_shipped_sets_contain_the_query_and_differ_by_task(name: str) -> None:
     prompts = load_prompts(name)
     turns = all_turns(prompts, "the red fox", "a field at dawn") | {"vdg": prompts.vdg(6)}
     assert prompts.name == name
@@ -86,7 +86,7 @@ def test_examples_in_the_full_set_are_answers_that_the_rewards_accept() -> None:
         assert [(i.box, i.point) for i in grounding.items] == [((10, 100, 200, 210), (105, 155))]
 
 
-def test_the_canvas_is_said_in_pixels() -> None:
+def test_ktg_prompts_name_the_canvas_in_pixels() -> None:
     assert "840 pixels" in load_prompts("qwen").ktg("d", "q")
     assert "112 pixels" in load_prompts("qwen").ktg("d", "q", canvas=112)
 
@@ -96,7 +96,7 @@ def test_user_turn_puts_the_media_first() -> None:
     assert user_turn("Find.", "image") == "<image>Find."
 
 
-def test_a_set_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_set_is_loaded_by_path(tmp_path: Path) -> None:
     prompts = load_prompts(str(write(tmp_path, aks="$query? $$5 {a}", vdg="all $n_frames\n")))
     assert prompts.name == "own"
     assert prompts.aks("unused", "fox") == "fox? $5 {a}"
@@ -107,14 +107,14 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
     ("changes", "key", "message"),
     [
         ({"ktg": None}, "ktg", "missing"),
-        ({"kfg": 3}, "kfg", "not a text"),
+        ({"kfg": 3}, "kfg", "must be a text"),
         ({"aks": "$querry"}, "aks", "$querry"),
         ({"aks": "costs $5"}, "aks", "$$"),
-        ({"vdg": "$query"}, "vdg", "it has: n_frames"),
+        ({"vdg": "$query"}, "vdg", "known: n_frames"),
         ({"extra": "x"}, "extra", "unknown template"),
     ],
 )
-def test_broken_sets_name_file_and_template(
+def test_an_error_in_a_set_names_file_and_template(
     tmp_path: Path, changes: dict[str, object], key: str, message: str
 ) -> None:
     path = write(tmp_path, **changes)
@@ -125,7 +125,7 @@ def test_broken_sets_name_file_and_template(
 
 
 @pytest.mark.parametrize("content", ["- a\n", "a: [\n", "", "a: 2020-13-45"])
-def test_files_that_are_no_set(tmp_path: Path, content: str) -> None:
+def test_files_that_are_not_a_set_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(InputError) as caught:

@@ -24,12 +24,15 @@ data:
 grpo:
   n: 4
   learning_rate: 1.0e-5
-grpo_aks: {shard_set: grpo-b, reward: aks, steps: 3}
-grpo_ktg:
-  shard_set: grpo-b
-  reward: ktg
-  steps: 5
-  n: 6
+train:
+  sft: {kind: sft}
+  grpo-aks: {kind: grpo, shard_set: grpo-b, reward: aks, steps: 3}
+  grpo-ktg:
+    kind: grpo
+    shard_set: grpo-b
+    reward: ktg
+    steps: 5
+    n: 6
 cluster: {gpus_per_node: 1}
 """
 Write = Callable[[str, str], Path]
@@ -65,13 +68,19 @@ def leaves(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
 
 
 def test_extends_is_a_chain_in_which_the_nearest_file_wins(write: Write) -> None:
-    write("far/grand.yaml", BASE + "seed: 1\nprompts: compact\nsft: {epochs: 3, lora_rank: 2}\n")
-    write("far/parent.yaml", "extends: grand.yaml\nname: parent\nseed: 2\nsft: {lora_rank: 4}\n")
-    child = write("child.yaml", "extends: far/parent.yaml\nname: child\nsft: {batch_size: 16}\n")
+    write("far/grand.yaml", BASE + "seed: 1\nprompts: compact\n")
+    write(
+        "far/parent.yaml",
+        "extends: grand.yaml\nname: parent\nseed: 2\ntrain: {sft: {lora_rank: 4, epochs: 3}}\n",
+    )
+    child = write(
+        "child.yaml", "extends: far/parent.yaml\nname: child\ntrain: {sft: {batch_size: 16}}\n"
+    )
     recipe = load_recipe(child)
     assert (recipe.name, recipe.seed, recipe.prompts) == ("child", 2, "compact")
-    assert (recipe.sft.epochs, recipe.sft.lora_rank, recipe.sft.batch_size) == (3, 4, 16)
-    assert recipe.sft.warmup_ratio == 0.1  # said nowhere: the schema's
+    sft = recipe.sft("sft")
+    assert (sft.epochs, sft.lora_rank, sft.batch_size) == (3, 4, 16)
+    assert sft.warmup_ratio == 0.1  # said nowhere: the schema's
 
 
 def test_data_sets_of_a_child_replace_its_parents(write: Write) -> None:
@@ -95,7 +104,7 @@ def test_lists_are_replaced_not_joined(write: Write) -> None:
     assert [c.dataset for c in load_recipe(child).data.corpora] == ["revos"]
 
 
-def test_cyclic_extends_names_the_circle(write: Write) -> None:
+def test_circular_extends_names_the_chain(write: Write) -> None:
     write("b.yaml", "extends: c.yaml\n")
     write("c.yaml", "extends: a.yaml\n")
     error = fault(write("a.yaml", "extends: b.yaml\n" + BASE))
@@ -115,15 +124,17 @@ def test_missing_parent_names_the_line(write: Write) -> None:
 
 def test_overrides_win_over_files_and_later_ones_over_earlier(write: Write) -> None:
     path = write("base.yaml", BASE)
-    recipe = load_recipe(path, ["seed=7", "grpo_aks.steps=9", "seed=8", "sft.epochs=2"])
-    assert (recipe.seed, recipe.grpo_aks.steps, recipe.sft.epochs) == (8, 9, 2)
-    assert recipe.grpo_aks.shard_set == "grpo-b"  # the section's other keys stay
+    recipe = load_recipe(path, ["seed=7", "train.grpo-aks.steps=9", "seed=8", "train.sft.epochs=2"])
+    assert (recipe.seed, recipe.grpo("grpo-aks").steps, recipe.sft("sft").epochs) == (8, 9, 2)
+    assert recipe.grpo("grpo-aks").shard_set == "grpo-b"  # the section's other keys stay
 
 
 def test_an_override_of_a_mapping_merges_into_it(write: Write) -> None:
     path = write("base.yaml", BASE)
-    recipe = load_recipe(path, ["sft={epochs: 2}", "sft.lora_rank=3", "data.sets.sft-a.aks=20"])
-    assert (recipe.sft.epochs, recipe.sft.lora_rank) == (2, 3)
+    recipe = load_recipe(
+        path, ["train.sft={epochs: 2}", "train.sft.lora_rank=3", "data.sets.sft-a.aks=20"]
+    )
+    assert (recipe.sft("sft").epochs, recipe.sft("sft").lora_rank) == (2, 3)
     assert (recipe.data.sets["sft-a"].aks, recipe.data.sets["sft-a"].ktg) == (20, 30)
     assert "grpo-b" in recipe.data.sets
 
@@ -137,9 +148,12 @@ def test_override_values_are_yaml(write: Write) -> None:
     assert "'a=b'" in fault(path, texts[3]).message  # only the first = divides
 
 
-def test_keys_that_do_not_go_together_are_said_plainly() -> None:
-    error = fault(Path("laptop"), "cluster.nodes=99")
-    assert error.message.startswith("grpo_aks.prompts_per_step x n = 128 is no multiple of")
+def test_values_that_conflict_name_the_given_key() -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("laptop", ["cluster.nodes=99"])
+    keys = [line.split(": ")[1] for line in caught.value.faults]
+    assert set(keys) == {"grpo.prompts_per_step"}, "where the value was given"
+    assert caught.value.message.startswith("prompts_per_step x n = 128 is not a multiple of")
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "seed=[1"])
@@ -152,39 +166,42 @@ def test_an_override_may_not_pass_through_a_scalar(write: Write) -> None:
     assert (error.file, error.key) == ("command line", "seed")
 
 
-def test_shared_grpo_keys_are_defaults_of_both_stages(write: Write) -> None:
+def test_shared_grpo_keys_are_defaults_of_all_grpo_stages(write: Write) -> None:
     recipe = load_recipe(write("base.yaml", BASE))
-    assert recipe.grpo_aks.learning_rate == recipe.grpo_ktg.learning_rate == 1e-5
-    assert (recipe.grpo_aks.n, recipe.grpo_ktg.n) == (4, 6)  # the stage's own key wins
+    assert recipe.grpo("grpo-aks").learning_rate == recipe.grpo("grpo-ktg").learning_rate == 1e-5
+    assert (recipe.grpo("grpo-aks").n, recipe.grpo("grpo-ktg").n) == (
+        4,
+        6,
+    )  # the stage's own key wins
 
 
 def test_shared_grpo_reaches_through_extends_and_overrides(write: Write) -> None:
     write("base.yaml", BASE)
     child = write("child.yaml", "extends: base.yaml\ngrpo: {clip_ratio: 0.3, temperature: 0.5}\n")
     recipe = load_recipe(child, ["grpo.temperature=0.7"])
-    for stage in (recipe.grpo_aks, recipe.grpo_ktg):
+    for stage in (recipe.grpo("grpo-aks"), recipe.grpo("grpo-ktg")):
         assert (stage.clip_ratio, stage.temperature, stage.learning_rate) == (0.3, 0.7, 1e-5)
 
 
 def test_a_shared_key_on_the_command_line_beats_a_stages_own_in_a_file(write: Write) -> None:
     write("base.yaml", BASE)
-    child = write("child.yaml", "extends: base.yaml\ngrpo_aks: {temperature: 0.5}\n")
+    child = write("child.yaml", "extends: base.yaml\ntrain: {grpo-aks: {temperature: 0.5}}\n")
     recipe = load_recipe(child, ["grpo.temperature=0.7"])
-    assert (recipe.grpo_aks.temperature, recipe.grpo_ktg.temperature) == (0.7, 0.7)
-    both = load_recipe(child, ["grpo_ktg.temperature=0.9", "grpo.temperature=0.7"])
-    assert (both.grpo_aks.temperature, both.grpo_ktg.temperature) == (0.7, 0.9)
+    assert (recipe.grpo("grpo-aks").temperature, recipe.grpo("grpo-ktg").temperature) == (0.7, 0.7)
+    both = load_recipe(child, ["train.grpo-ktg.temperature=0.9", "grpo.temperature=0.7"])
+    assert (both.grpo("grpo-aks").temperature, both.grpo("grpo-ktg").temperature) == (0.7, 0.9)
 
 
 def test_a_childs_shared_key_beats_a_stages_own_in_its_parent(write: Write) -> None:
     write("base.yaml", BASE + "\n")
     child = write("child.yaml", "extends: base.yaml\ngrpo: {steps: 77}\n")
     recipe = load_recipe(child)
-    assert (recipe.grpo_aks.steps, recipe.grpo_ktg.steps) == (77, 77)
+    assert (recipe.grpo("grpo-aks").steps, recipe.grpo("grpo-ktg").steps) == (77, 77)
 
 
-def test_yaml_that_holds_itself_is_refused(write: Write) -> None:
+def test_recursive_yaml_aliases_are_refused(write: Write) -> None:
     for text in ("a: &x [*x]\n", "a: &x {b: *x}\n"):
-        with pytest.raises(InputError, match="holds itself"):
+        with pytest.raises(InputError, match="recursive YAML alias"):
             load_recipe(write("loop.yaml", text))
 
 
@@ -209,7 +226,7 @@ def test_shared_grpo_must_be_a_mapping(write: Write) -> None:
     ("addition", "line", "key", "nearest"),
     [
         ("sead: 1", 1, "sead", "seed"),
-        ("sft:\n  learning_rat: 1", 2, "sft.learning_rat", "sft.learning_rate"),
+        ("train:\n  sft:\n    learning_rat: 1", 3, "train.sft.learning_rat", "sft.learning_rate"),
         ("data:\n  corpora:\n  - {datset: mevis}", 3, "data.corpora.0.datset", "dataset"),
         ("data:\n  sets:\n    sft-a:\n      ktgs: 1", 4, "data.sets.sft-a.ktgs", "sft-a.ktg"),
         (
@@ -225,7 +242,7 @@ def test_shared_grpo_must_be_a_mapping(write: Write) -> None:
             "toy.corpora.0.videos",
         ),
         ("grpo:\n\n  kl_los_coef: 1", 3, "grpo.kl_los_coef", "grpo.kl_loss_coef"),
-        ("grpo_ktg:\n  stepz: 1", 2, "grpo_ktg.stepz", "grpo_ktg.steps"),
+        ("train:\n  grpo-ktg:\n    stepz: 1", 3, "train.grpo-ktg.stepz", "grpo-ktg.steps"),
     ],
 )
 def test_unknown_keys_name_place_and_nearest(
@@ -243,64 +260,73 @@ def test_unknown_keys_name_place_and_nearest(
 def test_all_faults_are_listed_each_on_its_line(write: Write) -> None:
     write("base.yaml", BASE)
     text = (
-        "extends: base.yaml\nsead: 1\nsft: {epochs: 0, learning_rat: 1}\ngrpo: {stepz: 1, n: 1}\n"
+        "extends: base.yaml\nsead: 1\ntrain: {sft: {epochs: 0, learning_rat: 1}}\n"
+        "grpo: {stepz: 1, n: 1}\n"
     )
     path = write("bad.yaml", text)
     with pytest.raises(InputError) as caught:
         load_recipe(path, ["device=gpu"])
     places = sorted(line.split(": ")[:2] for line in caught.value.faults)
-    assert places == sorted([
-        [f"{path}:2", "sead"], [f"{path}:3", "sft.learning_rat"], [f"{path}:4", "grpo.stepz"],
-        [f"{path}:3", "sft.epochs"], [f"{path}:4", "grpo.n"], ["command line", "device"],
-    ])  # fmt: skip
+    assert places == [
+        [f"{path}:2", "sead"],
+        [f"{path}:3", "train.sft.epochs"],
+        [f"{path}:3", "train.sft.learning_rat"],
+        [f"{path}:4", "grpo.n"],
+        [f"{path}:4", "grpo.stepz"],
+        ["command line", "device"],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message_part"),
     [
         ("optimizer=adam", "known sections"),
-        ("grpo_aks.optimizer=adam", "known here"),
-        ("learning_rate=1", "did you mean sft.learning_rate or grpo.learning_rate?"),
+        ("train.grpo-aks.optimizer=adam", "known here"),
+        ("learning_rate=1", "did you mean train.<sft stage>.learning_rate or grpo.learning_rate?"),
         ("gpus_per_node=2", "did you mean cluster.gpus_per_node?"),
         ("grpo.lr=1", "did you mean grpo.learning_rate or grpo.lora_rank?"),
         ("stages=[data, grpo_aks]", "did you mean grpo-aks?"),
         ("device=gpu", "(is 'gpu')"),
     ],
 )
-def test_a_suggestion_is_made_only_if_it_is_close(write: Write, override: str, said: str) -> None:
+def test_a_suggestion_is_made_only_if_it_is_close(
+    write: Write, override: str, message_part: str
+) -> None:
     message = fault(write("base.yaml", BASE), override).message
-    assert said in message
-    assert "did you mean" in said or "did you mean" not in message
+    assert message_part in message
+    assert "did you mean" in message_part or "did you mean" not in message
 
 
 def test_a_fault_names_the_key_that_was_typed(write: Write) -> None:
     path = write("base.yaml", BASE)
     for typed in (
         "grpo.stepz=1",
-        "grpo_aks.stepz=1",
+        "train.grpo-aks.stepz=1",
         "grpo.steps=many",
-        "grpo_ktg.n=1",
+        "train.grpo-ktg.n=1",
         "grpo.n=1",
     ):
         assert fault(path, typed).key == typed.partition("=")[0]
-    assert fault(path, "grpo.n=1", "grpo_aks.n=4", "grpo_ktg.n=0").key == "grpo_ktg.n"
+    assert (
+        fault(path, "grpo.n=1", "train.grpo-aks.n=4", "train.grpo-ktg.n=0").key
+        == "train.grpo-ktg.n"
+    )
 
 
-def test_a_misspelt_recipe_file_is_answered_with_one_that_is_there(write: Write) -> None:
+def test_a_misspelt_recipe_file_gets_an_existing_one_as_suggestion(write: Write) -> None:
     path = write("mine.yaml", BASE)
     beside = fault(path.with_name("mien.yaml"))
-    assert beside.message == f"no such file; did you mean {path}?"
+    assert beside.message == f"no such recipe; did you mean {path}?"
     assert fault(Path("labtop")).message.startswith("no such recipe; did you mean laptop?")
     assert fault(Path("recipes/rcot_seg_3.yaml")).message.endswith("?")
     assert "did you mean" not in fault(path.with_name("optimizer.yaml")).message
     child = fault(write("child.yaml", "extends: mine.yml\n"))
-    assert (child.key, child.message) == (
-        "extends", f"no such recipe: mine.yml; did you mean {path}?"
-    )  # fmt: skip
+    assert child.key == "extends"
+    assert child.message == f"no such recipe: mine.yml; did you mean {path}?"
 
 
 def test_an_unknown_key_of_a_parent_names_the_parents_file(write: Write) -> None:
-    parent = write("base.yaml", BASE + "sft: {epoch: 1}\n")
+    parent = write("base.yaml", BASE + "launch: {epoch: 1}\n")
     error = fault(write("child.yaml", "extends: base.yaml\n"))
     assert (error.file, error.line) == (str(parent), BASE.count("\n") + 1)
 
@@ -312,8 +338,10 @@ def test_an_unknown_override_names_the_command_line(write: Write) -> None:
 
 
 def test_free_sections_take_any_key(write: Write) -> None:
-    recipe = load_recipe(write("base.yaml", BASE), ["grpo_aks.verl={a.b: 1}", "engine.vllm.x=2"])
-    assert recipe.grpo_aks.verl == {"a.b": 1}
+    recipe = load_recipe(
+        write("base.yaml", BASE), ["train.grpo-aks.verl={a.b: 1}", "engine.vllm.x=2"]
+    )
+    assert recipe.grpo("grpo-aks").verl == {"a.b": 1}
     assert recipe.engine.vllm == {"x": 2}
 
 
@@ -321,7 +349,7 @@ def test_free_sections_take_any_key(write: Write) -> None:
     ("text", "line", "key"),
     [
         ("name: a\nseed: 1\nname: b\n", 3, "name"),
-        ("name: a\nsft:\n  epochs: 1\n  epochs: 2\n", 4, "sft.epochs"),
+        ("name: a\nmodels:\n  policy: a\n  policy: b\n", 4, "models.policy"),
         (
             "data:\n  corpora:\n  - dataset: mevis\n    dataset: revos\n",
             4,
@@ -329,7 +357,7 @@ def test_free_sections_take_any_key(write: Write) -> None:
         ),
     ],
 )
-def test_keys_given_twice(write: Write, text: str, line: int, key: str) -> None:
+def test_duplicate_keys_are_refused(write: Write, text: str, line: int, key: str) -> None:
     path = write("twice.yaml", text)
     error = fault(path)
     assert (error.file, error.line, error.key) == (str(path), line, key)
@@ -340,12 +368,11 @@ def test_keys_given_twice(write: Write, text: str, line: int, key: str) -> None:
     ("addition", "line", "key", "shown"),
     [
         ("seed: many", 1, "seed", "'many'"),
-        ("sft:\n  epochs: 1.5", 2, "sft.epochs", "1.5"),
+        ("train:\n  sft:\n    epochs: 1.5", 3, "train.sft.epochs", "1.5"),
         ("grpo:\n  n: 1", 2, "grpo.n", "1"),
         ("device: tpu", 1, "device", "'tpu'"),
         ("canvas:\n  image: 100", 2, "canvas.image", "100"),
         ("data:\n  corpora:\n  - {dataset: coco}", 3, "data.corpora.0.dataset", "'coco'"),
-        ("stages: [data,\n  sfd]", 2, "stages.1", "'sfd'"),
     ],
 )
 def test_wrong_types_and_values_name_key_line_and_value(
@@ -360,53 +387,138 @@ def test_wrong_types_and_values_name_key_line_and_value(
 
 
 def test_a_missing_key_names_it_and_the_section_that_lacks_it(write: Write) -> None:
-    path = write("bad.yaml", BASE.replace("  steps: 5\n", ""))
+    path = write("bad.yaml", BASE.replace("    steps: 5\n", ""))
     error = fault(path)
-    assert (error.file, error.key) == (str(path), "grpo_ktg.steps")
-    assert error.line == BASE.splitlines().index("grpo_ktg:") + 1
+    assert (error.file, error.key) == (str(path), "train.grpo-ktg.steps")
+    assert error.line == BASE.splitlines().index("  grpo-ktg:") + 1
 
 
-DATA = "name: d\ndata:\n  corpora: [{dataset: mevis}]\n  sets: {grpo-b: {ktg: 8}}\n"
-KTG = "grpo_ktg: {shard_set: grpo-b, reward: ktg, steps: 2}\n"
+DATA = (
+    "name: d\ndata:\n  corpora: [{dataset: mevis}]\n  sets: {sft-a: {ktg: 8}, grpo-b: {ktg: 8}}\n"
+)
+KTG = "{kind: grpo, shard_set: grpo-b, reward: ktg, steps: 2}"
 
 
-def test_a_command_needs_only_the_sections_that_it_reads(write: Write) -> None:
-    alone = write("alone.yaml", DATA + "cluster: {gpus_per_node: 3}\n")
-    assert load_recipe(alone, needs=("data",)).grpo_stages == []
+def test_batches_are_checked_for_the_stages_of_the_command(write: Write) -> None:
+    path = write("base.yaml", BASE)
+    with pytest.raises(InputError):
+        load_recipe(path, ["cluster.gpus_per_node=3"])
+    load_recipe(path, ["cluster.gpus_per_node=3"], stages=())
+    load_recipe(path, ["cluster.gpus_per_node=3", "stages=[data]"])
+
+
+# --- stages as data -------------------------------------------------------------------------------
+
+
+def test_stages_of_any_number_and_name_run_in_their_order(write: Write) -> None:
+    text = DATA + f"train: {{warm-up: {KTG}, main: {KTG}, last: {KTG}}}\ngrpo: {{n: 3}}\n"
+    recipe = load_recipe(write("three.yaml", text + "cluster: {gpus_per_node: 1}\n"), stages=())
+    assert recipe.stages == ["data", "warm-up", "main", "last", "predict", "eval", "report"]
+    assert [recipe.start_of(s) for s in recipe.train] == ["base", "warm-up", "main"]
+    assert [recipe.reference_of(s) for s in recipe.train] == ["base"] * 3
+    assert [s.n for s in recipe.grpo_stages.values()] == [3, 3, 3]
+    assert recipe.scored_checkpoints == ["base", "last"]
+    assert recipe.heldout_stages == {"ktg": "last"}
+
+
+def test_the_reference_is_the_last_sft_stage_that_the_policy_descends_from(write: Write) -> None:
+    text = BASE + "eval: {heldout_prompts: 0}\n"
+    more = [
+        "train.sft-2={kind: sft}",
+        f"train.more={KTG}",
+        f"train.zero={KTG}",
+        "train.zero.after=base",
+    ]
+    recipe = load_recipe(write("base.yaml", text), more, stages=())
+    references = {name: recipe.reference_of(name) for name in recipe.grpo_stages}
+    assert references == {"grpo-aks": "sft", "grpo-ktg": "sft", "more": "sft-2", "zero": "base"}
+    assert recipe.start_of("sft-2") == "grpo-ktg"
+
+
+def test_a_recipe_without_training_scores_the_base(write: Write) -> None:
+    recipe = load_recipe(write("base.yaml", DATA))
+    assert recipe.stages == ["data", "predict", "eval", "report"]
+    assert recipe.scored_checkpoints == ["base"] and recipe.heldout_stages == {}
+
+
+def test_null_removes_a_stage(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", f"extends: base.yaml\ntrain: {{sft: null, mine: {KTG}}}\n")
+    recipe = load_recipe(child, ["train.grpo-aks=null"], stages=())
+    assert list(recipe.train) == ["grpo-ktg", "mine"]
+    assert (recipe.grpo("mine").n, recipe.grpo("mine").learning_rate) == (4, 1e-5), "defaults apply"
+    error = fault(child, "train.grpo-akt=null")
+    assert (error.key, error.message) == (
+        "train.grpo-akt",
+        "no such stage to remove; did you mean grpo-ktg?",
+    )
+
+
+def test_a_stage_of_another_kind_inherits_nothing(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", "extends: base.yaml\ntrain: {grpo-ktg: {kind: sft, epochs: 4}}\n")
+    recipe = load_recipe(child)
+    assert recipe.sft("grpo-ktg").epochs == 4 and list(recipe.grpo_stages) == ["grpo-aks"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "message"),
+    [
+        (
+            "train.grpo-ktg.after=stf",
+            "train.grpo-ktg.after",
+            "not an earlier stage (base, sft, grpo-aks)",
+        ),
+        ("train.sft.after=grpo-aks", "train.sft.after", "not an earlier stage (base)"),
+        ("train.grpo-aks.reference=base", "train.grpo-aks.reference", "must be sft"),
+        ("train.grpo-ktg.after=base", "train.grpo-ktg", None),
+        ("train.grpo-ktg.reference=base", "train.grpo-ktg", None),
+        ("train.predict={kind: sft}", "train.predict", "is reserved"),
+        ("train.Two Words={kind: sft}", "train.Two Words", "lower-case words"),
+        ("train.grpo-akz.steps=3", "train.grpo-akz.kind", "did you mean train.grpo-aks?"),
+        ("train.grpo-aks.kind=ppo", "train.grpo-aks.kind", "must be sft or grpo (is 'ppo')"),
+        ("train.grpo-aks=5", "train.grpo-aks", ""),
+        ("train=5", "train", "must be a mapping"),
+        ("stages=[data, sfd]", "stages", "'sfd' is not a stage of the recipe"),
+        ("eval.checkpoints=[grpo]", "eval.checkpoints", "'grpo' is not one of base, sft"),
+        ("grpo_ktg.steps=3", "grpo_ktg", "is now `train.grpo-ktg`"),
+        ("sft.epochs=3", "sft", "is now `train.sft`"),
+    ],
+)
+def test_faults_of_stages_name_key_and_remedy(
+    write: Write, override: str, key: str, message: str | None
+) -> None:
+    path = write("base.yaml", BASE)
+    if message is None:
+        load_recipe(path, [override])
+        return
+    error = fault(path, override)
+    assert (error.file, error.key) == ("command line", key)
+    assert message in error.message
+
+
+def test_a_recipe_of_an_earlier_version_says_how_to_translate_it(write: Write) -> None:
+    old = DATA + "sft: {epochs: 2}\ngrpo_aks: {shard_set: grpo-b, reward: aks, steps: 1}\n"
     with pytest.raises(InputError) as caught:
-        load_recipe(alone)
-    assert [line.split(": ")[1] for line in caught.value.faults] == ["grpo_aks", "grpo_ktg"]
-    one = write("one.yaml", DATA + KTG + "grpo: {n: 4}\nstages: [data, sft, grpo-ktg]\n")
-    recipe = load_recipe(one)
-    assert recipe.grpo_aks is None and recipe.grpo("grpo-ktg").n == 4
-    assert recipe.grpo_stages == ["grpo-ktg"]
-    with pytest.raises(InputError, match="grpo_aks: missing"):
-        recipe.grpo("grpo-aks")
-    predict = "stages=[data, sft, grpo-ktg, predict]"
-    assert "grpo_aks: missing, and predict reads held-out rows" in str(fault(one, predict))
-    load_recipe(one, [predict, "eval.heldout_prompts=0"])
-    load_recipe(write("again.yaml", dump_recipe(recipe)))  # as the processes of stages read it
-
-
-def test_a_section_that_is_begun_is_checked_whole(write: Write) -> None:
-    begun = write("begun.yaml", DATA + "grpo_aks: {steps: 3}\n")
-    with pytest.raises(InputError) as caught:
-        load_recipe(begun, needs=("data",))
-    keys = sorted(line.split(": ")[1] for line in caught.value.faults)
-    assert keys == ["grpo_aks.reward", "grpo_aks.shard_set"]
-    assert fault(write("typo.yaml", DATA + "grpo: {stepz: 3}\n"), "stages=[data]").key
+        load_recipe(write("old.yaml", old))
+    keys = [line.split(": ")[1] for line in caught.value.faults]
+    assert keys == ["sft", "grpo_aks"]
+    assert all("`train:` maps each stage's name to" in line for line in caught.value.faults)
 
 
 def test_batches_must_divide_among_the_ranks(write: Write) -> None:
-    error = fault(write("base.yaml", BASE), "cluster.gpus_per_node=3")
-    assert "sft.batch_size = 64" in error.message
+    with pytest.raises(InputError) as caught:
+        load_recipe(write("base.yaml", BASE), ["cluster.gpus_per_node=3"])
+    keys = [line.split(": ")[1] for line in caught.value.faults]
+    assert keys == ["train.sft.batch_size", "train.grpo-aks.prompts_per_step"]
+    assert "batch_size = 64 is not a multiple" in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [("- a\n", "mapping"), ("", "mapping"), ("a: [1\n", "not valid YAML"), ("a: b: c", "YAML")],
 )
-def test_files_that_are_no_mapping(write: Write, content: str, message: str) -> None:
+def test_files_that_are_not_mappings_are_refused(write: Write, content: str, message: str) -> None:
     path = write("bad.yaml", content)
     error = fault(path)
     assert error.file == str(path) and error.line is not None
@@ -414,7 +526,7 @@ def test_files_that_are_no_mapping(write: Write, content: str, message: str) -> 
 
 
 @pytest.mark.parametrize("value", ["2020-13-45", "[" * 5000, "\x01", "2020-01-01T99:00:00"])
-def test_what_yaml_chokes_on_is_one_line(write: Write, value: str) -> None:
+def test_yaml_errors_are_one_line(write: Write, value: str) -> None:
     path = write("bad.yaml", f"name: a\nseed: {value}\n")
     error = fault(path)
     assert error.file == str(path) and error.message.startswith("not valid YAML: ")
@@ -422,7 +534,7 @@ def test_what_yaml_chokes_on_is_one_line(write: Write, value: str) -> None:
     assert (error.file, error.key) == ("command line", "seed")
 
 
-def test_unreadable_files(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     assert fault(tmp_path / "none.yaml").file == str(tmp_path / "none.yaml")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"name: \xff\xfe")
@@ -447,7 +559,7 @@ def test_unknown_names_list_the_shipped_recipes() -> None:
 # --- the hash -------------------------------------------------------------------------------------
 
 
-def test_the_hash_does_not_see_order_composition_or_defaults_spelt_out(write: Write) -> None:
+def test_the_hash_ignores_key_order_composition_and_explicit_defaults(write: Write) -> None:
     plain = load_recipe(write("base.yaml", BASE))
     tree = yaml.safe_load(BASE)
     turned = {k: tree[k] for k in reversed(tree)}
@@ -462,7 +574,9 @@ def test_the_hash_is_pinned_to_the_canonical_json(write: Write) -> None:
     import hashlib
 
     recipe = load_recipe(write("base.yaml", BASE))
-    text = json.dumps(json.loads(recipe.model_dump_json()), sort_keys=True, separators=(",", ":"))
+    values = json.loads(recipe.model_dump_json())
+    values["train"] = [[name, stage] for name, stage in values["train"].items()]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     assert recipe_hash(recipe) == hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -472,7 +586,7 @@ def test_the_hash_changes_with_every_single_value() -> None:
     tree = recipe.model_dump(mode="json")
     assert recipe_hash(RootModel(tree)) == recipe_hash(recipe)
     count = 0
-    for path, value in leaves(tree):
+    for path, value in list(leaves(tree)):
         section: Any = tree
         for key in path[:-1]:
             section = section[key]
@@ -486,12 +600,26 @@ def test_the_hash_changes_with_every_single_value() -> None:
 # --- shipped recipes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.folder.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_load_by_path_and_name(path: Path) -> None:
     recipe = load_recipe(path)
     assert load_recipe(path.stem) == recipe
-    for stage in ("grpo-aks", "grpo-ktg"):
-        assert recipe.grpo(stage).shard_set in recipe.data.sets
-    assert recipe.sft.shard_set in recipe.data.sets
+    for stage in recipe.train.values():
+        assert stage.shard_set in recipe.data.sets
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 5  # type: ignore[misc]
+
+
+def test_the_hash_changes_with_the_order_of_stages(write: Write) -> None:
+    stages = {"a": KTG, "b": KTG}
+    first, second = (
+        load_recipe(
+            write(
+                "order.yaml",
+                DATA + "train: {" + ", ".join(f"{n}: {stages[n]}" for n in names) + "}\n",
+            ),
+            stages=(),
+        )
+        for names in ("ab", "ba")
+    )
+    assert recipe_hash(first) != recipe_hash(second)

@@ -1,39 +1,36 @@
-"""The AKS reward: format 1, accuracy 2, and the public ways to cheat it."""
+"""The AKS reward: format at most 1, accuracy at most 2, and known ways to cheat."""
 
 import pytest
 
 from rcot_rl.errors import InputError
 from reward_fns import load_reward
+from reward_fns.lab.exploits import well_formed
 
 AKS = load_reward("aks")
-
-
-def say(answer):
-    return f"<think>The cat leaves.</think><answer>{answer}</answer>"
 
 
 @pytest.mark.parametrize(
     ("response", "fmt", "accuracy"),
     [
-        (say("A"), 1.0, 1.0),
-        (say(" A\n"), 1.0, 1.0),
-        (say("B"), 1.0, 0.0),
-        (say("C"), 0.0, 0.0),
-        (say("a"), 0.0, 0.0),
-        (say("A."), 0.0, 0.0),
-        (say("A or B"), 0.0, 0.0),
-        (say(""), 0.0, 0.0),
+        (well_formed("A"), 1.0, 1.0),
+        (well_formed(" A\n"), 1.0, 1.0),
+        (well_formed("B"), 1.0, 0.0),
+        (well_formed("C"), 0.0, 0.0),
+        (well_formed("a"), 0.0, 0.0),
+        (well_formed("A."), 0.0, 0.0),
+        (well_formed("A or B"), 0.0, 0.0),
+        (well_formed(""), 0.0, 0.0),
         ("<answer>A</answer>", 0.0, 1.0),
         ("A", 0.0, 0.0),
-        (say("A") + say("B"), 0.0, 0.0),
-        (say("A") + "<answer>A</answer>", 0.0, 0.0),
+        (well_formed("A") + well_formed("B"), 0.0, 0.0),
+        (well_formed("A") + "<answer>A</answer>", 0.0, 0.0),
         ("<think>x<answer>A</answer></think>", 0.0, 0.0),
         ("", 0.0, 0.0),
         (None, 0.0, 0.0),
         (5, 0.0, 0.0),
     ],
 )
-def test_aks(response, fmt, accuracy):
+def test_components_equal_values_by_hand(response, fmt, accuracy):
     score = AKS.score(response, "A")
     assert score.components == {"format": fmt, "accuracy": accuracy}
     assert score.reward == fmt + 2 * accuracy
@@ -41,10 +38,10 @@ def test_aks(response, fmt, accuracy):
     assert len(set(score.reasons)) == len(score.reasons)
 
 
-def test_ground_truth_as_letter_or_json_text():
+def test_ground_truth_is_a_letter_or_its_json_text():
     assert AKS.max_reward == 3.0
-    assert AKS.score(say("B"), "B") == AKS.score(say("B"), '"B"')
+    assert AKS.score(well_formed("B"), "B") == AKS.score(well_formed("B"), '"B"')
     for broken in ("C", "", None, 1, ["A"], "a", '"C"', "[" * 5000):
         with pytest.raises(InputError) as caught:
-            AKS.score(say("A"), broken)
+            AKS.score(well_formed("A"), broken)
         assert caught.value.key == "ground_truth"

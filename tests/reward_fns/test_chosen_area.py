@@ -1,4 +1,4 @@
-"""`chosen_area`: the outcome of an episode, read from beside the row."""
+"""`chosen_area`: the outcome of an episode, read from the row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from rcot_rl.errors import InputError
 from reward_fns.score import load_reward
 
-SAID = "<think>it is there</think><answer>A</answer>"
+RESPONSE = "<think>it is left</think><answer>A</answer>"
 
 
 def row(area: object) -> dict[str, object]:
@@ -15,15 +15,15 @@ def row(area: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("area", "total"), [(1, 4.0), (0.25, 3.25), (0.0, 3.0)])
-def test_the_share_is_added_to_the_verdict(area: float, total: float) -> None:
+def test_the_relative_area_is_added_to_the_reward(area: float, total: float) -> None:
     reward = load_reward("aks-agentic")
     assert reward.max_reward == 4.0
-    score = reward.score(SAID, "A", **row(area))
+    score = reward.score(RESPONSE, "A", **row(area))
     assert score.reward == total
     assert bool(score.reasons) == (area < 1)
 
 
 @pytest.mark.parametrize("area", [None, True, "1", 1.5, -0.1, float("nan")])
-def test_rows_without_an_outcome_are_faults(area: object) -> None:
+def test_rows_without_a_valid_outcome_raise(area: object) -> None:
     with pytest.raises(InputError, match=r"extra_info\.agentic\.area"):
-        load_reward("aks-agentic").score(SAID, "A", **row(area))
+        load_reward("aks-agentic").score(RESPONSE, "A", **row(area))

@@ -1,4 +1,4 @@
-"""The contract run passes what is sound and names each fault once, with its cost and its cure."""
+"""The contract check passes valid rewards and reports each fault once, with cost and fix."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def ktg_only(response, ground_truth):
     return float(answer(response) == json.dumps(json.loads(ground_truth)) and len(boxes) > 0)
 
 def regex(response, ground_truth):
-    found = re.search(r"<answer>\\s*(.*?)\\s*</answer>", response, re.S)
+    match = re.search(r"<answer>\\s*(.*?)\\s*</answer>", response, re.S)
     truth = json.loads(ground_truth)
     wanted = truth if isinstance(truth, str) else json.dumps(truth)
-    return float(found is not None and found[1] == wanted)
+    return float(match is not None and match[1] == wanted)
 
 def text(response, ground_truth):
     return str(same(response, ground_truth)["reward"])
@@ -93,7 +93,7 @@ def check(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["same", "later", "many"])
-def test_sound_functions_pass(check, name):
+def test_valid_functions_pass_every_check(check, name):
     report = check(name, deadline_s=10.0)
     assert report.ok, report.text()
     assert {f.level for f in report.findings} == {"ok"}
@@ -102,54 +102,54 @@ def test_sound_functions_pass(check, name):
 
 
 @pytest.mark.parametrize("name", ["aks", "ktg", "joint", "seg-zero"])
-def test_shipped_recipes_pass(name):
+def test_shipped_recipes_pass_every_check(name):
     report = check_reward(name, canvas=112)
     assert report.ok, report.text()
     assert not [f for f in report.findings if f.check == "order" and f.level != "ok"]
 
 
 @pytest.mark.parametrize(
-    ("name", "level", "fault", "says"),
+    ("name", "level", "fault", "part"),
     [
         ("chance", "error", "determinism", "scored again"),
         ("counts", "error", "determinism", "scored again"),
         ("salted", "error", "determinism", "in a fresh process"),
         ("keys", "error", "keys", "components"),
         ("parsed", "error", "result", "TypeError"),
-        ("ktg_only", "warning", "result", "leave it if it is not meant for aks"),
+        ("ktg_only", "warning", "result", "ignore this if it is not meant for aks"),
         ("regex", "error", "hostile", "never closed': reward_function_timeout"),
         ("text", "error", "result", "'reward' is a str"),
         ("alike", "error", "order", "the right answer earns 1, a wrong one 1"),
         ("pays", "error", "hostile", "'NaN and Infinity' earns 1"),
         ("breaks", "warning", "hostile", "UnicodeEncodeError"),
-        ("leaves", "error", "hostile", "left with status 1"),
+        ("leaves", "error", "hostile", "exited with status 1"),
         ("slow", "warning", "time", "median 3"),
     ],
 )
-def test_each_fault_is_found_and_no_other(check, monkeypatch, name, level, fault, says):
+def test_each_fault_is_reported_and_no_other(check, monkeypatch, name, level, fault, part):
     if name == "slow":
         monkeypatch.setattr(contract_check, "SLOW_CALL_S", 0.02)
         monkeypatch.setattr(contract_check, "TIMED_CALLS", 20)
     report = check(name)
-    found = [f for f in report.findings if f.level != "ok"]
-    assert {(f.level, f.check) for f in found} == {(level, fault)}, report.text()
-    assert any(says in f.line() for f in found), report.text()
+    problems = [f for f in report.findings if f.level != "ok"]
+    assert {(f.level, f.check) for f in problems} == {(level, fault)}, report.text()
+    assert any(part in f.line() for f in problems), report.text()
     assert report.ok == (level == "warning")
-    assert all("\n" not in f.line() and f.costs for f in found)
+    assert all("\n" not in f.line() and f.costs for f in problems)
 
 
-def test_a_function_that_wants_parsed_ground_truths_is_told_so(check):
+def test_a_function_that_expects_parsed_ground_truths_gets_a_hint(check):
     text = check("parsed").text()
     assert "json.loads the ground truth" in text
     assert text.splitlines()[-1].endswith("breaks its contract: 4 errors, 0 warnings")
 
 
-def test_what_cannot_be_loaded_is_an_input_error(tmp_path):
+def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         check_reward(f"{tmp_path}/none.py:f")
 
 
-def test_rows_are_scaled_to_the_canvas_and_texts_are_what_they_say():
+def test_rows_are_scaled_to_the_canvas_and_texts_match_their_names():
     small, large = (sample_rows("ktg", "rcot/ktg", side) for side in (84, None))
     for a, b in zip(small, large, strict=True):
         for x, y in zip(a.truth, b.truth, strict=True):
@@ -159,14 +159,14 @@ def test_rows_are_scaled_to_the_canvas_and_texts_are_what_they_say():
     assert len(set(texts.values())) == len(texts)
 
 
-def test_a_changed_recipe_is_what_is_checked(tmp_path):
+def test_overrides_are_applied_before_the_check(tmp_path):
     report = check_reward("aks", overrides={"components.accuracy.weight": 0.0})
-    assert "order" in {f.check for f in report.errors}, "with nothing for the right answer"
+    assert "order" in {f.check for f in report.errors}, "the right answer earns nothing"
     with pytest.raises(InputError, match="bogus"):
         check_reward("aks", overrides={"components.accuracy.bogus": 3})
 
 
-def test_what_training_adds_to_a_row_is_there(tmp_path):
+def test_calls_have_the_keys_that_training_adds(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "def f(response, ground_truth, response_length, num_turns):\n"
@@ -174,11 +174,11 @@ def test_what_training_adds_to_a_row_is_there(tmp_path):
         "    return float(right) + 1e-6 * response_length * num_turns\n"
     )
     report = check_reward(f"{path}:f", deadline_s=3.0)
-    assert not any("TypeError" in f.says for f in report.findings)
+    assert not any("TypeError" in f.message for f in report.findings)
 
 
-def test_a_recipe_that_makes_masks_is_checked_with_its_segmenter():
-    from rcot_rl.inference.segmenter_actor import LocalSegmenter
+def test_a_mask_recipe_is_checked_with_its_segmenter():
+    from rcot_rl.segmentation.segmenter_actor import LocalSegmenter
 
     report = check_reward("ktg-masks", segmenter=LocalSegmenter("flow"))
-    assert not any("segmenter" in f.says for f in report.findings)
+    assert not any("segmenter" in f.message for f in report.findings)

@@ -1,8 +1,7 @@
-"""100,000 generated KTG cases against equations 8 to 12, derived here again from their text.
+"""100,000 generated KTG cases against equations 8 to 12, implemented independently.
 
-Nothing of the implementation is used: IoU by clipping one box with the other, exact fractions where
-a threshold is met exactly, and every assignment tried. Coordinates are small integers, so that
-pairs compete for targets and thresholds are hit to the pixel.
+IoU clips one box with the other, exact fractions decide thresholds, and every assignment is tried.
+Coordinates are small integers, so that pairs compete for targets and values hit thresholds exactly.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ OPTIONS = [
 
 
 def below(deltas: list[int], rule: str, limit: int) -> bool:
-    """Whether a distance is under its limit, in whole numbers (squares for l2)."""
+    """Return True if a distance is under its limit, in integers (squares for l2)."""
     if rule == "l2":
         return sum(d * d for d in deltas) < limit * limit
     return sum(map(abs, deltas)) < limit * (len(deltas) if rule == "mean_l1" else 1)
 
 
 def overlap(a: list[int], b: list[int], one: int) -> Fraction:
+    """Return the exact IoU; `one` is added to every side."""
     sides = []
     for low, high in ((0, 2), (1, 3)):
         clipped = min(max(b[high] + one, a[low]), a[high] + one) - max(
@@ -45,7 +45,7 @@ def overlap(a: list[int], b: list[int], one: int) -> Fraction:
 
 
 def earned(prediction: dict, target: dict, options: dict[str, str]) -> int:
-    """S_ij of equation 11 with every alpha 1."""
+    """Return S_ij of equation 11 with every alpha 1."""
     a, b = prediction.get("bbox_2d"), target["bbox_2d"]
     if a is None:
         return 0
@@ -59,7 +59,7 @@ def earned(prediction: dict, target: dict, options: dict[str, str]) -> int:
 
 
 def accuracy(predictions: list[dict], targets: list[dict], options: dict[str, str]) -> float:
-    """Equation 12, by trying everything."""
+    """Return R_a (eq. 12) by trying every assignment."""
     table = [[earned(p, t, options) for t in targets] for p in predictions]
     if len(table) > len(targets):
         table = [list(column) for column in zip(*table, strict=True)]
@@ -68,13 +68,14 @@ def accuracy(predictions: list[dict], targets: list[dict], options: dict[str, st
     return best / max(len(predictions), len(targets))
 
 
-def well_made(predictions: list[dict]) -> float:
-    """The format's share of items: a half for each of box and point."""
+def format_reward(predictions: list[dict]) -> float:
+    """Return the format reward of a well-formed response with these items."""
     parts = [("bbox_2d" in p) + ("point_2d" in p) for p in predictions]
     return 1.0 + sum(parts) / len(parts)
 
 
 def case(rng: np.random.Generator) -> tuple[list[dict], list[dict]]:
+    """Return predictions and targets."""
     n_gt, n_pred = rng.choice(4, 2, p=(0.5, 0.25, 0.15, 0.1)) + 1
     corners = rng.integers(0, 100, (n_gt, 2))
     boxes = np.concatenate([corners, corners + rng.integers(12, 100, (n_gt, 2))], axis=1)
@@ -97,20 +98,20 @@ def case(rng: np.random.Generator) -> tuple[list[dict], list[dict]]:
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_every_case_is_what_the_equations_say(chunk: int) -> None:
+def test_every_case_equals_the_equations(chunk: int) -> None:
     rng = np.random.default_rng([810, 12, chunk])
     rewards = [load_reward("ktg", overrides={"components.accuracy": o}) for o in OPTIONS]
-    wrong, seen = [], set()
+    wrong, distinct = [], set()
     for number in range(CASES // CHUNKS):
         predictions, targets = case(rng)
-        which = number % len(OPTIONS)
+        index = number % len(OPTIONS)
         answer = json.dumps(predictions)
         response = f"<think>left</think><answer>{answer}</answer>"
-        score = rewards[which].score(response, targets)
-        expected = (well_made(predictions), accuracy(predictions, targets, OPTIONS[which]))
-        found = (score.components["format"], score.components["accuracy"])
-        if any(abs(a - b) > 1e-12 for a, b in zip(found, expected, strict=True)):
-            wrong.append((OPTIONS[which], predictions, targets, score, expected))
-        seen.add(expected)
+        score = rewards[index].score(response, targets)
+        expected = (format_reward(predictions), accuracy(predictions, targets, OPTIONS[index]))
+        actual = (score.components["format"], score.components["accuracy"])
+        if any(abs(a - b) > 1e-12 for a, b in zip(actual, expected, strict=True)):
+            wrong.append((OPTIONS[index], predictions, targets, score, expected))
+        distinct.add(expected)
     assert not wrong, f"{len(wrong)} of {CASES // CHUNKS} differ, the first: {wrong[0]}"
-    assert len(seen) > 50
+    assert len(distinct) > 50

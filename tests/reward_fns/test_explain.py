@@ -1,4 +1,4 @@
-"""Explanations add up: earned and lost make the maximum, for every shipped reward of KTG."""
+"""Explanations add up: earned plus lost points are the maximum, for every shipped KTG reward."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import random
 import pytest
 
 from reward_fns import load_reward
+from reward_fns.components import pair_arrays
 from reward_fns.lab.explain import explain
-from reward_fns.recipe import SHIPPED
+from reward_fns.reward_recipe import REWARDS
 from reward_fns.score import RecipeReward
 
 KTG = [
     n
-    for n in sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+    for n in sorted(p.stem for p in REWARDS.folder.glob("*.yaml"))
     if isinstance(load_reward(n), RecipeReward)
     and load_reward(n).recipe.task == "ktg"
     and n != "ktg-masks"
@@ -41,38 +42,57 @@ def case(rng: random.Random) -> tuple[str, list[dict]]:
 
 
 @pytest.mark.parametrize("name", KTG)
-def test_points_earned_and_lost_make_the_maximum(name: str) -> None:
+def test_earned_and_lost_points_sum_to_the_maximum(name: str) -> None:
     reward = load_reward(name)
     rng = random.Random(1)
     detailed = 0
     for _ in range(400):
         response, targets = case(rng)
-        found = explain(reward, response, targets)
+        explanation = explain(reward, response, targets)
         score = reward.score(response, targets)
-        assert found.reward == score.reward
-        assert {k: v["value"] for k, v in found.components.items()} == score.components
-        lost = sum(loss.points for loss in found.losses)
-        assert found.reward + lost == pytest.approx(reward.max_reward)
-        assert all(loss.reason for loss in found.losses), found.text()
-        detailed += len(found.matches)
-        assert found.text() and json.dumps(found.as_dict())
+        assert explanation.reward == score.reward
+        assert {k: v["value"] for k, v in explanation.components.items()} == score.components
+        lost = sum(loss.points for loss in explanation.losses)
+        assert explanation.reward + lost == pytest.approx(reward.max_reward)
+        assert all(loss.reason for loss in explanation.losses), explanation.text()
+        detailed += len(explanation.matches)
+        assert explanation.text() and json.dumps(explanation.as_dict())
     assert detailed > 100 or name == "visionreasoner"
 
 
-def test_a_response_by_hand() -> None:
+def test_many_objects_are_matched_as_they_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In arrays, with chunks that drop rows, every item keeps its number."""
+    rng = random.Random(2)
+    targets = [
+        {"bbox_2d": [60 * k, 50 * k, 60 * k + 50, 50 * k + 40], "point_2d": [60 * k, 50 * k]}
+        for k in range(12)
+    ]
+    order = rng.sample(range(12), 12)
+    far = [{"bbox_2d": [800, 1, 830, 9], "point_2d": [810, 5]}] * 40
+    items = [*far, {}, *(targets[k] for k in order)]
+    monkeypatch.setattr(pair_arrays, "CHUNK", 16)
+    response = f"<think>t</think><answer>{json.dumps(items)}</answer>"
+    explanation = explain(load_reward("ktg"), response, targets)
+    assert [match.target for match in explanation.matches] == [None] * 41 + order
+    assert all(match.earned == ["iou", "box", "point"] for match in explanation.matches[41:])
+    lost = {loss.reason for loss in explanation.losses if loss.component == "accuracy"}
+    assert lost == {"objects_too_many", "box_invalid"}
+
+
+def test_losses_of_a_response_equal_values_by_hand() -> None:
     targets = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]
     items = [{"bbox_2d": [100, 100, 300, 200], "point_2d": [200, 300]}, {"bbox_2d": [1]}]
     response = f"ok <think>t</think><answer>{json.dumps(items)}</answer>"
-    found = explain(load_reward("ktg"), response, targets)
-    assert found.faults == [("text_outside_tags", 0)] and not found.well_formed
-    first = found.matches[0]
+    explanation = explain(load_reward("ktg"), response, targets)
+    assert explanation.faults == [("text_outside_tags", 0)] and not explanation.well_formed
+    first = explanation.matches[0]
     assert (first.target, first.iou, first.box_distance, first.point_distance) == (
         0,
         0.5,
         25.0,
         None,
     )
-    losses = {(loss.reason, loss.where): loss.points for loss in found.losses}
+    losses = {(loss.reason, loss.where): loss.points for loss in explanation.losses}
     assert losses == {
         ("box_not_four_numbers", "item 1"): 0.5,
         ("point_missing", "item 1"): 0.5,
@@ -82,12 +102,12 @@ def test_a_response_by_hand() -> None:
         ("point_missed", "item 0, target 0"): 0.5,
         ("box_invalid", "item 1"): 1.5,
     }
-    assert "no point in its box" in found.text() and "character 0" in found.text()
+    assert "no point in its box" in explanation.text() and "character 0" in explanation.text()
 
 
-def test_other_tasks_and_routes() -> None:
-    found = explain(load_reward("aks"), "<think>t</think><answer>B</answer>", "A")
-    assert [(x.component, x.reason, x.points) for x in found.losses] == [
+def test_other_tasks_and_routed_rewards_are_explained() -> None:
+    explanation = explain(load_reward("aks"), "<think>t</think><answer>B</answer>", "A")
+    assert [(x.component, x.reason, x.points) for x in explanation.losses] == [
         ("accuracy", "option_wrong", 2.0)
     ]
     routed = explain(load_reward("joint"), "", "A", data_source="rcot/aks")

@@ -1,7 +1,7 @@
-"""Hostile responses: no crash, no reward out of bounds, no changing keys, and nothing slow.
+"""Hostile responses: no crash, no reward out of bounds, no changing keys, nothing slow.
 
-Responses are valid ones cut, spliced, repeated and salted (tags, brackets, numbers of all sizes,
-control characters, half surrogate pairs) or raw bytes. A million of them are the slow test.
+Responses are valid ones that are cut, spliced, repeated and salted (tags, brackets, numbers of all
+sizes, control characters, half surrogate pairs), or raw bytes. The slow test runs a million.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from reward_fns import load_reward
 from reward_fns.score import Reward
 
 LIMIT_S = 0.025
-"""What no quadratic step over 20,000 characters keeps to, and the slowest core does. Measured were
-at most 5 ms on an ordinary one (docs/results/rewards.md)."""
+"""A quadratic step over 20,000 characters exceeds this; the slowest core does not. An ordinary core
+takes at most 5 ms (docs/results/rewards.md)."""
 TRUTHS = {
     "aks": ["A", "B"],
     "ktg": [
@@ -43,16 +43,15 @@ SEEDS = [
     '"points_2": [50,60]}</answer>',
     "",
 ]
-SALT = [
-    "<think>", "</think>", "<answer>", "</answer>", "[", "]", "{", "}", ",", ":", '"', "\\", "\\u",
-    '"bbox_2d"', '"point_2d"', "NaN", "-Infinity", "1e999", "-0", "9" * 400, "1" * 5000, "null",
-    "true", "\x00", "\u2028", "\ud800", "é", "𝔸", " " * 400, "\n", ".", "A", "B", "<", "```json",
-    "[" * 200, "{" * 200, '{"a":' * 90, "</think><answer>", "<box>", "(1,2)", "٣", "1_000",
-]  # fmt: skip
+TAGS = ["<think>", "</think>", "<answer>", "</answer>", "</think><answer>", "<box>", "```json", "<"]
+BRACKETS = [*'[]{},:"\\', "\\u", "[" * 200, "{" * 200, '{"a":' * 90, "(1,2)"]
+VALUES = ["NaN", "-Infinity", "1e999", "-0", "9" * 400, "1" * 5000, "1_000", "null", "true", "٣"]
+CHARACTERS = ["\x00", "\u2028", "\ud800", "é", "𝔸", " " * 400, "\n", ".", "A", "B"]
+SALT = [*TAGS, *BRACKETS, *VALUES, *CHARACTERS, '"bbox_2d"', '"point_2d"']
 
 
 def mutate(rng: np.random.Generator) -> str:
-    """One hostile response, of 20,000 characters at most."""
+    """Return a hostile response of at most 20,000 characters."""
     text = SEEDS[rng.integers(len(SEEDS))]
     for kind in rng.integers(0, 7, rng.integers(0, 7)):
         a, b = sorted(rng.integers(0, len(text) + 1, 2).tolist())
@@ -77,7 +76,7 @@ def mutate(rng: np.random.Generator) -> str:
 
 
 def fastest(reward: Reward, response: str, truth: object) -> float:
-    """Seconds of the fastest of five: what the machine's other work costs is no fault."""
+    """Return the seconds of the fastest of five runs, so that other load does not count."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
@@ -87,6 +86,7 @@ def fastest(reward: Reward, response: str, truth: object) -> float:
 
 
 def fuzz(name: str, count: int, seed: int) -> None:
+    """Check `count` hostile responses."""
     reward = load_reward(name)
     truths = TRUTHS[name]
     rng = np.random.default_rng([5, seed])
@@ -105,7 +105,7 @@ def fuzz(name: str, count: int, seed: int) -> None:
         assert score.reasons or score.reward >= (reward.max_reward or 0) - 1e-9, response
         json.dumps(score.reasons)
         earned.add(score.reward)
-    assert len(earned) > 2  # some mutations leave something to earn
+    assert len(earned) > 2  # some mutations still earn something
 
 
 @pytest.mark.parametrize("name", ["aks", "ktg"])
@@ -113,7 +113,7 @@ def fuzz(name: str, count: int, seed: int) -> None:
     "token", ["<|im_end|>", "<|image_pad|>", "<tool_call>", "<image>", "[SEG]"]
 )
 def test_control_tokens_in_reasoning_change_no_score(name: str, token: str) -> None:
-    """SFT targets are neutralized and responses are not: both are worth the same."""
+    """SFT targets are neutralized, responses are not; both must earn the same."""
     reward, truth = load_reward(name), TRUTHS[name][0]
     answer = truth if isinstance(truth, str) else json.dumps(truth)
     response = f"<think>left {token}of the{token} tree</think>\n<answer>{answer}</answer>"
@@ -123,15 +123,15 @@ def test_control_tokens_in_reasoning_change_no_score(name: str, token: str) -> N
     assert scores[0] == scores[1]
     assert scores[0].reasons == [] and scores[0].reward > 0
     outside = reward.score(response + token, json.dumps(truth))
-    assert outside.reasons[0] == "text_outside_tags", "scored as text, as the contract says"
+    assert outside.reasons[0] == "text_outside_tags", "outside the tags it is text"
 
 
 @pytest.mark.parametrize("name", TRUTHS)
-def test_hostile_responses(name: str) -> None:
+def test_hostile_responses_score_within_bounds_and_time(name: str) -> None:
     fuzz(name, 4_000, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRUTHS)
-def test_a_million_hostile_responses(name: str) -> None:
+def test_a_million_hostile_responses_score_within_bounds_and_time(name: str) -> None:
     fuzz(name, 200_000, 1)

@@ -1,4 +1,4 @@
-"""Whatever a user's function does costs its own sample, and is over soon."""
+"""Any failure of a user's function costs only its own sample, within the deadline."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def reward(file):
-    found = load_reward(f"{file}:f", deadline_s=2.0)
-    yield found
-    found.close()
+    reward = load_reward(f"{file}:f", deadline_s=2.0)
+    yield reward
+    reward.close()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def reward(file):
         ("segv", [DIED]),
     ],
 )
-def test_it_costs_one_sample(reward, response, reasons):
+def test_a_failure_costs_one_sample(reward, response, reasons):
     good = reward.score("x", None)
     assert (good.reward, good.components, good.reasons) == (2.0, {"a": 1.0, "b": 1.0}, [])
     start = time.monotonic()
@@ -95,19 +95,19 @@ def test_it_costs_one_sample(reward, response, reasons):
 
 
 @pytest.mark.parametrize("response", ["print", "close", "thread", "fork"])
-def test_what_harms_nobody_is_a_good_result(reward, response):
+def test_harmless_side_effects_keep_the_result(reward, response):
     assert reward.score(response, None).reward == 2.0
     assert reward.score("x", None).reward == 2.0
 
 
-def test_a_batch_loses_only_the_bad_samples(reward):
+def test_a_batch_loses_only_the_failing_samples(reward):
     texts = ["x", "raise", "regex", "kill", "xy"]
     scores = reward.score_batch([(text, None, {}) for text in texts])
     assert [s.reward for s in scores] == [2.0, 0.0, 0.0, 0.0, 2.0]
     assert [s.reasons[:1] for s in scores] == [[], [RAISED], [TIMEOUT], [DIED], []]
 
 
-def test_long_texts_and_odd_ones_arrive_as_they_are(tmp_path):
+def test_long_and_unusual_texts_arrive_unchanged(tmp_path):
     (tmp_path / "echo.py").write_text(
         "import zlib\n"
         "def f(response, ground_truth, extra_info=None):\n"
@@ -120,7 +120,9 @@ def test_long_texts_and_odd_ones_arrive_as_they_are(tmp_path):
 
     info = {"n": np.int64(7), "boxes": np.zeros((3, 4), np.float32), "x": np.float32("nan")}
     for text in ("", "é\n\0\ud800", "x" * 2_000_000, '"}\n{"id": 1}'):
-        score = reward.score(text, ["a"] * 3, extra_info=info, image=b"never sent: not asked for")
+        score = reward.score(
+            text, ["a"] * 3, extra_info=info, image=b"not a parameter, so never sent"
+        )
         assert score.reward == zlib.crc32(text.encode("utf-8", "surrogatepass"))
         assert score.components == {"truth": 3.0, "n": 7.0, "shape": 12.0}
     with pytest.raises(InputError, match="bytes is not JSON"):
@@ -128,17 +130,17 @@ def test_long_texts_and_odd_ones_arrive_as_they_are(tmp_path):
     reward.close()
 
 
-def test_the_message_says_what_and_where(reward, caplog):
+def test_each_kind_of_failure_is_logged_once_with_its_place(reward, caplog):
     for text in ("raise", "raise", "_exit", "regex"):
         reward.score(text, None)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3
-    assert "ValueError: no (mischief.py:6)" in said[0]
-    assert "left with status 3" in said[1]
-    assert "longer than 2 s" in said[2]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3
+    assert "ValueError: no (mischief.py:6)" in messages[0]
+    assert "exited with status 3" in messages[1]
+    assert "longer than 2 s" in messages[2]
 
 
-def test_the_file_of_a_restarted_function_is_the_one_that_was_loaded(tmp_path):
+def test_a_restarted_function_runs_the_file_as_loaded(tmp_path):
     path = tmp_path / "f.py"
     path.write_text(
         "import os\ndef f(r, t):\n    if r == 'die':\n        os._exit(0)\n    return 1\n"
@@ -150,7 +152,7 @@ def test_the_file_of_a_restarted_function_is_the_one_that_was_loaded(tmp_path):
     reward.close()
 
 
-def test_a_closed_reward_starts_again_and_ends_again(reward):
+def test_a_closed_reward_can_be_used_and_closed_again(reward):
     first = reward.guard.child().process
     reward.close()
     assert first.returncode is not None
@@ -160,7 +162,7 @@ def test_a_closed_reward_starts_again_and_ends_again(reward):
     assert second.returncode is not None
 
 
-def test_the_child_ends_with_a_parent_that_is_killed(file):
+def test_the_child_ends_if_its_parent_is_killed(file):
     code = (
         "import os, sys\nfrom reward_fns import load_reward\n"
         "import threading\n"
@@ -180,17 +182,17 @@ def test_the_child_ends_with_a_parent_that_is_killed(file):
     assert not alive(child)
 
 
-def test_a_thread_that_loads_a_reward_may_end(file):
+def test_the_child_outlives_the_thread_that_loaded_the_reward(file):
     import threading
 
-    found = []
-    thread = threading.Thread(target=lambda: found.append(load_reward(f"{file}:f")))
+    rewards = []
+    thread = threading.Thread(target=lambda: rewards.append(load_reward(f"{file}:f")))
     thread.start()
     thread.join()
     time.sleep(0.2)
-    assert found[0].score("x", None).reward == 2.0
-    assert found[0].guard.restarts == 0
-    found[0].close()
+    assert rewards[0].score("x", None).reward == 2.0
+    assert rewards[0].guard.restarts == 0
+    rewards[0].close()
 
 
 def test_a_forked_copy_does_not_share_the_child(reward):
@@ -205,7 +207,7 @@ def test_a_forked_copy_does_not_share_the_child(reward):
 
 
 def alive(pid: int) -> bool:
-    """Running: neither gone nor a zombie that nobody has waited for."""
+    """Return True if the process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

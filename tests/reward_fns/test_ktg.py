@@ -7,15 +7,12 @@ import random
 import pytest
 
 from reward_fns import load_reward
+from reward_fns.components import hungarian_match, pair_arrays
+from reward_fns.lab.exploits import well_formed
 
 GT = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]
 KTG = load_reward("ktg")
 ZERO = load_reward("ktg-zero-target")
-
-
-def say(items, thought="The dog is left."):
-    answer = items if isinstance(items, str) else json.dumps(items)
-    return f"<think>{thought}</think>\n<answer>{answer}</answer>"
 
 
 def item(box=(100, 100, 300, 300), point=(200, 200)):
@@ -27,7 +24,7 @@ def parts(score):
 
 
 def test_a_perfect_answer_earns_the_maximum():
-    score = KTG.score(say(GT), GT)
+    score = KTG.score(well_formed(GT), GT)
     assert (score.reward, score.reasons) == (6.0, [])
     assert score.components == {"format": 3.0, "accuracy": 3.0}
     assert KTG.max_reward == 6.0 and KTG.component_names == ("format", "accuracy")
@@ -37,17 +34,22 @@ def test_a_perfect_answer_earns_the_maximum():
     ("box", "point", "accuracy", "reason"),
     [
         ((139, 100, 300, 300), (200, 200), 3.0, None),  # mean of differences 9.75
-        ((140, 100, 300, 300), (200, 200), 2.0, "box_far"),  # exactly 10: not less
+        ((140, 100, 300, 300), (200, 200), 2.0, "box_far"),  # exactly 10 is not less
         ((100, 100, 300, 300), (214, 215), 3.0, None),  # |dx| + |dy| = 29
-        ((100, 100, 300, 300), (215, 215), 2.0, "point_missed"),  # 30; Euclidean 21.2
-        ((100, 100, 300, 200), (200, 200), 1.0, "iou_low"),  # IoU exactly 0.5: not greater
+        (
+            (100, 100, 300, 300),
+            (215, 215),
+            2.0,
+            "point_missed",
+        ),  # 30; the Euclidean distance is 21.2
+        ((100, 100, 300, 200), (200, 200), 1.0, "iou_low"),  # IoU exactly 0.5 is not greater
         ((100, 100, 300, 201), (200, 200), 2.0, "box_far"),  # IoU 0.505
-        ((100, 100, 199.5, 300), (200, 200), 0.0, "point_missed"),  # beside its own box
-        ((100, 100, 200, 300), (200, 200), 1.0, "iou_low"),  # on its edge is inside
+        ((100, 100, 199.5, 300), (200, 200), 0.0, "point_missed"),  # outside its own box
+        ((100, 100, 200, 300), (200, 200), 1.0, "iou_low"),  # the edge counts as inside
     ],
 )
-def test_thresholds(box, point, accuracy, reason):
-    score = KTG.score(say([item(box, point)]), GT)
+def test_each_threshold_excludes_its_limit(box, point, accuracy, reason):
+    score = KTG.score(well_formed([item(box, point)]), GT)
     assert parts(score) == (3.0, accuracy)
     assert (reason in score.reasons) if reason else score.reasons == []
 
@@ -55,7 +57,7 @@ def test_thresholds(box, point, accuracy, reason):
 @pytest.mark.parametrize(
     ("answer", "fmt", "accuracy"),
     [
-        ([item(), {"bbox_2d": [5, 5, 9, 9]}], 2.5, 1.5),  # one bad item costs its own share
+        ([item(), {"bbox_2d": [5, 5, 9, 9]}], 2.5, 1.5),  # an invalid item costs only its share
         ([item(), {}], 2.0, 1.5),
         ([{"bbox_2d": [100, 100, 300, 300]}], 2.0, 2.0),
         ([{"point_2d": [200, 200]}], 2.0, 0.0),
@@ -69,8 +71,8 @@ def test_thresholds(box, point, accuracy, reason):
         ("no boxes", 1.0, 0.0),
     ],
 )
-def test_items(answer, fmt, accuracy):
-    score = KTG.score(say(answer), GT)
+def test_format_and_accuracy_of_valid_and_invalid_items(answer, fmt, accuracy):
+    score = KTG.score(well_formed(answer), GT)
     assert parts(score) == (fmt, accuracy)
     assert bool(score.reasons) == (score.reward < 6)
 
@@ -80,19 +82,19 @@ def test_structure_and_accuracy_are_independent():
     assert parts(KTG.score(json.dumps(GT), GT)) == (0.0, 0.0)
 
 
-def test_zero_target():
-    hallucination, honest = say([item()]), say([])
+def test_zero_target_makes_an_empty_list_the_right_answer_to_an_empty_truth():
+    hallucination, honest = well_formed([item()]), well_formed([])
     assert parts(ZERO.score(honest, [])) == (3.0, 3.0)
     assert parts(ZERO.score(hallucination, [])) == (3.0, 0.0)
     assert parts(ZERO.score(honest, GT)) == (3.0, 0.0)
-    assert parts(ZERO.score(say(GT), GT)) == (3.0, 3.0)
-    assert parts(ZERO.score(say("nothing"), [])) == (1.0, 0.0)
-    assert parts(ZERO.score(say([{}]), [])) == (1.0, 0.0)
+    assert parts(ZERO.score(well_formed(GT), GT)) == (3.0, 3.0)
+    assert parts(ZERO.score(well_formed("nothing"), [])) == (1.0, 0.0)
+    assert parts(ZERO.score(well_formed([{}]), [])) == (1.0, 0.0)
     assert parts(KTG.score(honest, [])) == (1.0, 0.0)
     assert parts(KTG.score(hallucination, [])) == (3.0, 0.0)
 
 
-# Equations 8 to 12, written from the contract and not from the code.
+# Equations 8 to 12, written from the contract, not from the code.
 
 
 def area(box):
@@ -117,7 +119,7 @@ def pair(pred, gt, iou_rule, box_rule, point_rule, alphas):
 
 
 def brute_force(preds, gts, *rules):
-    """The best total over every way to give each object of the smaller side one of the larger."""
+    """Return the best total over all assignments of the smaller side to the larger, normalized."""
     valid = [(i["bbox_2d"], i.get("point_2d")) for i in preds if "bbox_2d" in i]
     targets = [(g["bbox_2d"], g["point_2d"]) for g in gts]
     table = [[pair(p, g, *rules) for g in targets] for p in valid]
@@ -132,7 +134,7 @@ def brute_force(preds, gts, *rules):
 
 
 def scene(rng, n_gt, n_pred):
-    """Targets in a cluster, so that pairs compete, and predictions around them; integers."""
+    """Return clustered targets, so that pairs compete, and predictions near them; integers."""
     gts = []
     for _ in range(n_gt):
         x, y = rng.randrange(0, 120), rng.randrange(0, 120)
@@ -160,7 +162,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rules", RULES)
-def test_equal_to_brute_force(rules):
+def test_accuracy_equals_brute_force(rules):
     iou, box, point, alphas = rules
     reward = load_reward(
         "ktg",
@@ -174,7 +176,7 @@ def test_equal_to_brute_force(rules):
     for _ in range(1200):
         n_gt, n_pred = rng.randrange(1, 6), rng.randrange(1, 6)
         gts, preds = scene(rng, n_gt, n_pred)
-        score = reward.score(say(preds), gts)
+        score = reward.score(well_formed(preds), gts)
         expected = brute_force(preds, gts, *rules)
         assert score.components["accuracy"] == expected
         assert bool(score.reasons) == (score.reward < reward.max_reward)
@@ -184,57 +186,74 @@ def test_equal_to_brute_force(rules):
 
 
 @pytest.mark.parametrize("counts", [(9, 9), (12, 6), (3, 30)])
-def test_many_objects_decide_every_pair_as_few_do(counts, monkeypatch):
-    """Arrays and plain Python, on the same scenes."""
-    from reward_fns.components import hungarian_match
-
+def test_arrays_and_plain_python_give_equal_scores(counts, monkeypatch):
+    """Equal to the last bit, on the same scenes."""
     rng = random.Random(3)
     scenes = [scene(rng, *counts) for _ in range(60)]
     scores = []
     for small in (0, 10**9):
-        monkeypatch.setattr(hungarian_match, "SMALL", small)
-        scores.append([KTG.score(say(preds), gts) for gts, preds in scenes])
-    assert [s.components for s in scores[0]] == [s.components for s in scores[1]]
+        monkeypatch.setattr(hungarian_match, "FEW_PAIRS", small)
+        scores.append([KTG.score(well_formed(preds), gts) for gts, preds in scenes])
+    assert scores[0] == scores[1]
     assert len({s.reward for s in scores[0]}) > 5
 
 
-def test_absurdly_many_predictions_leave_the_optimum_alone(monkeypatch):
-    """Predictions past a chunk are thinned out exactly, and all of them count."""
-    from reward_fns.components import pair_arrays
+@pytest.mark.parametrize("keys", [{}, {"alpha_pt": 0}, {"alpha_iou": 0.5, "pt_score": "soft"}])
+def test_full_marks_in_the_given_order_are_the_best_assignment(keys, monkeypatch):
+    """The early exit for objects in the true order, against the search of all assignments."""
+    reward = load_reward("ktg", overrides={"components.accuracy": keys})
+    rng = random.Random(19)
+    scenes = []
+    for _ in range(200):
+        gts, _ = scene(rng, rng.randrange(1, 9), 0)
+        preds = [item(gt["bbox_2d"], gt["point_2d"]) for gt in gts]
+        if rng.random() < 0.3:
+            preds[-1]["bbox_2d"] = [0, 0, 2, 2]
+        scenes.append((gts, preds))
+    early = [reward.score(well_formed(preds), gts) for gts, preds in scenes]
+    monkeypatch.setattr(hungarian_match, "FEW_OBJECTS", 0)
+    assert [reward.score(well_formed(preds), gts) for gts, preds in scenes] == early
+    assert 0 < sum(score.reward == reward.max_reward for score in early) < len(early)
 
+
+def test_chunked_arrays_keep_the_optimum(monkeypatch):
+    """Dropping rows beyond a chunk changes no score; all predictions are counted."""
     rng = random.Random(5)
     scenes = [scene(rng, 3, 90) for _ in range(40)]
-    whole = [KTG.score(say(preds), gts) for gts, preds in scenes]
+    whole = [KTG.score(well_formed(preds), gts) for gts, preds in scenes]
     monkeypatch.setattr(pair_arrays, "CHUNK", 8)
-    assert [KTG.score(say(preds), gts) for gts, preds in scenes] == whole
+    assert [KTG.score(well_formed(preds), gts) for gts, preds in scenes] == whole
 
 
-def test_true_counts_divide():
+def test_accuracy_is_divided_by_the_larger_true_count():
     for n in (2, 150, 1000, 6000):
-        assert parts(KTG.score(say([item()] * n), GT)) == (3.0, 3.0 / n)
+        assert parts(KTG.score(well_formed([item()] * n), GT)) == (3.0, 3.0 / n)
     many = [item((i, 0, i + 10, 10), (i + 5, 5)) for i in range(0, 840, 5)]
-    score = KTG.score(say(many[:120]), many)
+    score = KTG.score(well_formed(many[:120]), many)
     assert score.components["accuracy"] == 3.0 * 120 / len(many)
     assert score.reasons == ["objects_too_few"]
 
 
-def test_order_does_not_matter():
+def test_order_of_objects_does_not_change_the_score():
     rng = random.Random(11)
     for _ in range(300):
         gts, preds = scene(rng, rng.randrange(1, 7), rng.randrange(1, 7))
-        before = KTG.score(say(preds), gts)
+        before = KTG.score(well_formed(preds), gts)
         rng.shuffle(gts)
         rng.shuffle(preds)
-        after = KTG.score(say(preds), gts)
+        after = KTG.score(well_formed(preds), gts)
         assert (before.reward, before.components) == (after.reward, after.components)
 
 
-def test_a_wrong_box_more_never_raises_the_accuracy():
+def test_an_additional_wrong_box_never_raises_the_accuracy():
     rng = random.Random(13)
     for _ in range(300):
         gts, preds = scene(rng, rng.randrange(1, 5), rng.randrange(1, 5))
         wrong = item((700, 700, 720, 720), (710, 710))
-        before, after = KTG.score(say(preds), gts), KTG.score(say([*preds, wrong]), gts)
+        before, after = (
+            KTG.score(well_formed(preds), gts),
+            KTG.score(well_formed([*preds, wrong]), gts),
+        )
         assert after.components["accuracy"] <= before.components["accuracy"]
 
 
@@ -243,31 +262,31 @@ def scaled(objects, factor):
 
 
 @pytest.mark.parametrize("canvas", [1680, 420, 105])
-def test_scaling_canvas_and_coordinates_together_changes_nothing(canvas):
-    """Powers of two, so that the coordinates scale without rounding."""
+def test_scaling_canvas_and_coordinates_together_keeps_the_score(canvas):
+    """Factors are powers of two, so that coordinates scale without rounding."""
     small, factor = load_reward("ktg", canvas=canvas), canvas / 840
     unscaled = different = 0
     rng = random.Random(17)
     for _ in range(300):
         gts, preds = scene(rng, rng.randrange(1, 6), rng.randrange(1, 6))
-        here = KTG.score(say(preds), gts)
+        expected = KTG.score(well_formed(preds), gts)
         gts, preds = scaled(gts, factor), scaled(preds, factor)
-        assert small.score(say(preds), gts) == here
-        different += KTG.score(say(preds), gts) != here
+        assert small.score(well_formed(preds), gts) == expected
+        different += KTG.score(well_formed(preds), gts) != expected
         unscaled += 1
     assert 0 < different < unscaled
 
 
-def test_canvas_112_scales_ten_and_thirty_pixels():
+def test_thresholds_scale_with_canvas_112():
     reward = load_reward("ktg", canvas=112)
     gts = [item((10, 10, 60, 60), (35, 35))]
     for shift, accuracy in ((5, 3.0), (6, 2.0)):  # mean 1.25 and 1.5 against 1.333
-        score = reward.score(say([item((10 + shift, 10, 60, 60), (35, 35))]), gts)
+        score = reward.score(well_formed([item((10 + shift, 10, 60, 60), (35, 35))]), gts)
         assert score.components["accuracy"] == accuracy
     for shift, accuracy in ((3, 3.0), (4, 2.0)):  # against 4.0
-        score = reward.score(say([item((10, 10, 60, 60), (35 + shift, 35))]), gts)
+        score = reward.score(well_formed([item((10, 10, 60, 60), (35 + shift, 35))]), gts)
         assert score.components["accuracy"] == accuracy
 
 
-def test_ground_truth_as_value_and_as_text_alike():
-    assert KTG.score(say(GT), json.dumps(GT)) == KTG.score(say(GT), GT)
+def test_ground_truth_is_a_value_or_its_json_text():
+    assert KTG.score(well_formed(GT), json.dumps(GT)) == KTG.score(well_formed(GT), GT)

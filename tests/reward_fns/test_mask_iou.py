@@ -1,4 +1,4 @@
-"""`mask_iou` with a segmenter that fills boxes: by hand; what is missing is said."""
+"""`mask_iou` with a segmenter that fills boxes: values by hand, errors for missing input."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.row_clips import clip_text
 from reward_fns import load_reward
-from reward_fns.components.mask_iou import MaskRequest, clip_text
+from reward_fns.components.mask_iou import MaskRequest
 
 SIZE = (60, 84)  # H, W; the canvas is 840 wide and high
 
 
 class BoxFiller:
-    """Fills each box, in every frame alike."""
+    """Fills each box, identically in every frame."""
 
     def __init__(self) -> None:
-        self.asked: list[MaskRequest] = []
+        self.requests: list[MaskRequest] = []
 
     def union_masks(self, requests):
-        self.asked += requests
+        self.requests += requests
         out = []
         for request in requests:
             masks = np.zeros((len(request.frames), *SIZE), dtype=bool)
@@ -60,37 +61,37 @@ def score(clip: object, items: list[dict], segmenter=None, **keys: object):
     return reward.score(response, TRUTH, extra_info={"clip": clip})
 
 
-def test_over_the_clip_a_mask_where_no_target_is_costs(clip):
-    found = score(clip, TRUTH)
-    assert found.components["masks"] == pytest.approx(2 / 3)  # 1, 1, and 0 in the third frame
-    assert found.reward == pytest.approx(6.0 + 2.0 * 2 / 3) and "mask_iou_low" in found.reasons
+def test_over_the_clip_a_mask_without_target_costs(clip):
+    result = score(clip, TRUTH)
+    assert result.components["masks"] == pytest.approx(2 / 3)  # 1, 1, and 0 in the third frame
+    assert result.reward == pytest.approx(6.0 + 2.0 * 2 / 3) and "mask_iou_low" in result.reasons
 
 
-def test_on_the_keyframe_alone_it_is_perfect(clip):
+def test_on_the_keyframe_only_the_keyframe_counts(clip):
     segmenter = BoxFiller()
-    found = score(clip, TRUTH, segmenter, over="keyframe")
-    assert (found.components["masks"], found.reasons) == (1.0, [])
-    assert [Path(f).name for f in segmenter.asked[0].frames] == ["1.png"]
-    assert segmenter.asked[0].keyframe == 0 and segmenter.asked[0].canvas == 840
+    result = score(clip, TRUTH, segmenter, over="keyframe")
+    assert (result.components["masks"], result.reasons) == (1.0, [])
+    assert [Path(f).name for f in segmenter.requests[0].frames] == ["1.png"]
+    assert segmenter.requests[0].keyframe == 0 and segmenter.requests[0].canvas == 840
 
 
-def test_half_the_target_is_half(clip):
+def test_half_of_the_target_earns_half(clip):
     half = [{"bbox_2d": [0, 0, 210, 420], "point_2d": [100, 210]}]
     assert score(clip, half, over="keyframe").components["masks"] == 0.5
 
 
-def test_nothing_said_earns_nothing_for_frames_without_the_target(clip):
+def test_an_answer_without_boxes_earns_nothing(clip):
     for items in ([], [{}], [{"bbox_2d": [9, 9, 1, 1]}]):
         assert score(clip, items).components["masks"] == 0.0
 
 
 def test_too_many_objects_are_not_segmented(clip):
     segmenter = BoxFiller()
-    found = score(clip, TRUTH * 33, segmenter)
-    assert found.components["masks"] == 0.0 and segmenter.asked == []
+    result = score(clip, TRUTH * 33, segmenter)
+    assert result.components["masks"] == 0.0 and segmenter.requests == []
 
 
-def test_without_a_segmenter_it_says_what_it_needs(clip):
+def test_a_missing_segmenter_raises_with_the_fix(clip):
     reward = load_reward("ktg-masks")
     assert reward.max_reward == 8.0
     with pytest.raises(InputError, match="--segmenter tiny"):
@@ -99,25 +100,28 @@ def test_without_a_segmenter_it_says_what_it_needs(clip):
     assert dropped.score("", TRUTH).reward == 0.0
 
 
+def one_frame(frame: str = "a", **changes: object) -> dict[str, object]:
+    return {"frames": [frame], "keyframe": 0, "masks": [None]} | changes
+
+
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("clip", "message"),
     [
         (None, "data.clip_frames"),
-        ("{", "is no clip"),
-        ({"frames": [], "keyframe": 0, "masks": []}, "needs frames"),
-        ({"frames": ["a"], "keyframe": 1, "masks": [None]}, "needs frames"),
-        ({"frames": ["a"], "keyframe": 0, "masks": [{"size": [4, 4], "counts": "zzzz"}]}, "RLE"),
-        ({"frames": ["a"], "keyframe": 0, "masks": [{"size": [10**8, 10**8], "counts": "0"}]},
-         "a mask of"),
-        ({"frames": ["/none.png"], "keyframe": 0, "masks": [None]}, "not a readable image"),
+        ("{", "not a valid clip"),
+        (one_frame() | {"frames": [], "masks": []}, "needs at least one frame"),
+        (one_frame(keyframe=1), "keyframe that is a position"),
+        (one_frame(masks=[{"size": [4, 4], "counts": "zzzz"}]), "RLE"),
+        (one_frame(masks=[{"size": [10**8, 10**8], "counts": "0"}]), "mask size"),
+        (one_frame("/none.png"), "not a readable image"),
     ],
-)  # fmt: skip
-def test_broken_clips_are_the_rows_fault(change, says):
-    with pytest.raises(InputError, match=says):
-        score(change, TRUTH)
+)
+def test_malformed_clips_raise(clip, message):
+    with pytest.raises(InputError, match=message):
+        score(clip, TRUTH)
 
 
-def test_veason_is_segmented_from_the_frame_that_it_chooses(clip):
+def test_veason_is_segmented_from_the_chosen_frame(clip):
     truth = {"frames": [4, 7, 9], "areas": [5, 5, 0], "boxes": [[[0, 0, 420, 420]]] * 2 + [[]]}
     segmenter = BoxFiller()
     reward = load_reward("veason-r1-sam2", segmenter=segmenter)
@@ -128,8 +132,8 @@ def test_veason_is_segmented_from_the_frame_that_it_chooses(clip):
         return reward.score(response, truth, extra_info={"clip": clip}).components["consistency"]
 
     assert consistency(7) == pytest.approx(2 / 3)
-    assert segmenter.asked[-1].keyframe == 1 and segmenter.asked[-1].points == [None]
-    assert consistency(5) == 0.0 and len(segmenter.asked) == 1
-    with pytest.raises(InputError, match="frames that the ground truth names"):
+    assert segmenter.requests[-1].keyframe == 1 and segmenter.requests[-1].points == [None]
+    assert consistency(5) == 0.0 and len(segmenter.requests) == 1
+    with pytest.raises(InputError, match="one frame for each frame of the ground truth"):
         short = {"frames": [4], "areas": [5], "boxes": [[]]}
         reward.score("", short, extra_info={"clip": clip})

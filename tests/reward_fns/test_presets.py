@@ -1,4 +1,4 @@
-"""Every shipped reward loads, says what it is, pays a perfect answer in full, keeps its keys."""
+"""Every shipped reward: description, hash, maximum for a perfect answer, constant keys."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
+from rcot_rl.protocol.row_clips import clip_text
 from reward_fns import load_reward
-from reward_fns.components.mask_iou import clip_text
-from reward_fns.recipe import SHIPPED
+from reward_fns.reward_recipe import REWARDS
 from reward_fns.score import RoutedReward
 
-NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+NAMES = sorted(path.stem for path in REWARDS.folder.glob("*.yaml"))
 OBJECTS = [
     {"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]},
     {"bbox_2d": [400, 100, 500, 300], "point_2d": [450, 200]},
@@ -33,7 +33,7 @@ PERFECT = {
 
 
 class Perfect:
-    """Masks that are the truth: all of the frame."""
+    """Returns the true masks: the whole frame."""
 
     def union_masks(self, requests):
         return [np.ones((len(r.frames), 4, 4), dtype=bool) for r in requests]
@@ -47,13 +47,36 @@ CLIP = {
 }
 
 
+MAXIMA = {
+    "aks": 3.0,
+    "aks-agentic": 4.0,
+    "aks-format-only": 1.0,
+    "joint": 6.0,
+    "kfg": 2.0,
+    "ktg": 6.0,
+    "ktg-box-only": 6.0,
+    "ktg-continuous-iou": 6.0,
+    "ktg-format-only": 3.0,
+    "ktg-masks": 8.0,
+    "ktg-point-only": 6.0,
+    "ktg-reasoned": 7.0,
+    "ktg-soft": 6.0,
+    "ktg-zero-target": 6.0,
+    "seg-zero": 5.0,
+    "veason-r1": 4.0,
+    "veason-r1-sam2": 5.0,
+    "visionreasoner": 7.0,
+}
+"""Maxima of the paper and of the public rewards."""
+
+
 def routes(name: str):
     reward = load_reward(name)
     return reward.routes.items() if isinstance(reward, RoutedReward) else [(None, reward)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_perfect_answer_earns_the_maximum_and_nothing_else_more(name: str) -> None:
+def test_only_a_perfect_answer_earns_the_maximum(name: str) -> None:
     whole = load_reward(name, segmenter=Perfect())
     for source, part in routes(name):
         answer, truth = PERFECT[part.recipe.task]
@@ -62,29 +85,22 @@ def test_a_perfect_answer_earns_the_maximum_and_nothing_else_more(name: str) -> 
         assert score.reward == pytest.approx(part.max_reward)
         assert score.reasons == []
         for worse in ("", response.replace("</think>", ""), response.replace(answer, "?")):
-            less = whole.score(worse, truth, data_source=source, **CLIP)
-            assert less.reward < part.max_reward and less.reasons
-            assert tuple(less.components) == tuple(score.components) == whole.component_names
+            lower = whole.score(worse, truth, data_source=source, **CLIP)
+            assert lower.reward < part.max_reward and lower.reasons
+            assert tuple(lower.components) == tuple(score.components) == whole.component_names
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_has_a_description_and_a_hash_of_its_own(name: str) -> None:
-    raw = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+def test_each_has_a_description_and_a_unique_hash(name: str) -> None:
+    raw = yaml.safe_load((REWARDS.folder / f"{name}.yaml").read_text())
     assert len(raw["description"]) > 10
     hashes = {other: load_reward(other).hash for other in NAMES}
     assert len(set(hashes.values())) == len(NAMES)
     assert load_reward(name).hash == hashes[name]
 
 
-def test_the_maxima_are_the_papers_and_the_lineages() -> None:
-    expected = {
-        "aks": 3.0, "ktg": 6.0, "ktg-zero-target": 6.0, "joint": 6.0, "visionreasoner": 7.0,
-        "seg-zero": 5.0, "veason-r1": 4.0, "kfg": 2.0, "ktg-reasoned": 7.0, "ktg-soft": 6.0,
-        "ktg-continuous-iou": 6.0, "ktg-box-only": 6.0, "ktg-point-only": 6.0,
-        "ktg-format-only": 3.0, "aks-format-only": 1.0, "ktg-masks": 8.0, "veason-r1-sam2": 5.0,
-        "aks-agentic": 4.0,
-    }  # fmt: skip
-    assert {name: load_reward(name).max_reward for name in NAMES} == expected
+def test_maxima_equal_those_of_the_paper_and_the_public_rewards() -> None:
+    assert {name: load_reward(name).max_reward for name in NAMES} == MAXIMA
 
 
 @pytest.mark.parametrize(
@@ -96,7 +112,7 @@ def test_any_parameter_changes_the_hash(key: str, value: object) -> None:
     assert changed.hash != load_reward("ktg").hash
 
 
-def test_ablations_leave_out_what_they_say() -> None:
+def test_ablations_ignore_the_terms_they_remove() -> None:
     answer = json.dumps([o | {"point_2d": [o["bbox_2d"][0] + 1, 101]} for o in OBJECTS])
     far = f"<think>t</think><answer>{answer}</answer>"  # boxes right, points far
     assert load_reward("ktg-box-only").score(far, OBJECTS).reward == 6.0

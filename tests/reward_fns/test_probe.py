@@ -1,4 +1,4 @@
-"""The library of exploits: what it finds in public rewards, and what it does not find in ours."""
+"""The library of exploits: it pays under public rewards and not under the shipped ones."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def paying(name: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["aks", "ktg-zero-target", "joint", "ktg-reasoned"])
-def test_no_exploit_pays_under_our_rewards(name: str) -> None:
-    found = paying(name)
-    # without zero_target, an empty ground truth pays nothing to anyone: the next test's
-    assert found <= {("hallucination_on_nothing", "no object")}
+def test_no_exploit_pays_under_the_shipped_rewards(name: str) -> None:
+    exploits_that_pay = paying(name)
+    # without zero_target an empty ground truth pays nobody; see the next test
+    assert exploits_that_pay <= {("hallucination_on_nothing", "no object")}
     if name == "ktg-zero-target":
-        assert not found
+        assert not exploits_that_pay
 
 
-def test_without_zero_target_inventing_an_object_pays() -> None:
+def test_inventing_an_object_pays_without_zero_target() -> None:
     assert paying("ktg") == {("hallucination_on_nothing", "no object")}
 
 
-def test_the_public_reward_is_found_out() -> None:
+def test_known_exploits_pay_under_the_public_reward() -> None:
     assert paying("visionreasoner") >= {
         ("overflowing_box", "one object"),
         ("two_answers", "one object"),
@@ -38,12 +38,12 @@ def test_the_public_reward_is_found_out() -> None:
     }
 
 
-def test_nothing_is_slow() -> None:
+def test_no_exploit_is_slow_to_score() -> None:
     for name in ("ktg", "aks", "visionreasoner"):
         assert not [f.exploit for f in probe(load_reward(name)) if f.is_slow]
 
 
-def test_a_users_substring_reward_is_found_out(tmp_path: Path) -> None:
+def test_exploits_pay_under_a_substring_reward(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "def score(response, ground_truth):\n    return float(ground_truth in response)\n"
@@ -52,13 +52,13 @@ def test_a_users_substring_reward_is_found_out(tmp_path: Path) -> None:
     try:
         with pytest.raises(InputError, match="needs --task"):
             probe(reward)
-        found = {f.exploit for f in probe(reward, "aks") if f.earns >= f.best}
+        winners = {f.exploit for f in probe(reward, "aks") if f.earns >= f.best}
     finally:
         reward.close()  # type: ignore[attr-defined]
-    assert {"list_of_options", "both_letters", "two_options"} <= found
+    assert {"list_of_options", "both_letters", "two_options"} <= winners
 
 
-def test_every_exploit_names_what_it_is() -> None:
+def test_every_exploit_has_a_description() -> None:
     for exploit in (*exploits.KTG, *exploits.AKS):
         assert exploit.__doc__ and len(exploit.__doc__) > 6
     for task, library in (("ktg", exploits.KTG), ("aks", exploits.AKS)):
@@ -66,7 +66,7 @@ def test_every_exploit_names_what_it_is() -> None:
             assert all(isinstance(exploit(truth), str) for exploit in library)
 
 
-def test_the_table_lists_what_pays_first() -> None:
+def test_the_table_lists_paying_exploits_first() -> None:
     lines = table(probe(load_reward("visionreasoner"))).splitlines()
     assert lines[1].endswith("PAYS")
     assert "earn what an honest attempt earns" in "".join(lines)

@@ -1,4 +1,4 @@
-"""The pre-training questions say what the clips show, and keep AKS and KTG out."""
+"""Pre-training questions match what the clips show, and none is an AKS or KTG prompt."""
 
 import json
 
@@ -27,7 +27,7 @@ def clips():
     return make_clips([99], 24)
 
 
-def test_streams_are_functions_of_their_seed(clips):
+def test_clips_depend_only_on_their_seed(clips):
     again, other = make_clips([99], 2), make_clips([98], 2)
     assert np.array_equal(again[1].frames, clips[1].frames)
     assert again[1].queries == clips[1].queries
@@ -40,7 +40,7 @@ def test_frames_are_on_the_canvas(clips):
         assert clip.frames.dtype == np.uint8
 
 
-def test_boxes_hold_their_points_and_their_object(clips):
+def test_boxes_contain_their_points(clips):
     for clip in clips:
         for seen in clip.seen:
             for item in seen.values():
@@ -50,7 +50,7 @@ def test_boxes_hold_their_points_and_their_object(clips):
                 assert 0 < item.area <= 128 * 128
 
 
-def test_scene_names_every_object_once_in_the_descriptions_order(clips):
+def test_scene_names_every_object_once_in_description_order(clips):
     for clip in clips:
         text = scene_text(clip, 3)
         places = [text.index(clip.names[i]) for i in clip.order]
@@ -66,7 +66,7 @@ def test_boxes_are_json_of_the_visible_targets(clips):
         assert [r["bbox_2d"] for r in rows] == [clip.seen[2][i].box for i in sorted(clip.seen[2])]
 
 
-def test_keyframe_is_largest_first_and_not_refused(clips):
+def test_keyframe_is_the_first_of_the_largest_that_are_not_refused(clips):
     for clip in clips:
         for query in clip.queries:
             areas = [clip.union(query, t) for t in range(FRAMES)]
@@ -77,7 +77,7 @@ def test_keyframe_is_largest_first_and_not_refused(clips):
             assert again != best and areas[again] == max(rest)
 
 
-def test_times_bound_the_frames_that_show_a_shape(clips):
+def test_times_are_the_first_and_last_frame_of_a_shape(clips):
     for clip in clips:
         parts = times_text(clip).removeprefix("Seen: ").removesuffix(".").split(", ")
         for part, i in zip(parts, clip.order, strict=True):
@@ -97,8 +97,8 @@ def test_no_question_is_an_aks_or_ktg_prompt(clips):
             assert sample.frames.shape[0] == 1
 
 
-def test_samples_are_written_in_whole_tokens(clips):
-    """The word list covers what the preset says: no word falls apart into bytes."""
+def test_samples_need_no_byte_tokens(clips):
+    """The word list covers the preset: no word is split into bytes."""
     tokenizer, rng = build_tokenizer(), np.random.default_rng(1)
     for clip in clips:
         for sample in (image_sample(rng, clip), video_sample(rng, clip, PROMPTS)):

@@ -1,4 +1,4 @@
-"""The fast tensors of the tiny policy equal those of its processor and model."""
+"""The fast inputs of the tiny policy equal those of its processor and model."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rcot_rl.tiny.policy_model import (
-    Encoder,
+    PolicyEncoder,
     PolicySize,
     build_model,
     hidden_states,
@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
     save_policy(build_model(tokenizer, SMALL, 0), tokenizer, out)
     processor = AutoProcessor.from_pretrained(out)
     model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
-    return processor, model.eval(), Encoder(tokenizer)
+    return processor, model.eval(), PolicyEncoder(tokenizer)
 
 
 def processed(processor, media, prompts, frames, interval=1):
@@ -42,49 +42,49 @@ def processed(processor, media, prompts, frames, interval=1):
     common = {"text": texts, "return_tensors": "pt", "padding": True, "padding_side": "left"}
     if media == "image":
         return processor(images=[[Image.fromarray(f[0])] for f in frames], **common)
-    about = {
+    metadata = {
         "fps": FPS_OF_INTERVAL[interval],
         "total_num_frames": frames.shape[1],
         "frames_indices": list(range(frames.shape[1])),
     }
     return processor(
-        videos=list(frames), videos_kwargs={"video_metadata": [about] * len(frames)}, **common
+        videos=list(frames), videos_kwargs={"video_metadata": [metadata] * len(frames)}, **common
     )
 
 
 @pytest.mark.parametrize("media,side", [("image", 112), ("image", 224), ("video", 112)])
-def test_batch_equals_the_processor(saved, media, side):
+def test_batch_equals_that_of_the_processor(saved, media, side):
     processor, _, encoder = saved
     shape = (2, 8 if media == "video" else 1, side, side, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     prompts = ["Describe the video.", "Query: the red circle.\nGive boxes and points."]
-    there = processed(processor, media, prompts, frames)
-    here = encoder.batch(prompts, None, frames)
+    reference = processed(processor, media, prompts, frames)
+    batch = encoder.batch(prompts, None, frames)
     suffix = "_videos" if media == "video" else ""
-    assert torch.equal(there["input_ids"], here.ids)
-    assert torch.equal(there["attention_mask"], here.mask)
-    assert torch.equal(there[f"{media}_grid_thw"], here.grid)
-    torch.testing.assert_close(there[f"pixel_values{suffix}"], here.pixels, rtol=0, atol=1e-6)
+    assert torch.equal(reference["input_ids"], batch.ids)
+    assert torch.equal(reference["attention_mask"], batch.mask)
+    assert torch.equal(reference[f"{media}_grid_thw"], batch.grid)
+    torch.testing.assert_close(reference[f"pixel_values{suffix}"], batch.pixels, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("media,interval", [("image", 1), ("video", 1), ("video", 2)])
-def test_positions_equal_the_models(saved, media, interval):
+def test_positions_equal_those_of_the_model(saved, media, interval):
     processor, model, encoder = saved
     shape = (2, 8 if media == "video" else 1, 112, 112, 3)
     frames = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
     prompts = ["Describe the video.", "Give the best frame, 0 to 7, not 3."]
-    there = processed(processor, media, prompts, frames, interval)
+    reference = processed(processor, media, prompts, frames, interval)
     expected, _ = model.model.get_rope_index(
-        there["input_ids"],
-        there["mm_token_type_ids"],
-        there.get("image_grid_thw"),
-        there.get("video_grid_thw"),
-        second_per_grid_ts=there.get("second_per_grid_ts"),
-        attention_mask=there["attention_mask"],
+        reference["input_ids"],
+        reference["mm_token_type_ids"],
+        reference.get("image_grid_thw"),
+        reference.get("video_grid_thw"),
+        second_per_grid_ts=reference.get("second_per_grid_ts"),
+        attention_mask=reference["attention_mask"],
     )
-    here = encoder.batch(prompts, None, frames, interval=interval, after="transformers")
-    kept = here.mask.bool()
-    assert torch.equal(expected[:, kept], here.positions[:, kept])
+    batch = encoder.batch(prompts, None, frames, interval=interval, after="transformers")
+    kept = batch.mask.bool()
+    assert torch.equal(expected[:, kept], batch.positions[:, kept])
 
 
 def test_text_after_a_video_follows_its_last_position_in_vllm(saved):
@@ -92,7 +92,7 @@ def test_text_after_a_video_follows_its_last_position_in_vllm(saved):
     frames = np.zeros((1, 8, 112, 112, 3), np.uint8)
     batch = encoder.batch(["Describe the video."], None, frames, interval=2, after="vllm")
     start = int((batch.ids[0] == encoder.pad_of["video"]).nonzero()[0])
-    # 4 temporal steps 2 apart: offsets 0, 2, 4, 6; the next text token stands at 7.
+    # 4 temporal steps 2 apart: offsets 0, 2, 4, 6; the next text token is at 7.
     assert batch.positions[0, 0, start : start + 64].unique().tolist() == [
         start + t for t in (0, 2, 4, 6)
     ]
@@ -120,7 +120,7 @@ def test_labels_cover_the_response_and_its_end(saved):
         assert encoder.tokenizer.decode(kept) == response + "<|im_end|>"
 
 
-def test_a_build_is_a_function_of_its_seed():
+def test_weights_depend_only_on_the_seed():
     tokenizer = build_tokenizer()
     first, again, other = (build_model(tokenizer, SMALL, s).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(first[k], again[k]) for k in first)

@@ -8,24 +8,24 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from rcot_rl.inference.sam2 import Sam2Segmenter
-from rcot_rl.inference.segmenter import TINY, load_segmenter
+from rcot_rl.segmentation.sam2 import Sam2Segmenter
+from rcot_rl.segmentation.segmenter import TINY, load_segmenter
 from rcot_rl.tiny import sam2_train
-from rcot_rl.tiny.sam2_card import Made, judge, write_card
+from rcot_rl.tiny.sam2_card import TrainingRun, judge, write_card
 from rcot_rl.tiny.sam2_data import (
-    Clip,
-    Stage,
+    LabelledClip,
     Track,
+    TrainStage,
     draw_clip,
     draw_prompt,
     resize_clip,
     sample_batch,
 )
-from rcot_rl.tiny.sam2_eval import StaticBox, cases, evaluate, jaccard
+from rcot_rl.tiny.sam2_eval import StaticBox, cases, evaluate
 from rcot_rl.tiny.sam2_model import build_tiny_sam2, save_half
 from rcot_rl.tiny.sam2_train import STAGES, ClipForward, mask_loss, train, train_step
 
-SHORT = Stage("short", 1.0, 64, 2, 3, 2, 5e-4, 0.0)
+SHORT = TrainStage("short", 1.0, 64, 2, 3, 2, 5e-4, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def model():
     return build_tiny_sam2(64, seed=1)
 
 
-def test_the_training_pass_equals_the_session(model, pool):
+def test_training_pass_equals_the_inference_session(model, pool):
     """Frame by frame logits of the differentiable pass and of transformers' own session."""
     model.eval()
-    clip = resize_clip(Clip(pool[0].frames[:6], pool[0].labels[:6]), 64)
+    clip = resize_clip(LabelledClip(pool[0].frames[:6], pool[0].labels[:6]), 64)
     box, point = np.array([[8, 10, 40, 50]], np.float32), np.array([[20, 30]], np.float32)
     run = ClipForward(model, [clip], [Track(0, clip.labels == 1)])
     prompts = run.prompt(box, point, "both")
@@ -56,7 +56,7 @@ def test_the_training_pass_equals_the_session(model, pool):
             if score.item() > 0:
                 wanted = F.interpolate(out.pred_masks, (64, 64), mode="bilinear")
                 assert torch.allclose(logits, wanted, atol=2e-2), out.frame_idx
-            else:  # the session answers with a constant where it sees no object
+            else:  # the session returns a constant if it sees no object
                 assert (out.pred_masks < -100).all()
             run.remember(out.frame_idx, logits, score)
     assert out.frame_idx == 5
@@ -74,20 +74,20 @@ def test_gradients_reach_every_part_of_the_memory(model, pool):
     assert model.memory_temporal_positional_encoding.grad.abs().sum() > 0
 
 
-def test_a_few_steps_lower_the_loss_on_one_batch(model, pool):
-    single = Stage("single", 1.0, 64, 2, 1, 2, 5e-4, 0.0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+def test_twelve_steps_lower_the_loss_on_one_batch(model, pool):
+    single = TrainStage("single", 1.0, 64, 2, 1, 2, 5e-4, 0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):
         loss = train_step(model, np.random.default_rng(7), pool, single, 0.0)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_positions_are_tied_and_seeds_repeat(model):
+def test_positions_are_tied_and_seed_repeats_weights(model):
     shared = model.shared_image_embedding.positional_embedding
     assert torch.equal(shared, model.prompt_encoder.shared_embedding.positional_embedding)
     again = build_tiny_sam2(64, seed=1).state_dict()
@@ -107,28 +107,28 @@ def test_saving_rounds_to_half_precision_only(model, tmp_path):
         assert torch.equal(weights[key], value.half().float()), key
 
 
-def test_a_run_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+def test_run_continues_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(sam2_train, "POOL", 3)
     threads = torch.get_num_threads()
-    made = train(tmp_path / "out", 0.02, 3, start_from=TINY)
+    run = train(tmp_path / "out", 0.02, 3, start_from=TINY)
     torch.set_num_threads(threads)
     before = load_segmenter("tiny").model.state_dict()
     after = load_segmenter(str(tmp_path / "out")).model.state_dict()
     moved = [(after[k] - v).abs().max().item() for k, v in before.items()]
     assert 0 < max(moved) < 0.05
     card = (tmp_path / "out" / "README.md").read_text()
-    assert made.steps > 0
-    assert f"--from tiny-sam2 --out DIR --minutes 0.02 --seed 3\n\n{made.steps} steps" in card
-    assert "Not judged" in card
+    assert run.steps > 0
+    assert f"--from tiny-sam2 --out DIR --minutes 0.02 --seed 3\n\n{run.steps} steps" in card
+    assert "Not evaluated" in card
 
 
-def test_a_card_holds_the_figures_that_were_measured(tmp_path):
-    made = Made(30.0, 4, None, 1234, 30.1, 2_170_000)
+def test_card_has_the_measured_figures(tmp_path):
+    run = TrainingRun(30.0, 4, None, 1234, 30.1, 2_170_000)
     figures = judge(TINY, clips=1)
-    write_card(tmp_path, made, figures)
+    write_card(tmp_path, run, figures)
     card = (tmp_path / "README.md").read_text()
     assert "sam2_train --out DIR --minutes 30 --seed 4\n" in card
-    assert "Not judged" not in card
+    assert "Not evaluated" not in card
     assert {path.name for path in tmp_path.iterdir()} == {"README.md"}
     rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| sam2:tiny-sam2")]
     wanted = [figures[preset]["sam2:tiny-sam2"]["j_video"] for preset in ("lattice", "rich")]
@@ -146,7 +146,7 @@ def test_batches_start_with_a_visible_object(pool):
             assert track.masks[0][int(y), int(x)]
 
 
-def test_a_right_mask_costs_less_and_absence_counts_by_its_score():
+def test_correct_mask_has_lower_loss_and_absence_counts_by_score():
     truth = torch.zeros(1, 1, 8, 8)
     truth[..., 2:5, 2:5] = 1
     sure = torch.tensor([8.0])
@@ -157,14 +157,7 @@ def test_a_right_mask_costs_less_and_absence_counts_by_its_score():
     assert mask_loss(right, empty, -sure) < mask_loss(right, empty, sure)
 
 
-def test_jaccard_by_hand():
-    a, b = np.zeros((3, 4, 4), bool), np.zeros((3, 4, 4), bool)
-    a[0, :2], b[0, 1:3] = True, True
-    a[1, 0, 0] = True
-    assert jaccard(a, b).tolist() == [1 / 3, 0.0, 1.0]
-
-
-def test_held_out_cases_are_prompted_where_the_object_is():
+def test_held_out_cases_are_prompted_inside_the_object():
     for case in cases(3):
         x, y = case.point.astype(int)
         assert case.masks[case.key][y, x]

@@ -1,4 +1,4 @@
-"""The tiny policy's tokenizer: lossless, one token where the policy writes, Qwen's turns."""
+"""The tiny policy's tokenizer is lossless, needs few tokens per answer and uses Qwen's turns."""
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ def pieces(text):
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_every_text_round_trips(text):
-    # Lone surrogates are no text; special tokens are matched before anything else and round-trip.
+    # lone surrogates are not text; special tokens are matched first and round-trip
     text = text.encode("utf-8", "ignore").decode("utf-8")
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 
@@ -66,7 +66,7 @@ def test_prompts_of_the_recipe_need_no_bytes():
         assert not [p for p in pieces(text) if len(p) == 1 and p.isalpha() and p not in "AB"]
 
 
-def test_special_tokens_are_qwens_and_whole():
+def test_special_tokens_of_qwen_are_one_token_each():
     for token in SPECIALS:
         assert len(TOKENIZER(token)["input_ids"]) == 1
     assert TOKENIZER.eos_token == "<|im_end|>"

@@ -1,4 +1,4 @@
-"""A checkpoint is complete or absent; what is found again, pruned and refused."""
+"""A checkpoint is complete or absent; broken ones are found, pruned and refused."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rcot_rl.cli.main import app
 from rcot_rl.errors import InputError
 from rcot_rl.training import checkpoint_store as store
 
-RUN = CliRunner()
-
 
 def make(folder: Path, step: int, ranks: int = 2, sealed: bool = True) -> Path:
-    """A checkpoint as verl leaves it, with small archives for its files."""
+    """Write a checkpoint as verl leaves it, with small archives for its files."""
     path = folder / f"global_step_{step}"
     (path / "actor" / "huggingface").mkdir(parents=True)
     for rank in range(ranks):
@@ -48,14 +44,14 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_whole(tmp_path, sealed):
-    found = store.inspect(make(tmp_path, 8, ranks=4, sealed=sealed), deep=True)
-    assert found.whole and found.sealed is sealed
-    assert (found.step, found.world_size) == (8, 4)
+def test_a_complete_checkpoint_has_no_faults(tmp_path, sealed):
+    checked = store.inspect(make(tmp_path, 8, ranks=4, sealed=sealed), deep=True)
+    assert checked.whole and checked.sealed is sealed
+    assert (checked.step, checked.world_size) == (8, 4)
 
 
-def test_every_single_missing_or_shortened_file_is_found(tmp_path):
-    """Whatever a kill leaves half-written, the checkpoint does not count."""
+def test_every_single_missing_or_truncated_file_is_found(tmp_path):
+    """A checkpoint that a kill left half-written does not count."""
     names = [n for n, _ in store._files(make(tmp_path / "a", 3))]
     assert len(names) == 8
     for number, name in enumerate(names):
@@ -65,12 +61,12 @@ def test_every_single_missing_or_shortened_file_is_found(tmp_path):
                 (path / name).unlink()
             else:
                 os.truncate(path / name, (path / name).stat().st_size // 2)
-            found = store.inspect(path)
-            assert not found.whole and name in found.faults[0]
+            checked = store.inspect(path)
+            assert not checked.whole and name in checked.faults[0]
 
 
 @pytest.mark.parametrize("name", ["data.pt", "actor/optim_world_size_2_rank_1.pt"])
-def test_without_a_manifest_the_structure_tells(tmp_path, name):
+def test_a_grpo_checkpoint_without_manifest_is_judged_by_structure(tmp_path, name):
     path = make(tmp_path, 3, sealed=False)
     os.truncate(path / name, 40)
     assert not store.inspect(path).whole
@@ -79,7 +75,7 @@ def test_without_a_manifest_the_structure_tells(tmp_path, name):
 
 
 @pytest.mark.parametrize("damage", ["", "data_1.pt", "optim_world_size_2_rank_0.pt"])
-def test_without_a_manifest_the_structure_of_sft_tells_too(tmp_path, damage):
+def test_an_sft_checkpoint_without_manifest_is_judged_by_structure(tmp_path, damage):
     path = tmp_path / "global_step_3"
     path.mkdir()
     for rank in range(2):
@@ -92,7 +88,7 @@ def test_without_a_manifest_the_structure_of_sft_tells_too(tmp_path, damage):
     assert (not faults) if not damage else ("data_1" in faults[0] or "optim of rank 0" in faults[0])
 
 
-def test_changed_bytes_are_found_by_checksums_alone(folder):
+def test_changed_bytes_are_found_only_by_checksums(folder):
     path = folder / "global_step_4" / "data.pt"
     data = bytearray(path.read_bytes())
     data[50] ^= 1
@@ -101,7 +97,7 @@ def test_changed_bytes_are_found_by_checksums_alone(folder):
     assert "differs from its checksum" in store.inspect(path.parent, deep=True).faults[0]
 
 
-def test_settling_goes_back_to_the_newest_whole_one(folder):
+def test_settling_points_to_the_newest_complete_checkpoint(folder):
     (folder / "global_step_6" / "data.pt").unlink()
     make(folder, 8, sealed=False)
     os.truncate(folder / "global_step_8" / "actor" / "model_world_size_2_rank_0.pt", 10)
@@ -112,7 +108,7 @@ def test_settling_goes_back_to_the_newest_whole_one(folder):
     assert (folder / "global_step_8").is_dir()
 
 
-def test_settling_without_any_whole_one(tmp_path):
+def test_settling_without_a_complete_checkpoint_removes_the_pointer(tmp_path):
     path = make(tmp_path, 2)
     (path / "data.pt").unlink()
     (tmp_path / store.TRACKER).write_text("2")
@@ -121,7 +117,7 @@ def test_settling_without_any_whole_one(tmp_path):
     assert store.settle(tmp_path / "none") == 0
 
 
-def test_retention_counts_what_earlier_attempts_left(folder):
+def test_pruning_includes_checkpoints_of_earlier_attempts(folder):
     broken = make(folder, 3)
     (broken / "data.pt").unlink()
     newer = make(folder, 9, sealed=False)
@@ -137,11 +133,11 @@ def test_retention_counts_what_earlier_attempts_left(folder):
     assert not list(folder.glob(".*deleted"))
 
 
-def test_no_room_is_said_before_a_file_is_written(folder, set_disk):
+def test_no_room_is_an_error_before_a_file_is_written(folder, set_disk):
     set_disk(free=100)
     with pytest.raises(InputError, match="no room for a checkpoint: 0 MiB are free"):
         store.make_room(folder, keep=2)
-    # what can be given up was: the newest whole one stays
+    # all but the newest complete one were pruned
     assert [c.step for c in store.all_of(folder)] == [6]
     set_disk(free=10**12, inodes=3)
     with pytest.raises(InputError, match="no inodes left"):
@@ -150,7 +146,7 @@ def test_no_room_is_said_before_a_file_is_written(folder, set_disk):
     store.make_room(folder, keep=2)
 
 
-def test_a_manifest_cannot_lead_out_of_the_folder(folder):
+def test_a_manifest_cannot_name_files_outside_the_folder(folder):
     path = folder / "global_step_6"
     manifest = json.loads((path / store.MANIFEST).read_text())
     manifest["files"]["../global_step_4/data.pt"] = manifest["files"].pop("data.pt")
@@ -158,25 +154,25 @@ def test_a_manifest_cannot_lead_out_of_the_folder(folder):
     assert not store.inspect(path).whole
 
 
-def test_commands(folder, tmp_path):
-    listed = json.loads(RUN.invoke(app, ["checkpoints", "list", str(folder), "--json"]).stdout)
+def test_commands_list_verify_and_prune(folder, tmp_path, invoke):
+    listed = json.loads(invoke("checkpoints", "list", folder, "--json").stdout)
     assert [(c["step"], c["whole"], c["world_size"]) for c in listed] == [
         (2, True, 2),
         (4, True, 2),
         (6, True, 2),
     ]
-    assert "sealed latest" in RUN.invoke(app, ["checkpoints", "list", str(folder)]).stdout
-    assert RUN.invoke(app, ["checkpoints", "verify", str(folder)]).exit_code == 0
+    assert "sealed latest" in invoke("checkpoints", "list", folder).stdout
+    assert invoke("checkpoints", "verify", folder).exit_code == 0
     os.truncate(folder / "global_step_4" / "data.pt", 5)
-    done = RUN.invoke(app, ["checkpoints", "verify", str(folder)])
+    done = invoke("checkpoints", "verify", folder)
     assert done.exit_code == 2 and "data.pt has 5 bytes" in done.stderr
-    done = RUN.invoke(app, ["checkpoints", "prune", str(folder), "--keep", "1", "--dry-run"])
+    done = invoke("checkpoints", "prune", folder, "--keep", "1", "--dry-run")
     assert done.stdout.count("would delete") == 2
-    bad = RUN.invoke(app, ["checkpoints", "list", str(tmp_path / "nothing")])
+    bad = invoke("checkpoints", "list", tmp_path / "nothing")
     assert isinstance(bad.exception, InputError)
 
 
-def test_export(tmp_path):
+def test_export_copies_a_complete_checkpoint(tmp_path, invoke):
     from rcot_rl.inference.model_folder import TINY, check_model
 
     path = make(tmp_path, 5, sealed=False)
@@ -184,20 +180,22 @@ def test_export(tmp_path):
     shutil.copytree(TINY, path / "actor" / "huggingface")
     store.seal(path)
     out = tmp_path / "exported"
-    assert RUN.invoke(app, ["checkpoints", "export", str(path), str(out)]).exit_code == 0
+    assert invoke("checkpoints", "export", path, out).exit_code == 0
     check_model(out)
     assert (out / "model.safetensors").read_bytes() == (TINY / "model.safetensors").read_bytes()
-    again = RUN.invoke(app, ["checkpoints", "export", str(path), str(out)])
-    assert "is there already" in str(again.exception)
+    again = invoke("checkpoints", "export", path, out)
+    assert "exists already" in str(again.exception)
     os.truncate(path / "actor" / "huggingface" / "model.safetensors", 100)
-    broken = RUN.invoke(app, ["checkpoints", "export", str(path), str(tmp_path / "b")])
+    broken = invoke("checkpoints", "export", path, tmp_path / "b")
     assert isinstance(broken.exception, InputError) and not (tmp_path / "b").exists()
 
 
 @pytest.fixture(params=["file", "link", "followed link"])
 def pointed(folder, tmp_path_factory, request) -> Path:
-    """`folder` with `latest` as this version writes it, as earlier ones did, and as a copy of
-    theirs has it that followed the link."""
+    """Return `folder` with a `latest` in each form that exists.
+
+    It is a file, an earlier version's link, or a copy that followed such a link.
+    """
     if request.param == "file":
         assert (folder / "latest").is_file() and not (folder / "latest").is_symlink()
         return folder
@@ -208,9 +206,9 @@ def pointed(folder, tmp_path_factory, request) -> Path:
     return Path(shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "checkpoints"))
 
 
-def test_latest_is_read_and_replaced_whatever_it_is(pointed):
+def test_latest_is_read_and_replaced_in_every_form(pointed, invoke):
     assert store.find_checkpoint(pointed / "latest") == (pointed / "global_step_6").resolve()
-    shown = RUN.invoke(app, ["checkpoints", "list", str(pointed)]).stdout.splitlines()
+    shown = invoke("checkpoints", "list", pointed).stdout.splitlines()
     assert [row.split()[1] for row in shown if row.endswith(" latest")] == ["6"]
     assert [c.step for c in store.all_of(pointed)] == [2, 4, 6]
     (pointed / "global_step_6" / "data.pt").unlink()
@@ -219,7 +217,7 @@ def test_latest_is_read_and_replaced_whatever_it_is(pointed):
     assert store.find_checkpoint(pointed / "latest") == (pointed / "global_step_4").resolve()
 
 
-def test_latest_is_kept_by_a_file_system_without_links(folder, monkeypatch):
+def test_latest_works_on_a_file_system_without_links(folder, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -230,22 +228,22 @@ def test_latest_is_kept_by_a_file_system_without_links(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "global_step_99", "../global_step_2", "/etc", "\x00\xff"])
-def test_latest_leads_to_a_checkpoint_beside_it_or_nowhere(folder, text):
+def test_latest_names_a_checkpoint_beside_it_or_is_refused(folder, text, invoke):
     (folder / "latest").write_text(text)
     with pytest.raises(InputError):
         store.find_checkpoint(folder / "latest")
-    assert RUN.invoke(app, ["checkpoints", "list", str(folder)]).exit_code == 0
+    assert invoke("checkpoints", "list", folder).exit_code == 0
 
 
-def test_one_checkpoint_is_verified_by_its_name_or_by_latest(pointed):
+def test_a_checkpoint_is_verified_by_its_name_or_by_latest(pointed, invoke):
     folder = pointed
     for name in ("global_step_6", "latest"):
-        done = RUN.invoke(app, ["checkpoints", "verify", str(folder / name)])
-        assert done.exit_code == 0 and "global_step_6: as it was saved" in done.stdout
+        done = invoke("checkpoints", "verify", folder / name)
+        assert done.exit_code == 0 and "global_step_6: intact" in done.stdout
 
 
 @pytest.mark.parametrize("words", [["verify"], ["export"]])
-def test_a_checkpoint_that_is_not_there(folder, tmp_path, words):
+def test_a_missing_checkpoint_is_an_input_error(folder, tmp_path, words, invoke):
     more = [str(tmp_path / "out")] if words == ["export"] else []
-    done = RUN.invoke(app, ["checkpoints", *words, str(folder / "global_step_99"), *more])
+    done = invoke("checkpoints", *words, folder / "global_step_99", *more)
     assert isinstance(done.exception, InputError) and "no such checkpoint" in str(done.exception)

@@ -1,6 +1,6 @@
-"""Resumed after any step, also at the end of an epoch, training sees the rows that the seed gives.
+"""Training resumed after any step, also at the end of an epoch, sees the rows that the seed gives.
 
-verl's own loops, samplers, loaders and checkpoint handler run here; only the model is left out.
+verl's own loops, samplers, loaders and checkpoint handler run here; only the model is missing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SEED, EPOCHS, BATCH = 5, 3, 12
 
 @pytest.fixture(scope="module", autouse=True)
 def one_process():
-    """A process group of one rank, which verl's handler and our saver ask for."""
+    """Start a process group of one rank, which verl's checkpoint handler needs."""
     import torch.distributed as dist
 
-    if dist.is_initialized():  # by the vLLM engine of other slow tests, which lives on
+    if dist.is_initialized():  # by the vLLM engine of an earlier slow test
         assert dist.get_world_size() == 1
         yield
         return
@@ -85,24 +85,35 @@ def sft(
     from omegaconf import OmegaConf
     from verl.trainer import sft_trainer
 
-    from rcot_rl.training.sft_main import Trainer
+    from rcot_rl.training.sft_trainer import RCoTSFTTrainer
 
-    trainer = object.__new__(Trainer)
+    trainer = object.__new__(RCoTSFTTrainer)
     trainer.config = OmegaConf.create(
         {
             "data": {
-                "train_batch_size": BATCH, "pad_mode": "right", "num_workers": workers,
-                "use_dynamic_bsz": False, "max_token_len_per_gpu": 1, "micro_batch_size_per_gpu": 1,
+                "train_batch_size": BATCH,
+                "pad_mode": "right",
+                "num_workers": workers,
+                "use_dynamic_bsz": False,
+                "max_token_len_per_gpu": 1,
+                "micro_batch_size_per_gpu": 1,
             },
             "model": {"use_remove_padding": False},
             "trainer": {
-                "seed": SEED, "total_epochs": epochs, "total_training_steps": None, "save_freq": 1,
-                "test_freq": -1, "max_ckpt_to_keep": None, "default_local_dir": str(folder),
-                "project_name": "p", "experiment_name": "e", "logger": [],
+                "seed": SEED,
+                "total_epochs": epochs,
+                "total_training_steps": None,
+                "save_freq": 1,
+                "test_freq": -1,
+                "max_ckpt_to_keep": None,
+                "default_local_dir": str(folder),
+                "project_name": "p",
+                "experiment_name": "e",
+                "logger": [],
                 "rcot": {"provenance": {}},
             },
         }
-    )  # fmt: skip
+    )
     trainer.rank, trainer.device_name = 0, "cpu"
     trainer.engine, trainer.training_client = Engine(rank, ranks), Client()
     trainer.train_dataset = [{"row": torch.tensor([k])} for k in range(rows)]
@@ -123,7 +134,7 @@ def sft(
 
 
 def derived(rows: int) -> list[list[int]]:
-    """Global batches of all epochs, from the seed alone."""
+    """Derive the global batches of all epochs from the seed alone."""
     from torch import Generator, randperm
 
     out = []
@@ -134,7 +145,7 @@ def derived(rows: int) -> list[list[int]]:
 
 
 def interrupt(folder: Path, step: int) -> None:
-    """Leave in `folder` what a run that ended right after `step` has left."""
+    """Leave `folder` as a run that ended right after `step` would."""
     import shutil
 
     from rcot_rl.training.checkpoint_store import all_of, settle
@@ -158,8 +169,8 @@ def test_sft_resumed_after_any_step_trains_the_rest_once(tmp_path, rows, workers
             assert sft(tmp_path, rows, workers) == expected[step:], step
 
 
-def test_sft_interrupted_at_every_epoch_boundary_in_turn(tmp_path):
-    """A run that was resumed at a boundary saves positions from which the next resume is right."""
+def test_sft_resumed_at_every_epoch_boundary_in_turn_trains_every_step(tmp_path):
+    """A run that was resumed at a boundary saves positions that the next resume can use."""
     expected = derived(53)
     assert sft(tmp_path, 53, epochs=1) == expected[:4]
     assert sft(tmp_path, 53, epochs=2) == expected[4:8]
@@ -169,8 +180,8 @@ def test_sft_interrupted_at_every_epoch_boundary_in_turn(tmp_path):
 
 @pytest.mark.parametrize("step", [3, 4, 8])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (1, 2), (2, 1), (2, 3), (4, 2)])
-def test_sft_on_several_ranks_and_on_others_than_before(tmp_path, before, after, step):
-    from rcot_rl.training.reshard import _positions
+def test_sft_resumed_on_another_number_of_ranks_trains_the_rest_once(tmp_path, before, after, step):
+    from rcot_rl.training.reshard_checkpoint import _convert_positions
 
     rows, expected = 53, [sorted(batch) for batch in derived(53)]
     for rank in range(before):
@@ -180,7 +191,7 @@ def test_sft_on_several_ranks_and_on_others_than_before(tmp_path, before, after,
         folder = tmp_path / f"resumed-{rank}"
         source = tmp_path / f"{before}-0" / f"global_step_{step}"
         Engine(rank, after).save_checkpoint(str(folder / source.name))
-        _positions(source, folder / source.name, before, after)
+        _convert_positions(source, folder / source.name, before, after)
         (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
         parts.append(sft(folder, rows, rank=rank, ranks=after))
     merged = [sorted(itertools.chain(*batch)) for batch in zip(*parts, strict=True)]
@@ -205,7 +216,7 @@ def grpo(rows: int, batch: int, workers: int, state: dict | None, steps: int) ->
     trainer.config = OmegaConf.create({"data": settings})
     trainer.global_steps = 0
     trainer.train_dataloader_it = None
-    # as `_init_dataloader` makes it
+    # as `_init_dataloader` builds it
     trainer.train_dataloader = StatefulDataLoader(
         dataset=data,
         batch_size=batch,

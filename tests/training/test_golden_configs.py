@@ -22,12 +22,12 @@ from rcot_rl.training.verl_config import grpo_config, sft_config
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = "rcot_seg_3b"
-STAGES = ("sft", "grpo-aks", "grpo-ktg")
-OTHERS = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != BASE)
+STAGES = tuple(load_recipe(BASE).train)
+OTHERS = sorted(p.stem for p in RECIPES.folder.glob("*.yaml") if p.stem != BASE)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; an empty mapping is a value."""
+    """Return dotted key -> value; an empty mapping is a value."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     rows: dict[str, Any] = {}
@@ -40,11 +40,17 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def resolved(name: str, stage: str) -> dict[str, Any]:
     recipe = load_recipe(name)
     model, train, out = Path("/model"), [Path("/train.parquet")], Path("/out")
-    if stage == "sft":
-        config = sft_config(recipe, model=model, train=train, val=[], out=out)
+    if stage in recipe.sft_stages:
+        config = sft_config(recipe, stage, model=model, train=train, val=[], out=out)
     else:
         config = grpo_config(recipe, stage, model=model, train=train, val=[], out=out)
     return flat(OmegaConf.to_container(config, resolve=True))
+
+
+def counterpart(name: str, stage: str) -> str:
+    """Return the 3B recipe's stage of that name, else its last of the same kind."""
+    base, kind = load_recipe(BASE).train, load_recipe(name).train[stage].kind
+    return stage if stage in base else [s for s in base if base[s].kind == kind][-1]
 
 
 def held(file: Path, found: Any) -> Any:
@@ -56,16 +62,16 @@ def held(file: Path, found: Any) -> Any:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_3b_recipe_resolves_to_this(stage: str) -> None:
+def test_the_3b_recipe_resolves_to_its_golden_file(stage: str) -> None:
     found = resolved(BASE, stage)
     assert found == held(GOLDEN / f"{BASE}.{stage}.json", found)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_recipes_differ_from_the_3b_recipe_in_this(name: str) -> None:
+def test_other_recipes_differ_from_the_3b_recipe_as_in_their_golden_file(name: str) -> None:
     found: dict[str, dict[str, list[Any]]] = {}
-    for stage in STAGES:
-        base, mine = resolved(BASE, stage), resolved(name, stage)
+    for stage in load_recipe(name).train:
+        base, mine = resolved(BASE, counterpart(name, stage)), resolved(name, stage)
         found[stage] = {
             key: [base.get(key, "absent"), mine.get(key, "absent")]
             for key in sorted(base.keys() | mine.keys())

@@ -6,40 +6,41 @@ import os
 import subprocess
 import sys
 
-from rcot_rl.training.host_memory import node_memory, pss_bytes, read
+from rcot_rl.system.machine import pss_bytes
+from rcot_rl.training.host_memory import node_memory, read
 
-HOLDS = (
+ALLOCATE = (
     "import sys; held = bytearray(b'x' * (64 << 20)); print('ready', flush=True); sys.stdin.read()"
 )
 
 
-def test_what_a_process_allocates_is_counted() -> None:
+def test_a_process_allocation_is_counted() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", ALLOCATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout.readline() == b"ready\n"
         assert 64 << 20 <= pss_bytes(child.pid) < 160 << 20
-        found = read([os.getpid(), child.pid])
-        assert set(found["pids"]) == {os.getpid(), child.pid}
+        memory = read([os.getpid(), child.pid])
+        assert set(memory["pids"]) == {os.getpid(), child.pid}
         child.stdin.close()
-    assert pss_bytes(child.pid) == 0, "it is gone"
+    assert pss_bytes(child.pid) == 0, "the process has ended"
 
 
 PARENT = (
     "import subprocess, sys; "
-    f"child = subprocess.Popen([sys.executable, '-c', {HOLDS!r}], stdin=sys.stdin, "
+    f"child = subprocess.Popen([sys.executable, '-c', {ALLOCATE!r}], stdin=sys.stdin, "
     "stdout=subprocess.PIPE); child.stdout.readline(); print(child.pid, flush=True); child.wait()"
 )
 
 
-def test_what_a_process_started_is_counted_with_it_unless_asked_for_itself() -> None:
+def test_a_child_is_counted_with_its_parent_unless_read_itself() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as parent:
         child = int(parent.stdout.readline())
         assert read([parent.pid])["pids"][parent.pid] >= 64 << 20
-        apart = read([parent.pid, child])["pids"]
-        assert apart[child] >= 64 << 20 > apart[parent.pid]
+        separate = read([parent.pid, child])["pids"]
+        assert separate[child] >= 64 << 20 > separate[parent.pid]
         parent.stdin.close()
 
 

@@ -37,7 +37,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def checkpoints(folder: Path, tracker: str | None, *steps: int) -> Path:
-    """A folder of sealed checkpoints, and what verl's pointer says."""
+    """Write a folder of sealed checkpoints, and verl's pointer."""
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
         actor = folder / f"global_step_{step}" / "actor"
@@ -59,7 +59,7 @@ def test_files_of_a_split_are_in_order_and_its_own(shards: Path) -> None:
     assert [p.name for p in jobs.split_files(shards, "val")] == ["val-00000-of-00001.parquet"]
 
 
-def test_a_split_that_is_not_there(shards: Path) -> None:
+def test_a_missing_split_is_named(shards: Path) -> None:
     with pytest.raises(InputError, match="no test shard") as caught:
         jobs.split_files(shards, "test")
     assert caught.value.file == str(shards)
@@ -96,12 +96,12 @@ def test_a_corrupt_file_is_named(shards: Path, damage: str) -> None:
 
 
 def test_sft_steps_are_whole_batches_times_epochs(shards: Path, tmp_path: Path) -> None:
-    recipe = load_recipe("laptop", ["sft.batch_size=32", "sft.epochs=3"])
+    recipe = load_recipe("laptop", ["train.sft.batch_size=32", "train.sft.epochs=3"])
     attempt = tmp_path / "sft" / "attempt-1"
-    job = jobs.sft_job(recipe, TINY, shards, tmp_path / "sft", attempt)
+    job = jobs.sft_job(recipe, "sft", TINY, shards, tmp_path / "sft", attempt)
     assert (job.total_steps, job.resumes_from) == (6, 0)  # 70 rows: 2 batches of 32, 3 times
     assert (attempt / "verl.yaml").is_file()
-    assert job.arguments[-1] == str(attempt / "verl.yaml")
+    assert job.config == attempt / "verl.yaml"
     assert job.environment["VERL_FILE_LOGGER_PATH"] == str(job.verl_log)
     assert job.environment["RCOT_RL_PLUGIN"] == "required"
 
@@ -118,8 +118,12 @@ def test_sft_steps_are_whole_batches_times_epochs(shards: Path, tmp_path: Path) 
 def test_the_last_step_is_that_of_verls_own_configuration(
     shards: Path, tmp_path: Path, keys: str, steps: int
 ) -> None:
-    recipe = load_recipe("laptop", ["sft.batch_size=32", "sft.epochs=3", f"sft.verl={{{keys}}}"])
-    job = jobs.sft_job(recipe, TINY, shards, tmp_path / "sft", tmp_path / "sft" / "attempt-1")
+    recipe = load_recipe(
+        "laptop", ["train.sft.batch_size=32", "train.sft.epochs=3", f"train.sft.verl={{{keys}}}"]
+    )
+    job = jobs.sft_job(
+        recipe, "sft", TINY, shards, tmp_path / "sft", tmp_path / "sft" / "attempt-1"
+    )
     assert job.total_steps == steps
 
 
@@ -131,23 +135,21 @@ def test_the_last_step_is_that_of_verls_own_configuration(
         ("grpo-ktg", "trainer.save_freq: -1", "at least 1"),
     ],
 )
-def test_a_last_step_that_verl_would_never_reach_or_save(
+def test_a_last_step_that_verl_would_not_reach_or_save_is_refused(
     shards: Path, tmp_path: Path, stage: str, keys: str, complaint: str
 ) -> None:
-    settings = ["sft.batch_size=32", "sft.epochs=3", "grpo.prompts_per_step=16"]
-    recipe = load_recipe("laptop", [*settings, f"{stage.split('-')[0]}.verl={{{keys}}}"])
+    settings = ["train.sft.batch_size=32", "train.sft.epochs=3", "grpo.prompts_per_step=16"]
+    recipe = load_recipe("laptop", [*settings, f"train.{stage}.verl={{{keys}}}"])
     place = (TINY, shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
     with pytest.raises(InputError, match=complaint):
         if stage == "sft":
-            jobs.sft_job(recipe, *place)
+            jobs.sft_job(recipe, "sft", *place)
         else:
             jobs.grpo_job(recipe, stage, *place)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_whole_checkpoint_that_nobody_lived_to_seal_is_sealed(
-    shards: Path, tmp_path: Path
-) -> None:
+def test_a_complete_unsealed_checkpoint_is_sealed(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "grpo-ktg"
     actor = out / "checkpoints" / "global_step_48" / "actor"
     actor.mkdir(parents=True)
@@ -158,21 +160,21 @@ def test_a_whole_checkpoint_that_nobody_lived_to_seal_is_sealed(
     assert jobs.sealed_step(out / "checkpoints") == 0
     job = jobs.grpo_job(load_recipe("laptop"), "grpo-ktg", TINY, shards, out, out / "attempt-1")
     assert (job.resumes_from, jobs.sealed_step(out / "checkpoints")) == (48, 48)
-    made_of = json.loads((actor.parent / "provenance.json").read_text())
-    assert made_of["stage"] == "grpo-ktg"
+    facts = json.loads((actor.parent / "provenance.json").read_text())
+    assert facts["stage"] == "grpo-ktg"
 
 
-def test_too_few_rows_for_one_batch(shards: Path, tmp_path: Path) -> None:
-    recipe = load_recipe("laptop", ["sft.batch_size=96", "grpo.prompts_per_step=128"])
+def test_too_few_rows_for_one_batch_are_an_error(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("laptop", ["train.sft.batch_size=96", "grpo.prompts_per_step=128"])
     place = (TINY, shards, tmp_path / "out", tmp_path / "out" / "attempt-1")
     with pytest.raises(InputError, match=r"70 rows.*96"):
-        jobs.sft_job(recipe, *place)
+        jobs.sft_job(recipe, "sft", *place)
     with pytest.raises(InputError, match=r"70 rows.*128"):
         jobs.grpo_job(recipe, "grpo-ktg", *place)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_grpo_job_resumes_and_tells_its_workers_the_environment(
+def test_a_grpo_job_resumes_and_passes_the_environment_to_its_workers(
     shards: Path, tmp_path: Path
 ) -> None:
     from omegaconf import OmegaConf
@@ -230,14 +232,14 @@ def test_the_newest_step_is_that_of_the_newest_whole_checkpoint(
             jobs.newest_checkpoint(folder)
 
 
-def test_no_folder_of_checkpoints(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_folder_has_no_newest_step(tmp_path: Path) -> None:
     assert jobs.newest_step(tmp_path / "none") == 0
     assert not jobs.is_started(tmp_path / "none")
 
 
 @pytest.fixture(params=["links", "no links"])
 def file_system(request, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with links, and one without (some network mounts, object stores)."""
+    """Run with and without links (some network mounts and object stores have none)."""
     if request.param == "no links":
 
         def refuse(*_: object, **__: object) -> None:
@@ -248,7 +250,7 @@ def file_system(request, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained_stage(stage: Path, *steps: int) -> Path:
-    """A GRPO stage's folder with checkpoints that hold the tiny model; returns the newest."""
+    """Write a GRPO stage's folder with checkpoints of the tiny model; return the newest."""
     for step in steps:
         checkpoint = stage / "checkpoints" / f"global_step_{step}"
         shutil.copytree(TINY, checkpoint / "actor" / "huggingface")
@@ -292,7 +294,7 @@ def test_a_model_that_an_earlier_version_linked_is_found_and_replaced(
 
 def test_a_stage_that_is_not_finished_has_no_model(tmp_path: Path) -> None:
     trained_stage(tmp_path, 10)
-    with pytest.raises(InputError, match="left no model yet"):
+    with pytest.raises(InputError, match="has no model yet"):
         jobs.stage_model(tmp_path)
 
 
@@ -303,7 +305,7 @@ def test_a_checkpoint_without_a_model_is_not_published(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-def test_the_card_of_a_model(tmp_path: Path) -> None:
+def test_a_models_card_records_prompts_and_canvases(tmp_path: Path) -> None:
     jobs.write_card(tmp_path, load_recipe("laptop"))
     card = json.loads((tmp_path / "rcot.json").read_text())
     assert card == {"prompts": "compact", "image_canvas": 112, "video_canvas": 112}
@@ -346,13 +348,17 @@ cleaning up
         (RAY, "torch.OutOfMemoryError: CUDA out of memory, 2 GiB asked"),
         (TORCHRUN, "ValueError: sequence of 5000 tokens is longer than max_length=4024"),
         (CHAINED, "rcot_rl.errors.InputError: shards/a: has no images"),
-        ("loading\nNo errors so far: Error rate 0\nKilled\n",
-         "loading | No errors so far: Error rate 0 | Killed"),
+        (
+            "loading\nNo errors so far: Error rate 0\nKilled\n",
+            "loading | No errors so far: Error rate 0 | Killed",
+        ),
         ("", ""),
     ],
     ids=["ray", "torchrun", "chained", "no exception", "empty"],
-)  # fmt: skip
-def test_the_reason_of_a_failure(tmp_path: Path, log: str, reason: str) -> None:
+)
+def test_the_reason_of_a_failure_is_read_from_the_log(
+    tmp_path: Path, log: str, reason: str
+) -> None:
     path = tmp_path / "log"
     path.write_text(log)
     assert jobs.failure_reason(path) == reason

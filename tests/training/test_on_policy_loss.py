@@ -1,8 +1,5 @@
 """The loss without a pass for old log-probabilities against verl's loss with one."""
 
-import subprocess
-import sys
-
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -37,6 +34,5 @@ print("equal")
 """
 
 
-def test_loss_and_gradient_are_verls_at_ratio_one():
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
+def test_loss_and_gradient_equal_verls_at_ratio_one(run_verl_python):
+    assert run_verl_python(CODE).strip().endswith("equal")

@@ -1,12 +1,13 @@
-"""verl's real reward loop with our manager, as a stage's configuration names it; no Ray, no GPU."""
+"""Our reward manager in verl's real reward loop, as a stage's configuration names it; no Ray."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import json
+from collections.abc import Callable
 
 import pytest
+
+from rcot_rl.inference.model_folder import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ from rcot_rl.training.verl_config import grpo_config
 
 model, reward = Path(sys.argv[1]), sys.argv[2]
 recipe = load_recipe(
-    "laptop", [f"grpo_aks.reward={reward}", "grpo.reward_deadline_s=1.0"]
+    "laptop", [f"train.grpo-aks.reward={reward}", "grpo.reward_deadline_s=1.0"]
 )
 config = grpo_config(recipe, "grpo-aks", model=model, train=[Path("t")], val=[], out=Path("o"))
 texts = json.loads(sys.argv[3])
@@ -52,39 +53,34 @@ async def run():
         },
     )
     start = time.monotonic()
-    found = await worker.compute_score_batch(data)
-    scores = worker.reward_manager.assemble_rm_scores(data, [f["reward_score"] for f in found])
+    results = await worker.compute_score_batch(data)
+    scores = worker.reward_manager.assemble_rm_scores(data, [f["reward_score"] for f in results])
     placed = [[i, float(v)] for row in scores for i, v in enumerate(row) if v]
     last = [len(i) - 1 for i in ids]
-    return {"found": found, "seconds": time.monotonic() - start, "placed": placed, "last": last}
+    return {"results": results, "seconds": time.monotonic() - start, "placed": placed, "last": last}
 
 print("RESULT " + json.dumps(asyncio.run(run())))
 """
 
-ASSETS = Path(__file__).parents[2] / "rcot_rl" / "assets" / "tiny-qwen2.5-vl"
 RIGHT = "<think>The target is visible.</think><answer>A</answer>"
 
 
-def run(reward: str, texts: list[str]) -> dict:
-    import json
-    import os
+@pytest.fixture
+def score(run_verl_python) -> Callable[[str, list[str]], dict]:
+    """Return a function that scores responses with a reward in verl's reward loop."""
 
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(ASSETS), reward, json.dumps(texts)],
-        env=os.environ | {"RCOT_RL_PLUGIN": "required", "VERL_PLATFORM": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
+    def run(reward: str, texts: list[str]) -> dict:
+        out = run_verl_python(CODE, str(TINY), reward, json.dumps(texts))
+        line = next(line for line in out.splitlines() if line.startswith("RESULT "))
+        return json.loads(line.removeprefix("RESULT "))
+
+    return run
 
 
-def test_a_recipe_behind_verls_reward_loop() -> None:
-    result = run("aks", [RIGHT, "nonsense", RIGHT.replace(">A<", ">B<")])
-    assert [f["reward_score"] for f in result["found"]] == [3.0, 0.0, 1.0]
-    info = [f["reward_extra_info"] for f in result["found"]]
+def test_a_recipe_scores_in_verls_reward_loop(score) -> None:
+    result = score("aks", [RIGHT, "nonsense", RIGHT.replace(">A<", ">B<")])
+    assert [f["reward_score"] for f in result["results"]] == [3.0, 0.0, 1.0]
+    info = [f["reward_extra_info"] for f in result["results"]]
     assert info[0]["component/format"] == info[0]["component/accuracy"] == 1.0
     assert info[0].keys() == info[1].keys() == info[2].keys()
     # each on the last token of its response
@@ -92,8 +88,8 @@ def test_a_recipe_behind_verls_reward_loop() -> None:
     assert result["placed"] == [[last[0], 3.0], [last[2], 1.0]]
 
 
-def test_a_batch_comes_back_with_the_hanging_sample_at_zero(tmp_path) -> None:
-    """In C code that keeps the interpreter: no thread and no signal of the same process helps."""
+def test_a_batch_comes_back_with_the_hanging_sample_at_zero(score, tmp_path) -> None:
+    """It hangs in C code that holds the interpreter lock: no thread or signal can stop it."""
     (tmp_path / "mine.py").write_text(
         "import re\n"
         "def f(solution_str, ground_truth, data_source, extra_info, response_length, num_turns):\n"
@@ -102,9 +98,9 @@ def test_a_batch_comes_back_with_the_hanging_sample_at_zero(tmp_path) -> None:
         "    return {'score': 1.0, 'index': extra_info['index'], 'turns': num_turns,\n"
         "            'tokens': response_length, 'truth': ground_truth == '\"A\"'}\n"
     )
-    result = run(f"{tmp_path}/mine.py:f", [RIGHT, "nonsense", RIGHT, RIGHT])
-    assert [f["reward_score"] for f in result["found"]] == [1.0, 0.0, 1.0, 1.0]
-    info = [f["reward_extra_info"] for f in result["found"]]
+    result = score(f"{tmp_path}/mine.py:f", [RIGHT, "nonsense", RIGHT, RIGHT])
+    assert [f["reward_score"] for f in result["results"]] == [1.0, 0.0, 1.0, 1.0]
+    info = [f["reward_extra_info"] for f in result["results"]]
     assert info[1]["reasons"] == "reward_function_timeout;deadline"
     assert [i["component/index"] for i in info] == [0.0, 0.0, 2.0, 3.0]
     assert info[2]["component/turns"] == 2.0 and info[2]["component/truth"] == 1.0
@@ -113,19 +109,19 @@ def test_a_batch_comes_back_with_the_hanging_sample_at_zero(tmp_path) -> None:
     assert 1.0 <= result["seconds"] < 10
 
 
-def test_an_async_function_behind_verls_reward_loop(tmp_path) -> None:
+def test_an_async_function_scores_in_verls_reward_loop(score, tmp_path) -> None:
     (tmp_path / "judge.py").write_text(
         "import asyncio\n"
         "async def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
         "    await asyncio.sleep(60 if 'nonsense' in solution_str else 0.5)\n"
         "    return 1.0\n"
     )
-    result = run(f"{tmp_path}/judge.py:compute_score", [*[RIGHT] * 16, "nonsense"])
-    assert [f["reward_score"] for f in result["found"]] == [1.0] * 16 + [0.0]
+    result = score(f"{tmp_path}/judge.py:compute_score", [*[RIGHT] * 16, "nonsense"])
+    assert [f["reward_score"] for f in result["results"]] == [1.0] * 16 + [0.0]
     assert result["seconds"] < 6  # one after another: 8 and the deadline
 
 
-def test_a_function_that_goes_around_the_manager_is_refused() -> None:
+def test_another_custom_reward_function_is_refused() -> None:
     from omegaconf import OmegaConf
 
     from rcot_rl.errors import InputError

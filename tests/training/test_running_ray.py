@@ -1,4 +1,4 @@
-"""A Ray that runs already, on several hosts: what ray.init is told, how many ranks there are."""
+"""A running Ray on several hosts: options of ray.init, and the number of ranks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rcot_rl.training.verl_config import grpo_config
 AMOUNTS = ("num_cpus", "num_gpus", "object_store_memory")
 """What ray.init refuses together with the address of a running Ray."""
 
-PLACE = {"model": Path("/m"), "train": [Path("/t")], "val": [Path("/v")], "out": Path("/o")}
+PATHS = {"model": Path("/m"), "train": [Path("/t")], "val": [Path("/v")], "out": Path("/o")}
 
 
 def _init(*overrides: str) -> dict:
     recipe = load_recipe("laptop", ["cluster.object_store_bytes=100000000", *overrides])
-    return dict(grpo_config(recipe, "grpo-aks", **PLACE).ray_kwargs.ray_init)
+    return dict(grpo_config(recipe, "grpo-aks", **PATHS).ray_kwargs.ray_init)
 
 
 @pytest.mark.parametrize("address", ["auto", "10.77.0.1:20000"])
-def test_a_running_ray_is_told_no_amounts(address):
+def test_a_running_ray_gets_no_amounts(address):
     options = _init(f"cluster.ray_address={address}")
     assert options["address"] == address
     assert [a for a in AMOUNTS if options.get(a) is not None] == []
 
 
-def test_a_ray_of_its_own_is_told_all_of_them():
+def test_a_local_ray_gets_all_amounts():
     options = _init()
     assert options["address"] == "local"
     assert [options[a] for a in AMOUNTS] == [32, 1, 100000000]
@@ -36,7 +36,7 @@ def test_a_ray_of_its_own_is_told_all_of_them():
 
 def test_sft_has_the_ranks_of_one_host_and_grpo_those_of_all():
     sizes = ["cluster.nodes=2", "cluster.gpus_per_node=4", "cluster.ray_address=auto"]
-    micro = ["sft.micro_batch_size=4", "grpo.micro_batch_size=16"]
+    micro = ["train.sft.micro_batch_size=4", "grpo.micro_batch_size=16"]
     recipe = load_recipe("laptop", [*sizes, *micro])
     assert ranks_of(recipe, "sft") == 4
     assert ranks_of(recipe, "grpo-aks") == ranks_of(recipe, "grpo-ktg") == 8

@@ -1,19 +1,16 @@
-"""CoT-SFT's loss: on what the assistant said, and on nothing of the prompt or the picture."""
+"""CoT-SFT's loss covers the assistant's turn, and nothing of the prompt or the image."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
 
-SAID = '<think>It is round.</think><answer>[{"bbox_2d": [1, 2, 30, 40]}]</answer>'
+RESPONSE = '<think>It is round.</think><answer>[{"bbox_2d": [1, 2, 30, 40]}]</answer>'
 
 CODE = r"""
 import json, sys
@@ -28,7 +25,7 @@ from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.training.verl_config import sft_config
 
 model = find_model("tiny")
-config = sft_config(load_recipe("laptop"), model=model, train=[Path(sys.argv[1])], val=[],
+config = sft_config(load_recipe("laptop"), "sft", model=model, train=[Path(sys.argv[1])], val=[],
                     out=Path("/out"))
 tokenizer = AutoTokenizer.from_pretrained(model)
 rows = create_sft_dataset([sys.argv[1]], config.data, tokenizer, hf_processor(model))
@@ -38,7 +35,7 @@ print(json.dumps({"learned": tokenizer.decode(ids[mask]), "given": tokenizer.dec
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def texts(tmp_path_factory: pytest.TempPathFactory, run_verl_python) -> dict[str, str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
@@ -48,29 +45,21 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     row = {
         "messages": [
             {"role": "user", "content": "<image>Find the red circle."},
-            {"role": "assistant", "content": SAID},
+            {"role": "assistant", "content": RESPONSE},
         ],
         "images": [{"bytes": picture.getvalue()}],
     }
     file = tmp_path_factory.mktemp("rows") / "train-00000.parquet"
     pq.write_table(pa.Table.from_pylist([row]), file)
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(file)],
-        env=os.environ | {"VERL_PLATFORM": "cpu", "RCOT_RL_PLUGIN": "required"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_verl_python(CODE, str(file)).splitlines()[-1])
 
 
-def test_all_of_the_assistants_turn_is_learned_its_end_too(found: dict[str, str]) -> None:
-    assert found["learned"].rstrip("\n") == SAID + "<|im_end|>"
+def test_the_whole_assistant_turn_is_learned_with_its_end_token(texts: dict[str, str]) -> None:
+    assert texts["learned"].rstrip("\n") == RESPONSE + "<|im_end|>"
 
 
-def test_nothing_of_the_prompt_is(found: dict[str, str]) -> None:
-    assert "Find the red circle." in found["given"]
-    assert found["given"].count("<|image_pad|>") == (112 // 28) ** 2
-    assert found["given"].endswith("<|im_start|>assistant\n")
-    assert "answer" not in found["given"]
+def test_nothing_of_the_prompt_is_learned(texts: dict[str, str]) -> None:
+    assert "Find the red circle." in texts["given"]
+    assert texts["given"].count("<|image_pad|>") == (112 // 28) ** 2
+    assert texts["given"].endswith("<|im_start|>assistant\n")
+    assert "answer" not in texts["given"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from rcot_rl.paths import path_fault
+from rcot_rl.system.paths import path_fault
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +26,9 @@ from rcot_rl.training.verl_config import grpo_config, sft_config
 datasets.disable_progress_bars()
 recipe, tokenizer = load_recipe("laptop"), AutoTokenizer.from_pretrained(TINY)
 common = {"model": TINY, "train": [Path("x")], "val": [], "out": Path("out")}
-bases = {"sft": sft_config(recipe, **common), "grpo": grpo_config(recipe, "grpo-ktg", **common)}
+bases = {
+    "sft": sft_config(recipe, "sft", **common), "grpo": grpo_config(recipe, "grpo-ktg", **common)
+}
 
 def read(kind, shard):
     base = bases[kind]
@@ -45,13 +44,13 @@ def read(kind, shard):
     rows = create_rl_dataset(config.data.train_files, config.data, tokenizer, None)
     return [row[0]["content"] for row in rows.dataframe["prompt"]]
 
-found = []
+rows = []
 for kind, shard in json.load(open("shards.json")):
     try:
-        found.append(read(kind, shard))
+        rows.append(read(kind, shard))
     except Exception as error:
-        found.append(type(error).__name__)
-json.dump(found, open("found.json", "w"))
+        rows.append(type(error).__name__)
+json.dump(rows, open("rows.json", "w"))
 """
 
 NAMES = [f"k{sign}1" for sign in map(chr, range(32, 127)) if sign not in "/\\"]
@@ -61,7 +60,7 @@ NAMES += ["k$(x)", "k$", ".k", "-k", "__k__", "k%05d", "k{1..3}", "k[!x]1"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders side by side, each with a shard that says whose it is."""
+    """Write folders side by side, each with a shard that holds the folder's name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -80,25 +79,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], object]:
-    """(kind of training, folder) -> whose rows verl reads there, or the error that it raises.
+def rows_read(
+    folders: Path, tmp_path_factory: pytest.TempPathFactory, run_verl_python
+) -> dict[tuple[str, str], object]:
+    """Return (kind of training, folder) -> the rows that verl reads there, or its error.
 
     The configuration goes through its file, as it does in a run.
     """
     work = tmp_path_factory.mktemp("work")
-    asked = [(kind, name) for name in NAMES for kind in ("sft", "grpo")]
-    shards = [(kind, str(folders / name / "train-00000-of-00001.parquet")) for kind, name in asked]
+    cases = [(kind, name) for name in NAMES for kind in ("sft", "grpo")]
+    shards = [(kind, str(folders / name / "train-00000-of-00001.parquet")) for kind, name in cases]
     (work / "shards.json").write_text(json.dumps(shards))
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=work,
-        env=os.environ
-        | {"VERL_PLATFORM": "cpu", "RCOT_RL_PLUGIN": "required", "HF_HOME": str(work / "hub")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(asked, json.loads((work / "found.json").read_text()), strict=True))
+    run_verl_python(CODE, cwd=work, HF_HOME=str(work / "hub"))
+    return dict(zip(cases, json.loads((work / "rows.json").read_text()), strict=True))
 
 
 def is_refused(folders: Path, name: str) -> bool:
@@ -106,18 +99,18 @@ def is_refused(folders: Path, name: str) -> bool:
 
 
 def test_a_shard_is_read_from_its_own_folder_or_the_folder_is_refused(
-    folders: Path, found: dict[tuple[str, str], object]
+    folders: Path, rows_read: dict[tuple[str, str], object]
 ) -> None:
     wrong = {
         (kind, name): rows
-        for (kind, name), rows in found.items()
+        for (kind, name), rows in rows_read.items()
         if rows != [name] and not is_refused(folders, name)
     }
     assert wrong == {}
 
 
 def test_only_names_that_need_it_are_refused(
-    folders: Path, found: dict[tuple[str, str], object]
+    folders: Path, rows_read: dict[tuple[str, str], object]
 ) -> None:
     """Names that verl reads may still be patterns or variables that happen to match themselves."""
     refused = {name for name in NAMES if is_refused(folders, name)}
@@ -125,4 +118,4 @@ def test_only_names_that_need_it_are_refused(
     assert all(
         any(sign in name for sign in ("[", "*", "?", "$H", "$1", "${", "::")) for name in refused
     )
-    assert found["grpo", "k[12]"] == ["k1", "k2"], "the fault that the rule is for"
+    assert rows_read["grpo", "k[12]"] == ["k1", "k2"], "the fault that the rule prevents"

@@ -1,4 +1,4 @@
-"""The vision tower with shared images against the same tower without."""
+"""The vision tower that shares images equals the same tower without sharing."""
 
 import pytest
 import torch
@@ -13,9 +13,15 @@ GRIDS = [[1, 4, 6], [1, 4, 6], [1, 6, 4], [2, 4, 4]]
 def tower() -> torch.nn.Module:
     torch.manual_seed(0)
     config = Qwen2_5_VLVisionConfig(
-        depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=16,
-        fullatt_block_indexes=[1], window_size=56, patch_size=14,
-    )  # fmt: skip
+        depth=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=2,
+        out_hidden_size=16,
+        fullatt_block_indexes=[1],
+        window_size=56,
+        patch_size=14,
+    )
     config._attn_implementation = "sdpa"
     return qwen.Qwen2_5_VisionTransformerPretrainedModel(config)
 
@@ -28,12 +34,12 @@ def media() -> list[torch.Tensor]:
 def run(
     model: torch.nn.Module, order: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Merged features, last hidden states and all parameters' gradients for media in `order`."""
+    """Return merged features, last hidden states and all gradients for media in `order`."""
     model.zero_grad()
     pixels = torch.cat([media()[i] for i in order])
     out = model(pixels, grid_thw=torch.tensor([GRIDS[i] for i in order]))
     features, hidden = out.pooler_output, out.last_hidden_state
-    # every copy weighs differently, so that a gradient of one copy alone would be noticed
+    # every copy has its own weight, so that a gradient of only one copy would be noticed
     (features * torch.linspace(-1, 2, features.numel()).view_as(features)).sum().backward()
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
     return features.detach(), hidden.detach(), gradients
@@ -46,8 +52,8 @@ def test_outputs_and_gradients_equal_those_of_repeated_work(order: list[int]):
     expected = run(tower(), order)
     shared = tower()
     share_vision(shared)
-    for ours, theirs in zip(run(shared, order), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    for shared_values, repeated_values in zip(run(shared, order), expected, strict=True):
+        torch.testing.assert_close(shared_values, repeated_values, rtol=1e-4, atol=1e-4)
 
 
 def test_the_tower_sees_each_distinct_image_once():

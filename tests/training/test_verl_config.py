@@ -1,10 +1,9 @@
-"""What verl is told: one experiment on a laptop and on a cluster, and no key that verl ignores."""
+"""verl's configuration: one experiment on a laptop and on a cluster, no key that verl ignores."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ MAY_DIFFER = SIZES | DEVICES | LEARNING_RATE_AND_STEPS | PATHS_AND_NAMES
 
 
 def flat(config: DictConfig) -> dict[str, Any]:
-    """Dotted key -> value, interpolations resolved; empty mappings hold no key."""
+    """Return dotted key -> value, interpolations resolved; empty mappings hold no key."""
 
     def walk(node: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(node, dict):
@@ -115,7 +114,7 @@ def grpo(recipe: Recipe, stage: str) -> DictConfig:
 
 
 def sft(recipe: Recipe, val: list[Path] | None = None) -> DictConfig:
-    return sft_config(recipe, model=MODEL, train=TRAIN, val=val or [], out=OUT)
+    return sft_config(recipe, "sft", model=MODEL, train=TRAIN, val=val or [], out=OUT)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -132,7 +131,7 @@ def test_laptop_and_cluster_differ_in_these_keys_and_no_other(stage: str) -> Non
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("grpo-aks", 500), ("grpo-ktg", 1000)])
-def test_the_paper_reaches_verl(stage: str, steps: int) -> None:
+def test_the_papers_settings_reach_verl(stage: str, steps: int) -> None:
     config = flat(grpo(load_recipe("rcot_seg_3b"), stage))
     expected = {
         "algorithm.adv_estimator": "grpo",
@@ -166,7 +165,7 @@ def test_the_paper_reaches_verl(stage: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "rcot_seg_3b", "rcot_seg_3b_agentic"])
-def test_every_module_of_ours_that_verl_is_told_to_import_exists(recipe: str) -> None:
+def test_every_module_that_verl_imports_from_this_project_exists(recipe: str) -> None:
     texts = [str(v) for v in flat(grpo(load_recipe(recipe), "grpo-aks")).values()]
     named = {m[0] for text in texts for m in re.finditer(r"\brcot_rl(\.\w+)+", text)}
     assert len(named) > 3
@@ -207,7 +206,7 @@ def test_loggers_follow_wandb() -> None:
     ],
 )
 def test_keys_unknown_to_verl_name_the_nearest(key: str, nearest: str) -> None:
-    recipe = load_recipe("laptop", [f"grpo_ktg.verl={{{key}: 1}}"])
+    recipe = load_recipe("laptop", [f"train.grpo-ktg.verl={{{key}: 1}}"])
     grpo(recipe, "grpo-aks")  # it is the other stage's
     with pytest.raises(InputError) as caught:
         grpo(recipe, "grpo-ktg")
@@ -215,15 +214,15 @@ def test_keys_unknown_to_verl_name_the_nearest(key: str, nearest: str) -> None:
     assert caught.value.message.endswith(f"did you mean {nearest}?")
 
 
-def test_unknown_sft_keys_too() -> None:
-    recipe = load_recipe("laptop", ["sft.verl={optim.lrs: 1}"])
+def test_unknown_sft_keys_are_refused() -> None:
+    recipe = load_recipe("laptop", ["train.sft.verl={optim.lrs: 1}"])
     with pytest.raises(InputError, match=r"did you mean optim\.lr\?$"):
         sft(recipe)
 
 
 def test_further_verl_keys_are_written_last() -> None:
     keys = "{trainer.save_freq: 7, actor_rollout_ref.rollout.engine_kwargs.vllm.seed: 3}"
-    config = grpo(load_recipe("laptop", [f"grpo_aks.verl={keys}"]), "grpo-aks")
+    config = grpo(load_recipe("laptop", [f"train.grpo-aks.verl={keys}"]), "grpo-aks")
     assert config.trainer.save_freq == 7
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.seed == 3
 
@@ -238,7 +237,7 @@ def test_further_verl_keys_are_written_last() -> None:
     ],
 )
 def test_reused_log_probs_refuse_a_second_update_of_a_batch(key: str, value: Any) -> None:
-    inexact = f"grpo_aks.verl={{{key}: {str(value).lower()}}}"
+    inexact = f"train.grpo-aks.verl={{{key}: {str(value).lower()}}}"
     with pytest.raises(InputError, match="old_log_probs: recompute") as error:
         grpo(load_recipe("rcot_seg_3b", [inexact]), "grpo-aks")
     assert key in str(error.value)
@@ -260,13 +259,14 @@ def test_nested_keys_leave_their_neighbours_alone() -> None:
     plain = flat(grpo(load_recipe("laptop"), "grpo-aks"))
     assert spelled[0] == spelled[1]
     assert {k for k, v in spelled[0].items() if plain.get(k) != v} == {
-        "actor_rollout_ref.actor.entropy_coeff", "actor_rollout_ref.actor.optim.lr_warmup_steps",
-    }  # fmt: skip
+        "actor_rollout_ref.actor.entropy_coeff",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps",
+    }
     with pytest.raises(InputError, match=r"did you mean actor_rollout_ref\.actor\.entropy_coeff"):
         grpo(
             load_recipe("laptop", [nested.join(["grpo.verl=", ""]).replace("ff:", ":")]), "grpo-aks"
         )
-    lr = flat(sft(load_recipe("laptop", ["sft.verl.optim.lr=0.5"])))
+    lr = flat(sft(load_recipe("laptop", ["train.sft.verl.optim.lr=0.5"])))
     assert (lr["optim.lr"], lr["optim.weight_decay"]) == (0.5, 0.0)
 
 
@@ -277,11 +277,11 @@ def test_mappings_that_are_values_stay_whole() -> None:
     assert config.ray_kwargs.ray_init.num_cpus == 5 and config.ray_kwargs.ray_init.num_gpus == 1
 
 
-def test_sections_say_what_verl_is_told_however_it_is_spelled() -> None:
+def test_sections_return_the_value_of_verl_in_every_spelling() -> None:
     keys = "{a.b: {c: 1, d.e: 2}, f: {g: {h.i: 3}}}"
-    section = load_recipe("laptop", [f"grpo.verl={keys}"]).grpo_aks
-    found = [section.verl_value(k) for k in ("a.b.c", "a.b.d.e", "f.g.h.i", "a.b", "f.x", "a")]
-    assert found == [1, 2, 3, {"c": 1, "d.e": 2}, None, None]
+    section = load_recipe("laptop", [f"grpo.verl={keys}"]).grpo("grpo-aks")
+    values = [section.verl_value(k) for k in ("a.b.c", "a.b.d.e", "f.g.h.i", "a.b", "f.x", "a")]
+    assert values == [1, 2, 3, {"c": 1, "d.e": 2}, None, None]
     assert section.verl_value("f.g.x", 7) == 7
 
 
@@ -336,17 +336,16 @@ def test_the_environment_selects_the_platform(tmp_path: Path) -> None:
     assert all(isinstance(value, str) for value in named.values())
 
 
-def test_composing_imports_neither_torch_nor_verl() -> None:
+def test_composing_imports_neither_torch_nor_verl(run_python: Callable[..., str]) -> None:
     code = f"""
 import sys
 from pathlib import Path
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.training.verl_config import grpo_config, sft_config
 recipe, where = load_recipe("laptop"), dict(model=Path("m"), train=[], val=[], out=Path("o"))
-sft_config(recipe, **where)
+sft_config(recipe, "sft", **where)
 for stage in {STAGES}:
     grpo_config(recipe, stage, **where)
 print(*sorted(sys.modules.keys() & {{"torch", "verl", "ray", "vllm", "transformers", "wandb"}}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    assert run_python(code).strip() == ""

@@ -1,29 +1,92 @@
-"""Each patched name of verl still exists, and does what the patch says that it repairs."""
+"""Each patched name of verl still exists, and each patch does what it says."""
 
+from __future__ import annotations
+
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.training import verl_patches
+from rcot_rl.training.verl_config import training_environment
+from rcot_rl.training.verl_patches import run_socket
+
+ROOT = Path(__file__).resolve().parents[2]
+VERL_SOCKET = "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock"
 
 
-def run(code: str, **environment: str) -> str:
-    import os
+def rebound_names(file: Path) -> Iterator[str]:
+    """Return the attributes of verl's modules that a file assigns, by `=` or setattr."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    imported = {
+        alias.asname or alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).split(".")[0] == "verl"
+    }
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setattr":
+            targets = node.args[:1]
+        for target in targets:
+            owner = target.value if isinstance(target, ast.Attribute) else target
+            if isinstance(owner, ast.Name) and owner.id in imported:
+                yield f"{file.name}:{node.lineno}"
 
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+
+def test_only_one_module_rebinds_names_of_verl():
+    files = [file for room in ("rcot_rl", "cluster") for file in (ROOT / room).rglob("*.py")]
+    assert [
+        name for file in files if file.name != "verl_patches.py" for name in rebound_names(file)
+    ] == []
 
 
-def test_equally_long_samples_keep_their_positions():
-    out = run(
+def test_a_name_that_verl_no_longer_has_is_refused():
+    owner = SimpleNamespace(here=1)
+    for patch in (verl_patches.require, verl_patches.replace, verl_patches.replaced):
+        value = () if patch is verl_patches.require else (2,)
+        with pytest.raises(verl_patches.VerlVersionError, match="has no missing"):
+            outcome = patch(owner, "missing", *value)
+            outcome.__enter__()
+    assert vars(owner) == {"here": 1}
+
+
+def test_a_temporary_patch_ends_with_its_block_also_on_an_error():
+    owner = SimpleNamespace(name=1)
+    with pytest.raises(ZeroDivisionError), verl_patches.replaced(owner, "name", 2):
+        assert owner.name == 2
+        owner.name / 0
+    assert owner.name == 1
+
+
+def test_both_ends_of_the_weight_sync_agree_and_runs_differ(monkeypatch):
+    recipe = load_recipe("laptop")
+    names = set()
+    for attempt in ("runs/a/grpo-aks/attempt-1", "runs/b/grpo-aks/attempt-1"):
+        run = training_environment(recipe, Path(attempt))["RCOT_RUN"]
+        monkeypatch.setenv("RCOT_RUN", run)
+        ends = {run_socket(VERL_SOCKET), run_socket(run_socket(VERL_SOCKET))}
+        assert len(ends) == 1
+        names |= ends
+    assert len(names) == 2
+    # the path of a Unix socket has at most 107 characters
+    assert all(n.startswith("ipc:///tmp/") and len(n) < 107 for n in names)
+
+
+def test_without_a_run_verls_socket_name_stays(monkeypatch):
+    monkeypatch.delenv("RCOT_RUN", raising=False)
+    assert run_socket(VERL_SOCKET) == VERL_SOCKET
+
+
+@pytest.mark.slow
+def test_samples_of_equal_length_keep_their_positions(run_verl_python):
+    out = run_verl_python(
         """
 import torch, verl
 from tensordict import TensorDict
@@ -35,13 +98,14 @@ tu.maybe_fix_3d_position_ids(data)
 parts = data["position_ids"].unbind()
 print(all(torch.equal(a, b) for a, b in zip(parts, samples)))
 """,
-        RCOT_RL_PLUGIN="required",
+        VERL_PLATFORM=None,
     )
     assert out.strip().endswith("True")
 
 
-def test_verl_finds_the_cpu_platform_and_engine_and_vllm():
-    out = run(
+@pytest.mark.slow
+def test_verl_finds_the_cpu_platform_and_engine_and_vllm(run_verl_python):
+    out = run_verl_python(
         """
 import verl
 from verl.plugin.platform import get_platform
@@ -49,122 +113,50 @@ from verl.third_party.vllm import vllm_version
 import rcot_rl.training.cpu.engine_cpu
 from verl.workers.engine import EngineRegistry
 print(get_platform().device_name, get_platform().communication_backend_name(), vllm_version)
-""",
-        RCOT_RL_PLUGIN="required",
-        VERL_PLATFORM="cpu",
+"""
     )
     assert out.split()[-3:-1] == ["cpu", "gloo"]
     assert out.split()[-1].startswith("0.24.0")
 
 
-LOG_PROBS = """
-import torch, verl
-from verl.utils.torch_functional import logprobs_from_logits
-from rcot_rl.training import engine_sdpa
-engine_sdpa.CHUNK_TOKENS = 128
-torch.manual_seed(0)
-labels = torch.randint(0, 563, (300,))
-found = []
-for function, dtype in FUNCTIONS:
-    torch.manual_seed(1)
-    logits = (torch.randn(300, 563) * 4).to(torch.DTYPE).to(dtype).requires_grad_()
-    value = function(logits, labels)
-    assert value.dtype == torch.float32 and value.shape == labels.shape
-    (value * torch.linspace(-1, 1, 300)).sum().backward()
-    found.append((value.detach(), logits.grad.float()))
-(a, da), (b, db) = found
-print(float((a - b).abs().max()), float((da - db).abs().max()))
-"""
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_log_probs_and_gradients_of_our_engines_are_verls_own(dtype: str):
-    """Of 16-bit logits: those that verl has when the same numbers come in fp32."""
-    ours = f"(engine_sdpa.log_probs_of_labels, torch.{dtype})"
-    functions = f"[(logprobs_from_logits, torch.float32), {ours}]"
-    out = run(
-        LOG_PROBS.replace("FUNCTIONS", functions).replace("DTYPE", dtype),
-        RCOT_RL_PLUGIN="required",
-        VERL_PLATFORM="cpu",
-    )
-    values, gradients = map(float, out.split()[-2:])
-    assert values < 1e-5
-    # a gradient of 16 bits is rounded: at most 2**-9 of a number below 1
-    assert gradients < {"float32": 1e-6, "bfloat16": 2**-9}[dtype]
-
-
-def test_windows_attended_together_are_windows_attended_one_by_one():
-    """Outputs and gradients of a tower, on images whose sides are no multiple of a window's."""
-    out = run(
-        """
-import torch, verl
-import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from rcot_rl.training.engine_sdpa import windows_together
-torch.manual_seed(0)
-config = Qwen2_5_VLVisionConfig(depth=3, hidden_size=32, intermediate_size=48, num_heads=2,
-    out_hidden_size=16, fullatt_block_indexes=[1], window_size=56, patch_size=14)
-config._attn_implementation = "sdpa"
-tower = qwen.Qwen2_5_VisionTransformerPretrainedModel(config)
-grid = torch.tensor([[1, 10, 6], [1, 4, 14], [2, 6, 6]])
-pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 14 * 14)
-found = []
-for together in (False, True):
-    if together:
-        windows_together(tower)
-    tower.zero_grad()
-    made = tower(pixels, grid_thw=grid)
-    made = made.pooler_output if hasattr(made, "pooler_output") else made
-    (made * torch.linspace(-1, 1, made.shape[-1])).sum().backward()
-    found.append((made.detach(), torch.cat([p.grad.flatten() for p in tower.parameters()])))
-assert tower.config._attn_implementation == "sdpa", "another model can be made of it"
-(a, da), (b, db) = found
-print(len(a), float((a - b).abs().max()), float((da - db).abs().max() / da.abs().max()))
-""",
-        RCOT_RL_PLUGIN="required",
-        VERL_PLATFORM="cpu",
-    )
-    tokens, values, gradients = map(float, out.split()[-3:])
-    assert tokens == (60 + 56 + 72) / 4
-    assert values < 1e-5
-    assert gradients < 1e-5
-
-
-def test_the_gpu_engine_is_the_one_that_verl_takes_on_an_nvidia_gpu():
-    out = run(
+@pytest.mark.slow
+def test_every_temporary_patch_still_fits_verl(run_verl_python):
+    out = run_verl_python(
         """
 import verl
-import rcot_rl.training.engine_cuda
-from verl.workers.engine import EngineRegistry
-print(EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__)
-""",
-        RCOT_RL_PLUGIN="required",
-        VERL_ENGINE_DEVICE="cuda",
-        VERL_ENGINE_VENDOR="nvidia",
+from verl.trainer import sft_trainer
+from verl.workers.engine.fsdp import transformer_impl
+from rcot_rl.training import verl_patches
+from rcot_rl.training.sft_trainer import SealingCheckpointHandler
+function = lambda: None
+with (verl_patches.log_probs_by(function), verl_patches.unpinned_offload(),
+      verl_patches.checkpoint_handler(SealingCheckpointHandler)):
+    print(transformer_impl.logprobs_from_logits is function,
+          transformer_impl.CPUOffloadPolicy(pin_memory=True).pin_memory,
+          sft_trainer.CheckpointHandler is SealingCheckpointHandler)
+print(transformer_impl.logprobs_from_logits is function,
+      transformer_impl.CPUOffloadPolicy(pin_memory=True).pin_memory,
+      sft_trainer.CheckpointHandler is SealingCheckpointHandler)
+"""
     )
-    assert out.strip().endswith("SdpaFSDPEngineWithLMHead")
+    assert out.split()[-6:] == ["True", "False", "True", "False", "True", "False"]
 
 
-def test_without_the_variable_a_users_own_verl_is_left_alone():
-    out = run("import verl, sys; print('rcot_rl.training.verl_patches' in sys.modules)")
-    assert out.strip().endswith("False")
+@pytest.mark.slow
+def test_without_the_variable_a_users_own_verl_is_left_alone(run_verl_python):
+    code = "import verl, sys; print('rcot_rl.training.verl_patches' in sys.modules)"
+    assert run_verl_python(code, RCOT_RL_PLUGIN=None).strip().endswith("False")
 
 
-def test_another_version_of_verl_is_refused_loudly():
+@pytest.mark.slow
+def test_another_version_of_verl_is_refused(monkeypatch):
     code = """
 import importlib.metadata as metadata
 lookup = metadata.version
 metadata.version = lambda name: "0.10.0" if name == "verl" else lookup(name)
 import verl
 """
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"RCOT_RL_PLUGIN": "required"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    monkeypatch.setenv("RCOT_RL_PLUGIN", "required")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "rcot_rl patches verl 0.9.1, found 0.10.0" in done.stderr

@@ -9,7 +9,7 @@ ray_pid='' driver_pid='' stopping='' requeue=''
 say() { printf 'rcot: %s\n' "$*" >&2; }
 alive() { [[ -n $1 ]] && kill -0 "$1" 2>/dev/null; }
 
-# step NAME SRUN-OPTIONS -- WORDS: a step of this job, beside its other ones. It notes its number.
+# step NAME SRUN-OPTIONS -- WORDS: run a step next to the other steps; its id goes to NAME.step.
 step() {
   local name=$1 options=()
   shift
@@ -20,7 +20,7 @@ step() {
     bash -c 'echo "$SLURM_STEP_ID" >"$1"; shift; exec "$@"' rcot "$here/$name.step" "$@" </dev/null
 }
 
-# signal NAME PID: TERM to the step's processes. srun itself would answer TERM by killing them.
+# signal NAME PID: send TERM to the step's processes. srun itself would kill them on TERM.
 signal() {
   if [[ -s $here/$1.step ]]; then
     timeout 20 scancel --signal=TERM "$SLURM_JOB_ID.$(<"$here/$1.step")" 2>/dev/null || true
@@ -29,7 +29,7 @@ signal() {
   fi
 }
 
-# end NAME PID SECONDS: ask a step to stop, and insist when it does not.
+# end NAME PID SECONDS: ask a step to stop, and kill it after SECONDS.
 end() {
   alive "$2" || return 0
   signal "$1" "$2"
@@ -43,7 +43,7 @@ end() {
   sleep 1
 }
 
-# Whatever ends this script, the run is asked to stop first, then Ray on every node.
+# However this script ends, the run is stopped first, then Ray on every node.
 finish() {
   local status=$?
   trap '' TERM INT USR1
@@ -86,7 +86,7 @@ cd -- "$workdir"
 mkdir -p -- "$here"
 chmod 700 -- "$here"
 unset RAY_ADDRESS RAY_TMPDIR RAY_AUTH_TOKEN_PATH
-# a Ray without a token runs the code of anybody who reaches its port
+# without a token, Ray runs code of anyone who reaches its port
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 RAY_AUTH_MODE=token RCOT_RL_PLUGIN=required RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_TOKEN RAY_AUTH_MODE RCOT_RL_PLUGIN RAY_USAGE_STATS_ENABLED
@@ -94,7 +94,7 @@ PYTHONPATH=$code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
 
 head=$SLURMD_NODENAME
-say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, head $head, notes in $here"
+say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, head $head, files in $here"
 
 step ray --nodes="$nodes" --ntasks="$nodes" --output="$here/ray-%n.log" -- \
   "$python" -m cluster.launch.node --rendezvous "$here" --nodes "$nodes" --head "$head" \

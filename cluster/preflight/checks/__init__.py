@@ -1,1 +1,1 @@
-"""The checks of `rcot preflight`, one file per subject; `plan.py` runs them and prints."""
+"""The checks of `rcot preflight`, one file per subject; `plan.py` runs them."""

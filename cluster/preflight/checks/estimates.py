@@ -1,11 +1,12 @@
-"""What a run will take of GPU memory, host memory and disk, each with its derivation in words.
+"""Estimates of GPU memory, host memory and disk for a run, each with its derivation in words.
 
-Bounds from the network's sizes and from how verl 0.9.1 and vLLM keep them, not measurements: P
-parameters are trained in fp32 with Adam, in equal parts on all ranks (FSDP2); the reference waits
-in host memory; vLLM's share is returned while the policy trains, unless `free_cache_engine` is off.
-Sizes of processes are those measured on a laptop (docs/results).
+Upper bounds from the network's sizes and from how verl 0.9.1 and vLLM keep them, not measurements:
+P parameters are trained in fp32 with Adam, sharded over all ranks (FSDP2); the reference stays in
+host memory; vLLM frees its share while the policy trains, unless `free_cache_engine` is off. The
+sizes of processes were measured on a laptop (docs/results).
 
-Left out: fragmentation, activations of the vision tower (small beside a language model's), NCCL.
+Not included: fragmentation, activations of the vision tower (small beside the language model's),
+NCCL.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.preflight.checks.case import GIB, GRPO, Case
-from rcot_rl.recipe.training import GrpoSection
+from cluster.preflight.checks.case import GIB, RunCase
+from rcot_rl.recipe.training_section import GrpoStage
 
 CONTEXT_GIB = 1.5
-"""CUDA's context and what vLLM keeps when it sleeps, a GPU."""
+"""CUDA context and what vLLM keeps while it sleeps, per GPU."""
 
 PROCESS_GIB = {
     "driver, task runner and load balancer": 1.9,
@@ -27,14 +28,14 @@ PROCESS_GIB = {
     "a reward worker": 0.5,
     "a storage unit": 0.45,
 }
-"""Proportional resident sizes without weights."""
+"""Proportional set size of each process without weights, in GiB."""
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An amount, and where it comes from."""
+    """An amount in GiB, and how it is derived."""
 
     gib: float
     why: str
@@ -43,8 +44,8 @@ class Estimate:
         return f"{self.gib:.2f} GiB: {self.why}"
 
 
-def states(case: Case, section: GrpoSection) -> tuple[Estimate, Estimate]:
-    """A rank's trainer states: while it trains, and while the engine generates. P must be known."""
+def states(case: RunCase, section: GrpoStage) -> tuple[Estimate, Estimate]:
+    """Return a rank's trainer states while it trains, and while the engine generates; needs P."""
     p = _parameters(case)
     parts = {"weights": 4, "gradients": 4, "Adam": 8}
     if section.verl_value(f"{_ACTOR}.fsdp_config.offload_policy"):
@@ -65,8 +66,8 @@ def states(case: Case, section: GrpoSection) -> tuple[Estimate, Estimate]:
     return train, rest
 
 
-def optimizer_step(case: Case, section: GrpoSection) -> Estimate:
-    """What AdamW needs beside the states for the moment of its step: a copy of what is trained."""
+def optimizer_step(case: RunCase, section: GrpoStage) -> Estimate:
+    """Return what AdamW's step needs beside the states: a copy of the trained parameters."""
     if section.verl_value(f"{_ACTOR}.fsdp_config.offload_policy"):
         return Estimate(0.0, "in host memory (offload_policy)")
     p = adapter_parameters(case, section) if section.lora_rank else _parameters(case)
@@ -74,8 +75,8 @@ def optimizer_step(case: Case, section: GrpoSection) -> Estimate:
     return Estimate(4 * p / case.ranks / GIB, why)
 
 
-def offloads(section: GrpoSection) -> tuple[bool, bool]:
-    """Whether weights, and the optimizer's moments, wait in host memory."""
+def offloads(section: GrpoStage) -> tuple[bool, bool]:
+    """Return whether weights, and the optimizer's moments, are offloaded to host memory."""
     config = f"{_ACTOR}.fsdp_config"
     return (
         bool(section.verl_value(f"{config}.param_offload", section.offload == "all")),
@@ -83,8 +84,8 @@ def offloads(section: GrpoSection) -> tuple[bool, bool]:
     )
 
 
-def adapter_parameters(case: Case, section: GrpoSection) -> int:
-    """Of an adapter on all linear layers of the language model; 0 without one, or a shape."""
+def adapter_parameters(case: RunCase, section: GrpoStage) -> int:
+    """Return the parameters of a LoRA adapter on all linear layers; 0 if none or unknown."""
     shape = case.policy.shape
     if section.lora_rank is None or shape is None:
         return 0
@@ -94,7 +95,7 @@ def adapter_parameters(case: Case, section: GrpoSection) -> int:
     return section.lora_rank * layer * shape["num_hidden_layers"]
 
 
-def _adapter_states(case: Case, section: GrpoSection, p: int) -> tuple[Estimate, Estimate]:
+def _adapter_states(case: RunCase, section: GrpoStage, p: int) -> tuple[Estimate, Estimate]:
     a = adapter_parameters(case, section)
     weights = 0 if offloads(section)[0] else 4
     why = f"x {p / 1e6:.1f} M frozen, and {{}} bytes x {a / 1e6:.1f} M of the adapter, / "
@@ -105,9 +106,12 @@ def _adapter_states(case: Case, section: GrpoSection, p: int) -> tuple[Estimate,
     )
 
 
-def activations(case: Case, micro_batch: int, length: int) -> Estimate | None:
-    """A rank's activations in one micro-batch of sequences of `length` tokens, with gradient
-    checkpointing. None: the policy's shape is unknown."""
+def activations(case: RunCase, micro_batch: int, length: int) -> Estimate | None:
+    """Return a rank's activations in one micro-batch, with gradient checkpointing.
+
+    Returns:
+        None if the policy's shape is unknown.
+    """
     shape = case.policy.shape
     if shape is None:
         return None
@@ -124,8 +128,8 @@ def activations(case: Case, micro_batch: int, length: int) -> Estimate | None:
     )
 
 
-def engine_need(case: Case, section: GrpoSection) -> Estimate:
-    """The least that vLLM needs on a GPU: weights, and the keys and values of one sequence."""
+def engine_need(case: RunCase, section: GrpoStage) -> Estimate:
+    """Return the least that vLLM needs on a GPU: weights, and the KV cache of one sequence."""
     p, shape = _parameters(case), case.policy.shape
     size = 4 if case.recipe.device == "cpu" else 2
     weights = size * p / section.tensor_parallel_size / GIB
@@ -140,20 +144,23 @@ def engine_need(case: Case, section: GrpoSection) -> Estimate:
     return Estimate(weights + cache, why)
 
 
-def host_memory(case: Case) -> Estimate:
-    """Of one node, at the worst moment of a GRPO stage."""
+def host_memory(case: RunCase) -> Estimate:
+    """Return the host memory of one node at the peak of a GRPO stage."""
     cluster, n = case.recipe.cluster, case.recipe.cluster.gpus_per_node
     number = {
-        "driver, task runner and load balancer": 1, "an engine and its server": n, "a rank": n,
-        "an agent worker": cluster.agent_workers, "a reward worker": cluster.reward_workers,
+        "driver, task runner and load balancer": 1,
+        "an engine and its server": n,
+        "a rank": n,
+        "an agent worker": cluster.agent_workers,
+        "a reward worker": cluster.reward_workers,
         "a storage unit": cluster.queue_storage_units,
-    }  # fmt: skip
+    }
     processes = sum(number[name] * gib for name, gib in PROCESS_GIB.items())
     why = [f"processes {processes:.1f} ({sum(number.values())}, sizes as measured)"]
     total = processes
-    store, said = object_store(case)
+    store, source = object_store(case)
     total += store
-    why.append(f"object store {store:.1f} ({said})")
+    why.append(f"object store {store:.1f} ({source})")
     p = case.policy.parameters
     if p is not None:
         shape = case.policy.shape or {}
@@ -170,8 +177,8 @@ def host_memory(case: Case) -> Estimate:
     return Estimate(total, "; ".join(why))
 
 
-def object_store(case: Case) -> tuple[float, str]:
-    """GiB of Ray's object store on this node at most, and where the number is from."""
+def object_store(case: RunCase) -> tuple[float, str]:
+    """Return the most GiB of Ray's object store on this node, and where the number is from."""
     asked = case.recipe.cluster.object_store_bytes
     if asked is not None:
         return asked / GIB, "cluster.object_store_bytes"
@@ -179,41 +186,48 @@ def object_store(case: Case) -> tuple[float, str]:
     return min(0.3 * case.host.ram_bytes, 200e9) / GIB / 3, "a third of Ray's default limit"
 
 
-def disk(case: Case) -> Estimate:
-    """Checkpoints and models of the stages that are still to be run, and room to write one more."""
+def disk(case: RunCase) -> Estimate:
+    """Return the size of the checkpoints and models of the stages to be run.
+
+    One more checkpoint is written before an old one is deleted.
+    """
     p, recipe = _parameters(case), case.recipe
     parts, total = [], 0.0
-    if "sft" in case.todo:
+    for stage in case.sft:
         # two that verl keeps, the third being written, and the merged model
         sft = (3 + 1) * 4 * p / GIB
-        parts.append(f"sft {sft:.1f} (4 bytes x {p / 1e6:.1f} M x (2 kept + 1 + merged))")
+        parts.append(f"{stage} {sft:.1f} (4 bytes x {p / 1e6:.1f} M x (2 kept + 1 + merged))")
         total += sft
     for stage in case.grpo:
         g = recipe.grpo(stage)
-        made = -(-g.steps // g.save_every)
-        kept = made if g.keep_checkpoints is None else min(made, g.keep_checkpoints)
+        saves = -(-g.steps // g.save_every)
+        kept = saves if g.keep_checkpoints is None else min(saves, g.keep_checkpoints)
         copies = kept + (0 if g.keep_checkpoints is None else 1)
         trained = p if g.lora_rank is None else adapter_parameters(case, g)
         size = (8 * p + 8 * trained) * copies / GIB
-        said = (
+        per_parameter = (
             "(4 weights + 8 Adam + 4 Hugging Face) bytes"
             if trained == p
             else (
                 f"(4 weights + 4 Hugging Face) bytes, and 8 x {trained / 1e6:.1f} M of the adapter,"
             )
         )
-        parts.append(f"{stage} {size:.1f} ({said} x {p / 1e6:.1f} M x {copies} checkpoints)")
+        parts.append(
+            f"{stage} {size:.1f} ({per_parameter} x {p / 1e6:.1f} M x {copies} checkpoints)"
+        )
         total += size
     return Estimate(total, " + ".join(parts) or "no checkpoints")
 
 
-def shard_bytes(case: Case) -> Estimate | None:
-    """Of shard sets still to be built: 1.3 bytes a pixel as PNG, 0.25 as JPEG, twice when embedded
-    (rows and media/). None: the data stage is done, or no part of the run."""
+def shard_bytes(case: RunCase) -> Estimate | None:
+    """Return the size of shard sets to be built; None if the data stage does not run.
+
+    1.3 bytes a pixel as PNG, 0.25 as JPEG, twice if embedded (rows and media/).
+    """
     if "data" not in case.todo:
         return None
     data = case.recipe.data
-    side = data.canvas or case.recipe.canvas.image
+    side = case.recipe.canvas.image
     rows = sum(s.aks + s.ktg + s.val * (bool(s.aks) + bool(s.ktg)) for s in data.sets.values())
     pixel = (1.3 if data.image_format == "png" else 0.25) * (2 if data.media == "embedded" else 1)
     return Estimate(
@@ -221,43 +235,45 @@ def shard_bytes(case: Case) -> Estimate | None:
     )
 
 
-def sleeps(section: GrpoSection) -> bool:
-    """Whether vLLM gives its memory back while the policy trains."""
+def sleeps(section: GrpoStage) -> bool:
+    """Return True if vLLM frees its memory while the policy trains."""
     return section.verl_value(f"{_ROLLOUT}.free_cache_engine", True) is not False
 
 
-def plan(case: Case) -> dict[str, str]:
-    """All of it, for people."""
+def plan(case: RunCase) -> dict[str, str]:
+    """Return all estimates as lines of the plan."""
     if case.policy.parameters is None:
         return {"parameters": case.policy.derivation}
-    found: dict[str, Any] = {
+    lines: dict[str, Any] = {
         "parameters": f"{case.policy.parameters / 1e6:.1f} M, from {case.policy.derivation}"
     }
-    section = case.recipe.grpo(next((s for s in GRPO if s in case.recipe.stages), GRPO[-1]))
-    train, _ = states(case, section)
-    found["trainer, a rank"] = train
-    longest = section.max_prompt_length + section.max_response_length
-    found["activations, a rank"] = activations(case, section.micro_batch_size, longest)
-    found["reference"] = "in host memory (verl offloads it)"
-    found["rollout engine"] = f"{engine_need(case, section)}; at most its share, " + (
-        f"{section.gpu_memory_utilization:.2f} of the memory"
-    )
+    stage = next(iter((*case.grpo, *case.recipe.grpo_stages)), None)
+    if stage is not None:
+        section = case.recipe.grpo(stage)
+        train, _ = states(case, section)
+        lines["trainer, a rank"] = train
+        longest = section.max_prompt_length + section.max_response_length
+        lines["activations, a rank"] = activations(case, section.micro_batch_size, longest)
+        lines["reference"] = "in host memory (verl offloads it)"
+        lines["rollout engine"] = f"{engine_need(case, section)}; at most its share, " + (
+            f"{section.gpu_memory_utilization:.2f} of the memory"
+        )
+        lines["host memory, a node"] = host_memory(case)
     if case.recipe.device == "cuda":
-        gpu, said = case.gpu
-        found["GPU"] = f"{gpu:.0f} GiB ({said})"
-    found["host memory, a node"] = host_memory(case)
-    found["checkpoints"] = f"{disk(case)}; {case.host.disk_free_bytes / GIB:.0f} GiB free"
-    found["shards"] = shard_bytes(case)
-    return {key: str(value) for key, value in found.items() if value is not None}
+        gpu, source = case.gpu
+        lines["GPU"] = f"{gpu:.0f} GiB ({source})"
+    lines["checkpoints"] = f"{disk(case)}; {case.host.disk_free_bytes / GIB:.0f} GiB free"
+    lines["shards"] = shard_bytes(case)
+    return {key: str(value) for key, value in lines.items() if value is not None}
 
 
-def _parameters(case: Case) -> int:
+def _parameters(case: RunCase) -> int:
     assert case.policy.parameters is not None, "callers ask for estimates of known policies"
     return case.policy.parameters
 
 
-def _offloaded(case: Case, parameters: int) -> float:
-    """GiB of a node's host memory that offloaded trainer states take."""
+def _offloaded(case: RunCase, parameters: int) -> float:
+    """Return the GiB of a node's host memory that offloaded trainer states take."""
     most = 0.0
     for stage in case.grpo:
         section = case.recipe.grpo(stage)

@@ -1,12 +1,12 @@
-"""The preflight's checks of what a run is made from: prompts, policy, segmenter, corpora, texts."""
+"""The preflight's checks of what a run reads: prompts, policy, segmenter, corpora, texts."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from cluster.preflight import at_start as preflight
-from cluster.preflight.checks.case import TRAINING, Case
+from cluster.preflight import at_start
+from cluster.preflight.checks.case import RunCase
 from cluster.preflight.checks.findings import Notes
 from cluster.preflight.checks.policy_facts import policy_facts
 from rcot_rl.errors import InputError
@@ -15,24 +15,28 @@ from rcot_rl.suggestions import did_you_mean
 _LATER = "a stage that fails when its turn comes"
 
 
-def prompts(case: Case, notes: Notes) -> None:
-    """The prompt set is whole, and has what traces need."""
+def prompts(case: RunCase, notes: Notes) -> None:
+    """Check that the prompt set is complete, and has what traces need."""
     from rcot_rl.protocol.prompts import load_prompts
 
     recipe = case.recipe
     if case.elsewhere and Path(recipe.prompts).suffix and not Path(recipe.prompts).is_file():
         notes.unknown(
-            "inputs.prompts", f"prompts: {recipe.prompts} is not on this host, and was not checked",
-            cost=_LATER, fix="the run checks it where it starts",
-        )  # fmt: skip
+            "inputs.prompts",
+            f"prompts: {recipe.prompts} is not on this host, and was not checked",
+            cost=_LATER,
+            fix="the run checks it where it starts",
+        )
         return
     with notes.attempt(
-        "inputs.prompts", cost=_LATER, fix="name a shipped set, or give yours all templates",
-    ):  # fmt: skip
-        found = load_prompts(recipe.prompts)
+        "inputs.prompts",
+        cost=_LATER,
+        fix="name a shipped set, or give yours all templates",
+    ):
+        prompt_set = load_prompts(recipe.prompts)
         if "data" in case.todo and recipe.data.trace == "model":
             for task in ("aks", "ktg"):
-                if f"trace_{task}" not in found.templates:
+                if f"trace_{task}" not in prompt_set.templates:
                     raise InputError(
                         f"has no template trace_{task}, which data.trace=model needs",
                         file=recipe.prompts,
@@ -40,42 +44,45 @@ def prompts(case: Case, notes: Notes) -> None:
                     )
 
 
-def policy(case: Case, notes: Notes) -> None:
-    """The base policy is here and whole, or can at least be had later."""
+def policy(case: RunCase, notes: Notes) -> None:
+    """Check that the base policy is here and complete, or can be downloaded later."""
     from rcot_rl.inference.model_folder import check_model, read_card
 
     spec, facts = case.recipe.models.policy, case.policy
-    asks = "data" in case.todo and "model" in (case.recipe.data.describe, case.recipe.data.trace)
-    if not (asks or "sft" in case.todo or "predict" in case.todo or case.grpo):
+    writes = "data" in case.todo and "model" in (case.recipe.data.describe, case.recipe.data.trace)
+    if not (writes or case.training or "predict" in case.todo):
         return
     if facts.folder is None and facts.hub_id:
         _hub(notes, "inputs.policy", "models.policy", spec)
         return
     with notes.attempt(
-        "inputs.policy", cost=_LATER,
-        fix="name the folder of a whole Qwen2.5-VL checkpoint, a hub id, or `tiny`",
-    ):  # fmt: skip
+        "inputs.policy",
+        cost=_LATER,
+        fix="name the folder of a complete Qwen2.5-VL checkpoint, a hub id, or `tiny`",
+    ):
         folder = facts.folder or Path(spec)
         check_model(folder)
         card = read_card(folder)
         canvas = case.recipe.canvas
-        ours = (case.recipe.prompts, canvas.image, canvas.video)
-        if card is not None and (card.prompts, card.image_canvas, card.video_canvas) != ours:
+        asked = (case.recipe.prompts, canvas.image, canvas.video)
+        if card is not None and (card.prompts, card.image_canvas, card.video_canvas) != asked:
             notes.warning(
-                "inputs.card", f"{folder / 'rcot.json'}: trained with prompts {card.prompts} and "
-                f"canvases {card.image_canvas}, {card.video_canvas}; the recipe has {ours[0]} and "
-                f"{ours[1]}, {ours[2]}", cost="a policy that is asked what it never learned",
-                fix="take over the card's prompts and canvas",
-            )  # fmt: skip
+                "inputs.card",
+                f"{folder / 'rcot.json'}: trained with prompts {card.prompts} and "
+                f"canvases {card.image_canvas}, {card.video_canvas}; the recipe has {asked[0]} and "
+                f"{asked[1]}, {asked[2]}",
+                cost="prompts that the policy never learned",
+                fix="use the card's prompts and canvas",
+            )
 
 
-def writers(case: Case, notes: Notes) -> None:
-    """Models that write descriptions and traces, where they are not the base policy."""
+def writers(case: RunCase, notes: Notes) -> None:
+    """Check the models that write descriptions and traces, if they are not the base policy."""
     from rcot_rl.inference.model_folder import check_model
 
     data = case.recipe.data
-    asked = {"describer": data.describe == "model", "tracer": data.trace == "model"}
-    for name, used in asked.items():
+    uses = {"describer": data.describe == "model", "tracer": data.trace == "model"}
+    for name, used in uses.items():
         spec = getattr(data, name).model
         if not used or "data" not in case.todo or spec in (None, case.recipe.models.policy):
             continue
@@ -84,55 +91,62 @@ def writers(case: Case, notes: Notes) -> None:
             _hub(notes, "inputs.writer", key, spec)
             continue
         with notes.attempt(
-            "inputs.writer", cost=_LATER,
-            fix=f"name in {key} the folder of a whole Qwen2.5-VL checkpoint, or a hub id",
-        ):  # fmt: skip
+            "inputs.writer",
+            cost=_LATER,
+            fix=f"name in {key} the folder of a complete Qwen2.5-VL checkpoint, or a hub id",
+        ):
             check_model(facts.folder or Path(spec))
 
 
-def trained(case: Case, notes: Notes) -> None:
-    """Models that finished stages left, and that later ones read, are still whole."""
+def trained(case: RunCase, notes: Notes) -> None:
+    """Check that the models of finished stages, which later ones read, are still complete."""
     from rcot_rl.inference.model_folder import check_model
 
-    read = set(case.recipe.eval.checkpoints) if "predict" in case.todo else set()
-    if case.grpo:
-        read.add("sft")
-    for stage in TRAINING:
+    recipe = case.recipe
+    read = set(recipe.scored_checkpoints) if "predict" in case.todo else set()
+    read |= {recipe.reference_of(stage) for stage in case.training}
+    for stage in recipe.train:
         if stage in read and case.is_done(stage) and (case.root / stage / "model").exists():
             with notes.attempt(
-                "inputs.trained", cost=_LATER,
+                "inputs.trained",
+                cost=_LATER,
                 fix=f"copy RUN/{stage}/model again, or train the stage again in another --out",
-            ):  # fmt: skip
+            ):
                 check_model(case.root / stage / "model")
 
 
 def _hub(notes: Notes, code: str, key: str, spec: str) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         notes.error(
-            code, f"{key}: {spec} is not on this host, and HF_HUB_OFFLINE forbids to ask the hub",
-            cost=_LATER, fix="download it where that is allowed, and name its folder",
-        )  # fmt: skip
+            code,
+            f"{key}: {spec} is not on this host, and HF_HUB_OFFLINE forbids downloads",
+            cost=_LATER,
+            fix="download it where that is possible, and name its folder",
+        )
     else:
         notes.unknown(
-            code, f"{key}: {spec} is neither a folder nor in the hub's cache here; whether the hub "
-            "gives it, and whether it is whole, was not checked", cost=_LATER,
+            code,
+            f"{key}: {spec} is neither a folder nor in the hub's cache here; whether the hub has "
+            "it, and whether it is complete, was not checked",
+            cost=_LATER,
             fix=f"`hf download {spec}` now, or name its folder",
-        )  # fmt: skip
+        )
 
 
-def segmenter(case: Case, notes: Notes) -> None:
-    """SAM2, where a stage makes masks."""
+def segmenter(case: RunCase, notes: Notes) -> None:
+    """Check SAM2 if a stage makes masks."""
     from cluster.preflight.checks.policy_facts import cached
-    from rcot_rl.inference.segmenter import check_segmenter, check_segmenter_folder
+    from rcot_rl.segmentation.segmenter import check_segmenter, check_segmenter_folder
 
     spec = case.recipe.models.segmenter
-    wanted = "predict" in case.todo or case.recipe.data.alignment.level == "sam2"
-    if not wanted and not any(_makes_masks(case, stage) for stage in case.grpo):
+    needed = "predict" in case.todo or case.recipe.data.alignment.level == "sam2"
+    if not needed and not any(_makes_masks(case, stage) for stage in case.grpo):
         return
     with notes.attempt(
-        "inputs.segmenter", cost="days of training, and no masks at their end",
+        "inputs.segmenter",
+        cost="days of training, and no masks at their end",
         fix="name a Sam2Video folder, a hub id, `tiny` or `flow`",
-    ):  # fmt: skip
+    ):
         source = check_segmenter(spec)
         if source is not None and not Path(source).exists():
             snapshot = cached(source)
@@ -142,50 +156,52 @@ def segmenter(case: Case, notes: Notes) -> None:
                 check_segmenter_folder(snapshot)
 
 
-def _makes_masks(case: Case, stage: str) -> bool:
+def _makes_masks(case: RunCase, stage: str) -> bool:
     from cluster.preflight.checks.rewards import modules_of
 
     return "mask_iou" in modules_of(case, stage)
 
 
-def corpora(case: Case, notes: Notes) -> None:
-    """Every corpus lies where the recipe says, with the split that is asked for."""
+def corpora(case: RunCase, notes: Notes) -> None:
+    """Check that every corpus is where the recipe says, with the split that it names."""
     recipe = case.recipe
-    wanted = []
+    named = []
     if "data" in case.todo:
-        wanted += [
+        named += [
             (f"data.corpora.{i}", c.dataset, c.root, c.split)
             for i, c in enumerate(recipe.data.corpora)
         ]
     if "predict" in case.todo or "eval" in case.todo:
-        wanted += [
+        named += [
             (f"eval.benchmarks.{i}", b.dataset, b.root, b.split)
             for i, b in enumerate(recipe.eval.benchmarks)
         ]
-    for key, dataset, root, split in wanted:
+    for key, dataset, root, split in named:
         code = "inputs.corpus" if key.startswith("data") else "inputs.benchmark"
         with notes.attempt(
-            code, cost="days of training, and nothing to score on"
-            if key.startswith("eval") else _LATER,
+            code,
+            cost="days of training, and nothing to score on" if key.startswith("eval") else _LATER,
             fix="put the corpus there in its public layout, or correct its root and split",
-        ):  # fmt: skip
-            preflight.check_corpus(recipe, dataset, root, key)
+        ):
+            at_start.check_corpus(recipe, dataset, root, key)
             if root is None:
                 _toy_split(case, dataset, split, key)
             else:
                 from data_pipelines.corpora import open_corpus
 
-                found = open_corpus(dataset, root, split)
-                if key.startswith("eval") and "eval" in case.todo and not found.has_masks:
+                corpus = open_corpus(dataset, root, split)
+                if key.startswith("eval") and "eval" in case.todo and not corpus.has_masks:
                     notes.warning(
-                        "eval.masks", f"{key}: {dataset} {split} in {root} has no masks: it is "
-                        "predicted, and not scored", cost="a table without this benchmark",
-                        fix="hand its predictions to the benchmark's server, or name another split",
-                    )  # fmt: skip
+                        "eval.masks",
+                        f"{key}: {dataset} {split} in {root} has no masks: it is predicted, "
+                        "but not scored",
+                        cost="a table without this benchmark",
+                        fix="submit predictions to the benchmark's server, or name another split",
+                    )
     _leak(case, notes)
 
 
-def _toy_split(case: Case, dataset: str, split: str, key: str) -> None:
+def _toy_split(case: RunCase, dataset: str, split: str, key: str) -> None:
     toy = case.recipe.toy
     splits = [c.split for c in toy.corpora if c.layout == dataset] if toy else []
     if split not in splits:
@@ -196,18 +212,20 @@ def _toy_split(case: Case, dataset: str, split: str, key: str) -> None:
         )
 
 
-def _leak(case: Case, notes: Notes) -> None:
+def _leak(case: RunCase, notes: Notes) -> None:
     trained = {(c.dataset, c.root, c.split) for c in case.recipe.data.corpora}
     for i, b in enumerate(case.recipe.eval.benchmarks):
         if (b.dataset, b.root, b.split) in trained:
             notes.warning(
-                "eval.leak", f"eval.benchmarks.{i}: {b.dataset} {b.split} is also in data.corpora",
-                cost="a score on the training data", fix="score on another split",
-            )  # fmt: skip
+                "eval.leak",
+                f"eval.benchmarks.{i}: {b.dataset} {b.split} is also in data.corpora",
+                cost="a score on the training data",
+                fix="score on another split",
+            )
 
 
-def texts(case: Case, notes: Notes) -> None:
-    """Descriptions and traces that rows are made with."""
+def texts(case: RunCase, notes: Notes) -> None:
+    """Check the descriptions and traces that rows are made with."""
     if "data" not in case.todo:
         return
     data = case.recipe.data
@@ -219,17 +237,24 @@ def texts(case: Case, notes: Notes) -> None:
             continue
         if value == "template":
             real = [
-                c.root for c in data.corpora
-                if c.root is not None and Path(c.root).is_dir()
+                c.root
+                for c in data.corpora
+                if c.root is not None
+                and Path(c.root).is_dir()
                 and not (Path(c.root) / "toy.json").is_file()
-            ]  # fmt: skip
+            ]
             if real:
                 notes.error(
-                    "inputs.texts", f"data.{key}=template, and {real[0]} is no toy corpus (it has "
-                    "no toy.json)", cost=_LATER, fix=fix,
-                )  # fmt: skip
+                    "inputs.texts",
+                    f"data.{key}=template, and {real[0]} is no toy corpus (it has no toy.json)",
+                    cost=_LATER,
+                    fix=fix,
+                )
         elif not Path(value).is_file():
             hint = did_you_mean(value, ["template", "model"])
             notes.error(
-                "inputs.texts", f"data.{key}: no such file: {value}{hint}", cost=_LATER, fix=fix,
-            )  # fmt: skip
+                "inputs.texts",
+                f"data.{key}: no such file: {value}{hint}",
+                cost=_LATER,
+                fix=fix,
+            )

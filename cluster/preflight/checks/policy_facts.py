@@ -1,8 +1,7 @@
-"""The base policy in numbers, from its files alone: `config.json`, and the headers of its weights.
+"""Sizes of the base policy, from its `config.json` and the headers of its weights.
 
-`parameters_of` is the sum over the layers of Qwen2.5-VL as transformers builds it. Of the two
-models that the paper names, the shapes are published, so that estimates can be made where the files
-are not. Left out: downloading anything.
+`parameters_of` sums over the layers of Qwen2.5-VL as transformers builds it. The shapes of the
+paper's two models are known, so that estimates need no files. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -15,47 +14,53 @@ from pathlib import Path
 from typing import Any
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.model_folder import TINY, weight_shapes
+from rcot_rl.inference.model_folder import TINY, is_hub_id, weight_shapes
 
-_VISION = {
-    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
-    "patch_size": 14, "temporal_patch_size": 2, "in_channels": 3, "spatial_merge_size": 2,
-}  # fmt: skip
+
+def _qwen(
+    hidden: int, layers: int, heads: int, kv: int, wide: int, words: int, *, tied: bool
+) -> dict[str, Any]:
+    """Return keys of a Qwen2.5-VL's config.json."""
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+    patches = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": wide,
+        "vocab_size": words,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 128000,
+        "vision_config": {**vision, **patches, "in_channels": 3, "out_hidden_size": hidden},
+    }
+
+
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": {
-        "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "intermediate_size": 11008, "vocab_size": 151936,
-        "tie_word_embeddings": True, "max_position_embeddings": 128000,
-        "vision_config": {**_VISION, "out_hidden_size": 2048},
-    },
-    "Qwen/Qwen2.5-VL-7B-Instruct": {
-        "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
-        "tie_word_embeddings": False, "max_position_embeddings": 128000,
-        "vision_config": {**_VISION, "out_hidden_size": 3584},
-    },
-}  # fmt: skip
-"""The `config.json` of hub models, as far as it matters here."""
+    "Qwen/Qwen2.5-VL-3B-Instruct": _qwen(2048, 36, 16, 2, 11008, 151936, tied=True),
+    "Qwen/Qwen2.5-VL-7B-Instruct": _qwen(3584, 28, 28, 4, 18944, 152064, tied=False),
+}
+"""Keys of the `config.json` of hub models that estimates need."""
 
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """What is known of a policy."""
+    """What is known about a policy."""
 
     spec: str
     folder: Path | None
-    """Where it lies; None: not on this host."""
+    """Its folder; None if it is not on this host."""
     hub_id: bool
     """Whether `spec` can only mean a model of the hub."""
     shape: dict[str, Any] | None
-    """Its network's sizes, flat, `vision_config` below; None: unknown."""
+    """Sizes of its network, flat, with `vision_config` nested; None if unknown."""
     parameters: int | None
     derivation: str
-    """Where the number of parameters is from."""
+    """Source of the number of parameters."""
 
 
 def policy_facts(spec: str) -> PolicyFacts:
-    """Of `tiny`, a folder or a hub id. Raises nothing: `check_model` says what is wrong."""
+    """Return what is known about `tiny`, a folder or a hub id; `check_model` reports faults."""
     folder, hub_id = _folder(spec)
     if folder is None:
         shape = PUBLISHED.get(spec)
@@ -63,6 +68,7 @@ def policy_facts(spec: str) -> PolicyFacts:
         source = f"the published shapes of {spec}" if shape else "unknown: not on this host"
         return PolicyFacts(spec, None, hub_id, shape, known, source)
     shape = _shape(folder)
+    parameters: int | None
     try:
         parameters = sum(prod(s) for s in weight_shapes(folder).values())
         source = "the headers of its weights"
@@ -73,7 +79,7 @@ def policy_facts(spec: str) -> PolicyFacts:
 
 
 def parameters_of(shape: dict[str, Any]) -> int:
-    """Parameters of a Qwen2.5-VL of this shape, tied embeddings counted once."""
+    """Return the parameters of a Qwen2.5-VL of this shape, with tied embeddings counted once."""
     h, i = shape["hidden_size"], shape["intermediate_size"]
     kv = h // shape["num_attention_heads"] * shape["num_key_value_heads"]
     layer = 2 * h * h + h + 2 * (h * kv + kv) + 3 * h * i + 2 * h
@@ -89,17 +95,16 @@ def parameters_of(shape: dict[str, Any]) -> int:
 
 
 def _folder(spec: str) -> tuple[Path | None, bool]:
-    """Where it lies, and whether it is a hub id: the rules of `find_model`, without the network."""
+    """Return a model's folder and whether it is a hub id, as `find_model` but without network."""
     if spec == "tiny":
         return TINY, False
-    path = Path(spec)
-    if path.exists() or path.is_absolute() or spec.startswith(".") or spec.count("/") != 1:
-        return (path if path.is_dir() else None), False
-    return cached(spec), True
+    if is_hub_id(spec):
+        return cached(spec), True
+    return (Path(spec) if Path(spec).is_dir() else None), False
 
 
 def cached(hub_id: str) -> Path | None:
-    """The newest snapshot of the hub's cache; importing its library would take most of a second."""
+    """Return the folder of a hub model in the cache; the hub's library takes a second to import."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / (
         "huggingface"
     )
@@ -122,8 +127,10 @@ def _shape(folder: Path) -> dict[str, Any] | None:
             "tie_word_embeddings", shape["tie_word_embeddings"]
         )
         shape["vision_config"] = {
-            "temporal_patch_size": 2, "in_channels": 3, "spatial_merge_size": 2,
-        } | shape["vision_config"]  # fmt: skip
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+            "spatial_merge_size": 2,
+        } | shape["vision_config"]
         parameters_of(shape)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
         return None

@@ -1,1 +1,1 @@
-"""What only a CPU needs: verl's platform and engine, vLLM's worker."""
+"""Code for hosts without an accelerator: verl's platform and engine, vLLM's worker."""

@@ -5,24 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import transformer_impl
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from rcot_rl.training.engine_sdpa import InFewCalls
-from rcot_rl.training.verl_patches import weight_sockets
+from rcot_rl.training.sdpa_engine_mixin import SdpaEngineMixin
+from rcot_rl.training.verl_patches import separate_weight_sockets, unpinned_offload
 
-weight_sockets()  # here and in `vllm_worker`: where both ends of the sync are made
+separate_weight_sockets()  # here and in `vllm_worker`, where the two ends of the sync are built
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])
-class CpuFSDPEngineWithLMHead(InFewCalls, transformer_impl.FSDPEngineWithLMHead):
-    """The same engine; the reference is not pinned."""
+class CpuFSDPEngineWithLMHead(SdpaEngineMixin, FSDPEngineWithLMHead):
+    """verl's engine with batched kernels and without pinned memory."""
 
     def _build_fsdp_module(self, module: Any) -> Any:
-        # transformer_impl.py wraps a forward-only model in CPUOffloadPolicy(pin_memory=True);
-        # pinning needs an accelerator, and here the parameters are on the host already.
-        offload_policy = transformer_impl.CPUOffloadPolicy
-        transformer_impl.CPUOffloadPolicy = lambda pin_memory=True: offload_policy(pin_memory=False)
-        try:
+        with unpinned_offload():
             return super()._build_fsdp_module(module)
-        finally:
-            transformer_impl.CPUOffloadPolicy = offload_policy

@@ -1,11 +1,11 @@
 """A CPU platform for verl, registered with verl's own platform registry.
 
-verl 0.9.1 ships nvidia, rocm and npu platforms only. This one lets the unmodified trainer run on a
-machine without an accelerator (FSDP2 on gloo, vLLM's CPU build). It is never chosen by
-auto-detection, so that the CPU head node of a GPU cluster stays what it is: set VERL_PLATFORM=cpu.
+verl 0.9.1 ships only nvidia, rocm and npu platforms. This one lets the unmodified trainer run on a
+host without an accelerator (FSDP2 on gloo, vLLM's CPU build). Auto-detection never chooses it, so
+that nothing changes on the CPU head node of a GPU cluster: set VERL_PLATFORM=cpu.
 
-Ray is told of logical "GPU" resources (`ray_init.num_gpus`), because verl's resource pools count
-nothing else.
+Ray gets logical "GPU" resources (`ray_init.num_gpus`), because verl's resource pools count nothing
+else.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from rcot_rl import machine
+from rcot_rl.system import machine
 
 
 def selected() -> bool:
-    """True when this process is to run verl on the CPU."""
+    """Return True if this process runs verl on the CPU."""
     return os.environ.get("VERL_PLATFORM", "").lower() == "cpu"
 
 
@@ -33,13 +33,13 @@ def _peak_memory_bytes(*_: Any) -> int:
 
 
 class _CpuDeviceModule(ModuleType):
-    """torch.cpu, plus the accelerator calls that verl makes unconditionally."""
+    """torch.cpu, with the accelerator calls that verl makes unconditionally."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
 
     def is_available(self) -> bool:
-        # verl asks this to mean "is there accelerator memory to account for"
+        # verl takes this for "is there accelerator memory to account for"
         return False
 
     def current_device(self) -> str:
@@ -87,7 +87,7 @@ class _CpuDeviceModule(ModuleType):
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """verl's platform interface answered for a host without an accelerator."""
+    """verl's platform interface on a host without an accelerator."""
 
     device_name = "cpu"
     vendor_name = "generic"
@@ -99,7 +99,7 @@ class PlatformCPU(PlatformBase):
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
         return selected()
 
-    def current_device(self) -> str:
+    def current_device(self) -> Any:
         return "cpu"
 
     def device_count(self) -> int:

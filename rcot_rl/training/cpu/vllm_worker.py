@@ -1,8 +1,8 @@
 """vLLM worker extension for CPU rollouts: keeps linear weights reloadable.
 
 vLLM's CPU backend packs each linear weight into a oneDNN handle and frees the parameter
-(`dispatch_cpu_unquantized_gemm(remove_weight=True)`), so that verl's weight sync has nowhere to
-write: the first sync fails inside the engine and the trainer waits for ever. Without oneDNN the
+(`dispatch_cpu_unquantized_gemm(remove_weight=True)`), which leaves verl's weight sync nowhere to
+write: the first sync fails inside the engine, and the trainer waits without end. Without oneDNN the
 layer falls back to `F.linear` and keeps its weight.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from rcot_rl.training.verl_patches import weight_sockets
+from rcot_rl.training.verl_patches import separate_weight_sockets
 
-weight_sockets()
+separate_weight_sockets()
 
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):

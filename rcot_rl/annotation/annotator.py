@@ -1,0 +1,167 @@
+"""Run many prompts through a model on Ray Data, each only once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.traces.response_cache import ResponseCache
+from rcot_rl.annotation.annotation_process import Annotation
+from rcot_rl.events import emit
+from rcot_rl.inference.batch import Ask, BatchEngine
+from rcot_rl.inference.model_folder import check_model, find_model, fingerprint
+from rcot_rl.inference.policy import Sampling
+from rcot_rl.recipe.data_section import DescriberSection
+from rcot_rl.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+_VLLM = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_LOGICAL_CPUS = 8
+"""CPUs declared to Ray on a CPU host, where the engine and its readers share the few real ones."""
+
+
+class Annotator:
+    """A model and its response cache; responses are in `cache.records`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        section: DescriberSection,
+        what: Annotation,
+        cache: Path,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """Check the model and open the response cache. Raises InputError.
+
+        Args:
+            section: The recipe's `data.describer` or `data.tracer`.
+            identity: What determines the responses, besides model, sampling and seed.
+        """
+        self.model = find_model(section.model or recipe.models.policy)
+        check_model(self.model)
+        self.recipe, self.section, self.what = recipe, section, what
+        tokens = section.max_tokens or recipe.predict.vdg_tokens
+        self.sampling = Sampling(
+            tokens, temperature=section.temperature, top_p=section.top_p, top_k=section.top_k
+        )
+        self.cache = ResponseCache(
+            cache,
+            {
+                "what": what,
+                "model": fingerprint(self.model),
+                "seed": recipe.seed,
+                "max_tokens": tokens,
+                "temperature": section.temperature,
+                "top_p": section.top_p,
+                "top_k": section.top_k,
+                **identity,
+            },
+        )
+        self._engine: BatchEngine | None = None
+        logger.info(
+            "%s with %s: %s, %d engines, %d responses in %s",
+            what,
+            self.model,
+            self.sampling,
+            section.engines,
+            len(self.cache.records),
+            cache,
+        )
+
+    def annotate(self, asks: Sequence[Ask]) -> None:
+        """Generate the responses that the cache does not have yet."""
+        asks = [ask for ask in asks if ask.key not in self.cache]
+        if not asks:
+            return
+        if self._engine is None:
+            emit("note", message=f"starting {self.section.engines} vLLM engine(s) on {self.model}")
+            self._engine = BatchEngine(
+                self.model,
+                self.recipe.engine,
+                self.recipe.device,
+                engines=self.section.engines,
+                batch=self.section.batch,
+                seed=self.recipe.seed,
+            )
+        meter = _Meter(self.what, len(asks))
+        for answer in self._engine.answers(asks, self.sampling):
+            record: dict[str, Any] = {"response": answer.text, "tokens": answer.tokens}
+            if answer.fault:
+                record["fault"] = answer.fault
+            self.cache.add(answer.key, record)
+            meter.count(answer.tokens)
+        meter.show()
+
+
+class _Meter:
+    """Progress and throughput, reported every few seconds."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.done = self.tokens = 0
+        self.started: float | None = None
+        self.shown = time.monotonic()
+
+    def count(self, tokens: int) -> None:
+        # the engine's start-up does not count as generation
+        self.started = self.started or time.monotonic()
+        self.done, self.tokens = self.done + 1, self.tokens + tokens
+        if time.monotonic() - self.shown > 5:
+            self.show()
+
+    def show(self) -> None:
+        self.shown = time.monotonic()
+        seconds = max(self.shown - (self.started or self.shown), 1e-3)
+        rate = f"{self.tokens} tokens, {self.tokens / seconds:.0f}/s" if seconds > 1 else ""
+        if self.done:
+            emit("progress", what=self.what, done=self.done, total=self.total, rate=rate)
+
+
+def key_of(*parts: object, prompt: str) -> str:
+    """Return a cache key; it changes with the prompt, so that stale responses are not reused."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12]
+    return json.dumps([*map(str, parts), digest], ensure_ascii=False)
+
+
+@contextmanager
+def ray_session(recipe: Recipe) -> Iterator[None]:
+    """Connect to Ray as the recipe's cluster section says; stop it if it was started here."""
+    import ray
+
+    environment = dict(_VLLM)
+    if recipe.device == "cpu":
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    runtime: dict[str, Any] = {"env_vars": environment}
+    address = recipe.cluster.ray_address
+    arguments: dict[str, Any] = {"log_to_driver": False}
+    if address == "local":
+        arguments |= {"include_dashboard": False}
+        if recipe.device == "cpu":
+            arguments["num_cpus"] = _LOGICAL_CPUS
+            if "RCOT_ZYGOTE_PYTHON" in os.environ:
+                runtime["py_executable"] = os.environ["RCOT_ZYGOTE_PYTHON"]
+        if recipe.cluster.object_store_bytes is not None:
+            arguments["object_store_memory"] = recipe.cluster.object_store_bytes
+    ray.init(address=address, runtime_env=runtime, **arguments)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def prompts_digest(templates: Mapping[str, str], names: Iterable[str]) -> str:
+    """Return a digest of the templates of these names."""
+    text = json.dumps({name: templates.get(name) for name in names}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

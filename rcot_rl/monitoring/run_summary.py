@@ -1,0 +1,135 @@
+"""Text summary of a finished run (rewards, J&F, minutes, path of the report) and of `rcot eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rcot_rl.monitoring.compare import read_json_object, score_changes
+from rcot_rl.monitoring.figures import WAYS, result_files
+from rcot_rl.prediction_layout import heldout_rewards_file
+from rcot_rl.recipe.recorded import heldout_stages
+from rcot_rl.stats.intervals import paired_difference, shown_change
+
+
+def summary_table(root: Path) -> str:
+    """Return the summary of a run folder, without parts that have no results. InputError."""
+    lines = [*_reward_lines(root), *_score_lines(root), *_change_lines(root), *_time_lines(root)]
+    page = root / "report.html"
+    if page.is_file():
+        lines.append(f"report   {page}")
+    width = max(map(len, lines), default=0)
+    return "\n".join(["─" * width, *lines, "─" * width])
+
+
+def _reward_lines(root: Path) -> list[str]:
+    path = heldout_rewards_file(root)
+    if not path.is_file():
+        return []
+    rewards = read_json_object(path)
+    lines = ["held-out reward   before → after, change with its 95 % interval"]
+    stages = heldout_stages(root)
+    for task, results in rewards.items():
+        before, *others = results or [""]
+        if not others:
+            continue
+        # A recipe may evaluate only the last checkpoint.
+        after = stages[task] if stages.get(task) in others else others[-1]
+        for way in WAYS:
+            line = _reward_line(task, way, results[before][way], results[after][way])
+            lines.append(f"  {line}   after {after}")
+    return lines
+
+
+def _reward_line(task: str, way: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    means = f"{task} {way:<8} {before['mean']:.3f} → {after['mean']:.3f}"
+    try:
+        change = paired_difference(before["per_prompt"], after["per_prompt"])
+    except ValueError:
+        return f"{means}   change unknown"
+    interval = "" if change.low is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
+    difference = shown_change(before["mean"], after["mean"], 3)
+    return f"{means}   {difference:+.3f}{interval}   {change.n} prompts"
+
+
+def _score_lines(root: Path) -> list[str]:
+    lines = []
+    for path in result_files(root):
+        result = read_json_object(path)
+        lines.append(f"J&F {path.stem}   masks by {result.get('segmenter') or 'unknown'}")
+        rows = {**result.get("checkpoints", {}), **result.get("baselines", {})}
+        for name, row in rows.items():
+            lines.append(f"  {name:<12} " + score_text(row))
+    return lines
+
+
+def _change_lines(root: Path) -> list[str]:
+    """Return the changes of J&F; with several benchmarks, only those over all expressions."""
+    if not (root / "eval").is_dir():
+        return []
+    changes = score_changes([root])
+    shown = [c for c in changes if c.name.startswith(_ALL)] or changes
+    if not shown:
+        return []
+    scope = " of all expressions" if shown is not changes else ""
+    lines = [f"J&F{scope}   before → after, change with its 95 % interval; clips are the sample"]
+    for change in shown:
+        _, low, high, clips = change.over_prompts
+        interval = "" if low is None else f" [{low:+.1f}, {high:+.1f}]"
+        name = change.name.removeprefix(_ALL).removeprefix("J&F ")
+        levels = f"{change.before[0]:5.1f} → {change.after[0]:.1f}"
+        lines.append(f"  {name:<26}{levels} {change.shown(1):+6.1f}{interval}   {clips} clips")
+    return lines
+
+
+_ALL = "J&F all expressions, "
+
+
+def score_text(result: dict[str, Any]) -> str:
+    """Return J&F of one evaluation in percent, with the counts of expressions with faults."""
+    if result["J&F"] is None:
+        return "nothing to score"
+    kinds = (
+        ("defective ground truth", result.get("n_defective")),
+        ("missing or unusable predictions", result.get("n_unusable")),
+        ("unexpected names or values", result.get("n_unexpected")),
+    )
+    parts = [f"{count} with {kind}" for kind, count in kinds if count]
+    faults = f"   of {result.get('n_expressions')} expressions: {', '.join(parts)}" if parts else ""
+    return f"{result['J&F']:5.1f}   (J {result['J']:.1f}, F {result['F']:.1f}){faults}"
+
+
+LISTED = 5
+"""Most places that are listed for each kind of fault; `rcot eval --json` lists all."""
+
+
+def fault_lines(result: dict[str, Any]) -> list[str]:
+    """Return a line for each kind of fault in an evaluation's input, with the first places."""
+    faults = [f"{f['place']} {f['reason']}" for f in result["faults"]]
+    defects = [f"{d['file']}: {d['key']}: {d['reason']} ({d['effect']})" for d in result["defects"]]
+    kinds = [
+        ("predictions are missing and count 0", result["missing"]),
+        ("predictions or traces are unusable; such masks count 0", faults),
+        ("defects in the ground truth; all expressions are included", defects),
+    ]
+    causes: dict[str, list[str]] = {}
+    for entry in result["unexpected"]:
+        causes.setdefault(entry["cause"] or "cause unknown", []).append(
+            f"{entry['place']} ({entry['reason']})"
+        )
+    kinds += [(f"unexpected names or values: {cause}", places) for cause, places in causes.items()]
+    lines = []
+    for kind, places in kinds:
+        if places:
+            more = ["…"] if len(places) > LISTED else []
+            lines.append(f"{len(places)} {kind}: " + "; ".join([*places[:LISTED], *more]))
+    return lines
+
+
+def _time_lines(root: Path) -> list[str]:
+    done = {path.parent.name: read_json_object(path) for path in root.glob("*/done.json")}
+    order = sorted(done, key=lambda stage: done[stage].get("finished", 0.0))
+    stages = {stage: done[stage]["minutes"] for stage in order}
+    peak = max((facts.get("peak_gib", 0.0) for facts in done.values()), default=0.0)
+    each = ", ".join(f"{name} {minutes:.1f}" for name, minutes in stages.items())
+    return [f"minutes  {sum(stages.values()):.1f} in all ({each}); peak memory {peak:.1f} GiB"]

@@ -1,0 +1,142 @@
+"""SAM2 for rewards: in this process (`LocalSegmenter`), or in a Ray actor that serves all workers.
+
+A run's reward workers share one named actor in the run's Ray namespace, created on first use. It
+collects the requests of a few milliseconds and processes them as one batch. The model is loaded
+once, whatever the number of reward workers.
+
+RCOT_SEGMENTER and RCOT_SEGMENTER_DEVICE name what it loads; `training_environment` sets them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rcot_rl.errors import InputError
+from rcot_rl.segmentation.segmenter import VideoSegmenter, load_segmenter, union
+from reward_fns.components.mask_iou import MaskRequest
+
+NAME = "rcot_segmenter"
+GATHER_S = 0.005
+TIMEOUT_S = 120.0
+
+
+class LocalSegmenter:
+    """`mask_iou.MaskSegmenter` in this process."""
+
+    def __init__(self, segmenter: str | VideoSegmenter, device: str = "cpu") -> None:
+        """Load the segmenter, unless it is passed. Raises InputError.
+
+        Args:
+            segmenter: A spec of `load_segmenter`, or a loaded segmenter.
+        """
+        self._segmenter = (
+            load_segmenter(segmenter, device) if isinstance(segmenter, str) else segmenter
+        )
+
+    def union_masks(self, requests: Sequence[MaskRequest]) -> list[np.ndarray]:
+        """Return bool `[T, H, W]` per request: the union of its objects. Raises InputError."""
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: MaskRequest) -> np.ndarray:
+        frames_thwc = _frames(request.frames)
+        height, width = frames_thwc.shape[1:3]
+        scale = np.array([width, height], dtype=float) / request.canvas
+        boxes = np.array(request.boxes, dtype=float) * np.tile(scale, 2)
+        # an object without a point is prompted at its box's centre
+        points = [
+            point if point is not None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+            for box, point in zip(request.boxes, request.points, strict=True)
+        ]
+        low, high = [0, 0, 0, 0], [width, height, width, height]
+        boxes = np.clip(boxes, low, high)
+        masks = self._segmenter.segment(
+            frames_thwc, request.keyframe, boxes, np.array(points, dtype=float) * scale
+        )
+        return union(masks)
+
+
+class SegmenterActor:
+    """The Ray actor's class: a `LocalSegmenter` with a queue."""
+
+    def __init__(self, spec: str, device: str) -> None:
+        """Load the segmenter `spec` on `device`."""
+        self._segmenter = LocalSegmenter(spec, device)
+        self._waiting: list[tuple[MaskRequest, asyncio.Future[np.ndarray]]] = []
+        self._working: asyncio.Task[None] | None = None
+        self.batches: list[int] = []
+
+    async def union_masks(self, request: MaskRequest) -> np.ndarray:
+        """Return bool `[T, H, W]`; requests that arrive within GATHER_S form one batch."""
+        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(GATHER_S)
+            batch, self._waiting = self._waiting, []
+            self.batches.append(len(batch))
+            for request, future in batch:
+                try:
+                    masks = await asyncio.to_thread(self._segmenter.union_masks, [request])
+                    future.set_result(masks[0])
+                except Exception as error:  # reported to the caller; the next request is served
+                    future.set_exception(error)
+
+
+class RemoteSegmenter:
+    """`mask_iou.MaskSegmenter` in the actor; raises TimeoutError after `timeout_s` seconds."""
+
+    def __init__(self, actor: Any, timeout_s: float = TIMEOUT_S) -> None:
+        self._actor, self._timeout_s = actor, timeout_s
+
+    def union_masks(self, requests: Sequence[MaskRequest]) -> list[np.ndarray]:
+        """Return bool `[T, H, W]` per request, as `LocalSegmenter.union_masks`."""
+        import ray
+
+        pending = [self._actor.union_masks.remote(request) for request in requests]
+        return ray.get(pending, timeout=self._timeout_s)
+
+
+def segmenter_handle() -> RemoteSegmenter:
+    """Return the run's segmenter actor, started by the first call. Raises InputError."""
+    import ray
+
+    spec = os.environ.get("RCOT_SEGMENTER")
+    if not spec:
+        raise InputError(
+            "the reward makes masks, but RCOT_SEGMENTER names no segmenter", key="segmenter"
+        )
+    device = os.environ.get("RCOT_SEGMENTER_DEVICE", "cpu")
+    remote = ray.remote(SegmenterActor)
+    actor = remote.options(
+        name=NAME,
+        get_if_exists=True,
+        num_cpus=1,
+        num_gpus=0.01 if device == "cuda" else 0,
+        max_concurrency=256,
+        max_restarts=2,
+    ).remote(spec, device)
+    return RemoteSegmenter(actor)
+
+
+def _frames(paths: Sequence[str]) -> np.ndarray:
+    """Return uint8 `[T, H, W, 3]` RGB."""
+    frames = []
+    for path in paths:
+        # boxes and labels refer to the stored pixels, so EXIF rotation must not be applied
+        image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None:
+            raise InputError("not a readable image", file=path)
+        frames.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    if len({frame.shape for frame in frames}) != 1:
+        raise InputError("the clip's frames have several sizes", file=paths[0])
+    return np.stack(frames)

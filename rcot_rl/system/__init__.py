@@ -1,0 +1,1 @@
+"""This host, as a process of the platform meets it: CPUs, memory, disks, files, variables, git."""
