@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.corpora import Corpus
 from data_pipelines.parallel import Progress
 from data_pipelines.planning.candidates import SPLITS
-from data_pipelines.planning.mask_alignment import Propagator
 from data_pipelines.planning.sampling_plan import SamplingPlan, make_plan
 from data_pipelines.planning.scan import VideoFacts
 from data_pipelines.planning.survey import (
@@ -37,6 +36,9 @@ from rcot_rl.protocol.prompts import Prompts, load_prompts
 from rcot_rl.recipe.data_section import DataSection, has_traces
 from rcot_rl.system.files import writing
 
+if TYPE_CHECKING:
+    from rcot_rl.segmentation.segmenter import VideoSegmenter
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ def build(
     rewards: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
     policy: Path | None = None,
     limits: Mapping[str, Mapping[str, int]] | None = None,
-    propagator: Propagator | None = None,
+    propagator: VideoSegmenter | None = None,
     announce: Callable[[str, Sequence[VideoFacts]], None] = lambda table, facts: None,
 ) -> dict[str, Any]:
     """Write every set of `data.sets` below `out`; finished sets of the same plan are kept.

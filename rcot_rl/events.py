@@ -13,6 +13,7 @@ child's log, among the lines of Ray, verl and vLLM.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rcot_rl.errors import InputError
+from rcot_rl.system.logs import configure_logging
 
 Kind = Literal["note", "progress", "heldout", "fault"]
 INPUT_FAULT = 2
@@ -34,8 +36,12 @@ def emit(event: Kind, **facts: Any) -> None:
 
 
 @contextmanager
-def faults_reported() -> Iterator[None]:
-    """Turn an InputError into a `fault` event and exit status 2; for a child's main function."""
+def child_process() -> Iterator[None]:
+    """Run the main function of a child: log at INFO, and report an InputError to the parent.
+
+    The error becomes a `fault` event and exit status 2.
+    """
+    configure_logging(logging.INFO)
     try:
         yield
     except InputError as error:

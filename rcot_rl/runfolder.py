@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from rcot_rl import runlock
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.loader import recipe_hash
+from rcot_rl.recipe.loader import FORMER_SECTIONS, recipe_hash
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.system.checkout import VARIABLE, commit_of, is_checkout
 from rcot_rl.system.disk import explained
@@ -50,8 +50,6 @@ _EXECUTION_ONLY = (
 _INFERENCE = ("engine.", "predict.")
 """Sections that only predictions depend on, unless the policy also writes texts or episodes."""
 
-_FORMER_SECTIONS = frozenset({"sft", "grpo_aks", "grpo_ktg"})
-"""Sections of recipes of earlier versions, which had no `train`."""
 
 RECORD = "recipe.yaml"
 BEFORE_STAGES = {RECORD, ".lock", "zygote.log"}
@@ -126,7 +124,7 @@ class RunFolder:
             recorded = read_record(path)["recipe"]
         except InputError as error:
             return Refusal(path, error.message)
-        if _FORMER_SECTIONS & recorded.keys():
+        if FORMER_SECTIONS.keys() & recorded.keys():
             return Refusal(
                 path,
                 "was made by an earlier version, whose stages were sft, grpo_aks and grpo_ktg",

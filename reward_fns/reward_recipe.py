@@ -38,7 +38,7 @@ from rcot_rl.suggestions import did_you_mean
 from reward_fns.registry import NonNegative, RewardModule, Settings, modules
 
 REWARDS = Shipped(Path(__file__).resolve().parents[1] / "recipes" / "rewards", "reward recipe")
-_RULES = MergeRules(restart="module", removable=lambda key: True)
+_RULES = MergeRules(restart=lambda key: "module", removable=lambda key: True)
 VERSION = 1
 """Part of every hash. Increment it when the same recipe yields other rewards than before."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -23,6 +23,9 @@ import numpy as np
 from data_pipelines.corpora import Corpus, CorpusFault, Video
 from data_pipelines.geometry import mask_overlap, tight_box
 from rcot_rl.recipe.data_section import AlignmentSection
+
+if TYPE_CHECKING:
+    from rcot_rl.segmentation.segmenter import VideoSegmenter
 
 SIDE = 192
 """Longer side, in pixels, at which frames and masks are compared."""
@@ -59,20 +62,6 @@ class Suspect:
 
 class AlignmentNotChecked(Exception):
     """Too few frames of a video can be read."""
-
-
-class Propagator(Protocol):
-    """The part of a segmenter that level `sam2` needs."""
-
-    def segment(
-        self,
-        frames_thwc: np.ndarray,
-        key: int,
-        boxes_source: np.ndarray,
-        points_source: np.ndarray | None,
-    ) -> np.ndarray:
-        """Return bool [N, T, H, W]: N objects, prompted by boxes in frame `key`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -312,7 +301,7 @@ def sam2_suspects(
     video: Video,
     annos: Mapping[str, np.ndarray],
     section: AlignmentSection,
-    propagator: Propagator,
+    propagator: VideoSegmenter,
     available: np.ndarray,
 ) -> list[Suspect]:
     """Return the objects that a segmenter, prompted by the box of their largest mask, places

@@ -9,6 +9,7 @@ another frame, if the recipe asks for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,11 +18,13 @@ from data_pipelines.geometry import box_on_canvas
 from data_pipelines.planning.mask_alignment import (
     MIN_MASKS,
     AlignmentNotChecked,
-    Propagator,
     sam2_suspects,
     suspects,
 )
 from rcot_rl.recipe.data_section import AlignmentSection
+
+if TYPE_CHECKING:
+    from rcot_rl.segmentation.segmenter import VideoSegmenter
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def scan_video(
     video: Video,
     canvas: int,
     alignment: AlignmentSection | None = None,
-    propagator: Propagator | None = None,
+    propagator: VideoSegmenter | None = None,
 ) -> VideoFacts:
     """Return the facts of one video; defects are listed, not raised.
 
@@ -131,7 +134,7 @@ class _Scan:
         video: Video,
         canvas: int,
         alignment: AlignmentSection,
-        propagator: Propagator | None,
+        propagator: VideoSegmenter | None,
     ) -> None:
         self.corpus, self.video, self.canvas = corpus, video, canvas
         self.alignment, self.propagator = alignment, propagator

@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import cv2
 
@@ -16,12 +17,14 @@ from data_pipelines.corpora import Corpus, CorpusFault, Video, open_corpus
 from data_pipelines.parallel import Progress, ordered_map
 from data_pipelines.planning.absent import with_foreign_expressions
 from data_pipelines.planning.candidates import Candidate
-from data_pipelines.planning.mask_alignment import Propagator
 from data_pipelines.planning.row_drawing import Instance, Task
 from data_pipelines.planning.scan import CorpusDefect, VideoFacts, scan_video, unreadable_videos
 from data_pipelines.traces.texts import Describer, FileDescriptions, TraceKey
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.data_section import AlignmentSection, DataSection
+
+if TYPE_CHECKING:
+    from rcot_rl.segmentation.segmenter import VideoSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def survey(
     data: DataSection,
     canvas: int,
     progress: Progress | None = None,
-    propagator: Propagator | None = None,
+    propagator: VideoSegmenter | None = None,
     seed: int = 0,
 ) -> list[VideoFacts]:
     """Return the facts that the plan is made from. Raises InputError.
@@ -94,7 +97,7 @@ def scan(
     canvas: int,
     progress: Progress,
     alignment: AlignmentSection | None = None,
-    propagator: Propagator | None = None,
+    propagator: VideoSegmenter | None = None,
 ) -> list[VideoFacts]:
     """Return the facts of every video, in the corpora's order; unreadable videos come last."""
     items = [(c, video) for c, corpus in enumerate(corpora) for video in corpus.videos()]

@@ -6,16 +6,14 @@ python -m rcot_rl.annotation.annotation_process PLAN.json      {"work", "recipe"
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Literal
 
-from rcot_rl.events import faults_reported
+from rcot_rl.events import child_process
 from rcot_rl.recipe.loader import dump_recipe, load_recipe
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.system.files import write_text
-from rcot_rl.system.logs import configure_logging
 
 Annotation = Literal["describe", "trace"]
 FILES: dict[Annotation, str] = {"describe": "descriptions.jsonl", "trace": "traces.jsonl"}
@@ -60,6 +58,5 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    configure_logging(logging.INFO)
-    with faults_reported():
+    with child_process():
         main(Path(sys.argv[1]))

@@ -182,14 +182,17 @@ def score_changes(runs: Sequence[Path]) -> list[Change]:
     names = [path.stem for path in result_files(runs[0])]
     results: dict[str, list[dict[str, Any]]] = {}
     """Benchmark -> for each run, {checkpoint or baseline: result}."""
+    scored: list[str] = []
+    """The first run's checkpoints, in the order in which they were scored."""
     for name in names:
         files = [run / "eval" / f"{name}.json" for run in runs]
         documents = [read_json_object(file) for file in files]
+        scored += _get(documents[0], files[0], "checkpoints")
         results[name] = [
             _get(document, file, "checkpoints") | document.get("baselines", {})
             for document, file in zip(documents, files, strict=True)
         ]
-    order = _scored_checkpoints(runs[0], names)
+    order = list(dict.fromkeys(scored))
     start = order[0] if order else ""
     pairs = [(start, stage) for stage in order[1:]]
     pairs += [(baseline, order[-1]) for baseline in BASELINES if order]
@@ -206,13 +209,6 @@ def score_changes(runs: Sequence[Path]) -> list[Change]:
             )
             changes.append(_change(f"J&F {label}", runs, before, after))
     return [change for change in changes if change]
-
-
-def _scored_checkpoints(run: Path, benchmarks: Sequence[str]) -> list[str]:
-    """Return the checkpoints of a run in the order in which they were scored."""
-    files = [run / "eval" / f"{name}.json" for name in benchmarks]
-    by_file = [list(_get(read_json_object(file), file, "checkpoints")) for file in files]
-    return list(dict.fromkeys(name for names in by_file for name in names))
 
 
 def _is_grpo(stage: Path) -> bool:

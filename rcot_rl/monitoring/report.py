@@ -164,7 +164,7 @@ def _name(run: Path, record: Any) -> str:
 
 def _stages(run: Path) -> str:
     rows = []
-    started = stages_with(run, "attempt-1") + stages_with(run, "done.json")
+    started = stages_with(run, "attempt-1", "done.json")
     trained = [stage for stage in started if stage not in (*BEFORE_TRAINING, *AFTER_TRAINING)]
     for stage in dict.fromkeys((*BEFORE_TRAINING, *trained, *AFTER_TRAINING)):
         folder = run / stage

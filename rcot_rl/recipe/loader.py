@@ -35,7 +35,7 @@ _REPLACED: frozenset[Key] = frozenset({("data", "sets")})
 _GRPO = "grpo"
 """The section with defaults of every GRPO stage, and the kind of those stages."""
 
-_FORMER = {"sft": "train.sft", "grpo_aks": "train.grpo-aks", "grpo_ktg": "train.grpo-ktg"}
+FORMER_SECTIONS = {"sft": "train.sft", "grpo_aks": "train.grpo-aks", "grpo_ktg": "train.grpo-ktg"}
 """Sections of earlier versions, which had three fixed stages, and where their keys are now."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -115,7 +115,11 @@ def _add_layer(below: Source, layer: Source, names: frozenset[Key] = frozenset()
             file, line = layer.place(("train", name))
             message = f"no such stage to remove{did_you_mean(str(name), former)}"
             raise InputError(message, file=file, line=line, key=f"train.{name}")
-    rules = MergeRules(names, restart="kind", removable=lambda key: key[:-1] == ("train",))
+    rules = MergeRules(
+        names,
+        restart=lambda key: "kind" if key[:-1] == ("train",) else "",
+        removable=lambda key: key[:-1] == ("train",),
+    )
     every = below.merge(layer, rules)  # with the defaults of all layers so far
     spread = Source({})
     for name, values in every.tree.get("train", {}).items():
@@ -195,7 +199,7 @@ def _validate(source: Source, model: type[_Model]) -> _Model:
     faults = [_unknown(source, key, section) for key, section in unknown.items()]
     # a misspelt key is not missing too
     meant = {(*k[:-1], nearest(str(k[-1]), s.model_fields)) for k, s in unknown.items()}
-    if any(key[0] in _FORMER for key in unknown):
+    if any(key[0] in FORMER_SECTIONS for key in unknown):
         meant.add(("train",))
     result: _Model | None = None
     try:
@@ -292,8 +296,8 @@ def _unknown(source: Source, key: Key, model: type[BaseModel]) -> InputError:
     file, line = source.place(key)
     name, given = str(key[-1]), source.name(key)
     parent = given.rpartition(".")[0]
-    if key[0] in _FORMER and len(key) == 1:
-        now = _FORMER[name]
+    if key[0] in FORMER_SECTIONS and len(key) == 1:
+        now = FORMER_SECTIONS[name]
         message = (
             f"is now `{now}` (`train:` maps each stage's name to `kind: sft` or `kind: grpo` and "
             "its settings)"

@@ -11,15 +11,15 @@ from pydantic import ValidationError
 from rcot_rl.recipe.schema import Recipe
 
 
-def stages_with(run: Path, name: str) -> list[str]:
-    """Return the training stages of a run whose folders have a file or folder called `name`.
+def stages_with(run: Path, *names: str) -> list[str]:
+    """Return the training stages of a run whose folders have one of these files or folders.
 
     Stages are in the order of `train` in RUN/recipe.yaml. Stages that are not in `train`, or all of
     them if the file cannot be read, follow in alphabetical order.
     """
-    names = [path.parent.name for path in sorted(run.glob(f"*/{name}"))]
-    order = [stage for stage in recorded_stages(run) if stage in names]
-    return order + [stage for stage in names if stage not in order]
+    present = sorted({path.parent.name for name in names for path in run.glob(f"*/{name}")})
+    order = [stage for stage in recorded_stages(run) if stage in present]
+    return order + [stage for stage in present if stage not in order]
 
 
 def recorded_stages(run: Path) -> list[str]:

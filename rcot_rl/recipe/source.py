@@ -82,8 +82,8 @@ class MergeRules:
 
     replaced: frozenset[Key] = frozenset()
     """Mappings that are replaced as a whole."""
-    restart: str = ""
-    """A mapping that gives this key another value inherits nothing."""
+    restart: Callable[[Key], str] = lambda key: ""
+    """Returns the key of a mapping whose other value means that the mapping inherits nothing."""
     removable: Callable[[Key], bool] = lambda key: False
     """Returns True for keys that null removes; elsewhere null is a value."""
 
@@ -103,13 +103,18 @@ def _merge(
         elif (
             isinstance(value, Mapping)
             and here not in rules.replaced
-            and (value.get(rules.restart, old.get(rules.restart)) == old.get(rules.restart))
+            and _continues(old, value, rules.restart(here))
         ):
             out[key] = _merge(old, value, here, rules, gone)
         else:
             gone.append(here)
             out[key] = value
     return out
+
+
+def _continues(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> bool:
+    """Return False if `new` gives the key `name` another value than `old`; "" is no key."""
+    return not name or name not in new or new[name] == old.get(name)
 
 
 def read_yaml(path: Path) -> Source:

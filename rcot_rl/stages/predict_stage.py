@@ -11,12 +11,11 @@ prompts, then predicts every benchmark with the pipeline. Existing results are k
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcot_rl.events import emit, faults_reported
+from rcot_rl.events import child_process, emit
 from rcot_rl.prediction_layout import benchmark_predictions, heldout_rewards_file
 from rcot_rl.recipe.loader import dump_recipe, load_recipe
 from rcot_rl.recipe.schema import Recipe
@@ -25,7 +24,6 @@ from rcot_rl.runfolder import write_json
 from rcot_rl.stages.data_stage import corpus_root
 from rcot_rl.stages.stage_run import StageRun
 from rcot_rl.system.files import write_text
-from rcot_rl.system.logs import configure_logging
 from rcot_rl.training import jobs
 
 if TYPE_CHECKING:
@@ -205,6 +203,5 @@ def _means(result: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    configure_logging(logging.INFO)
-    with faults_reported():
+    with child_process():
         work_off(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

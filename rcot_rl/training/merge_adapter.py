@@ -27,9 +27,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from rcot_rl.errors import InputError
-from rcot_rl.events import faults_reported
+from rcot_rl.events import child_process
 from rcot_rl.system.files import replace_folder
-from rcot_rl.system.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +160,7 @@ def _joined(parts: list[Any]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    configure_logging(logging.INFO)
-    with faults_reported():
+    with child_process():
         gaps = merge(*(Path(argument) for argument in sys.argv[1:4]))
         print(
             f"largest gap of a log-probability: {gaps.merged:.3g}; as written: {gaps.rounded:.3g}"

@@ -28,9 +28,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from rcot_rl.errors import InputError
-from rcot_rl.events import faults_reported
+from rcot_rl.events import child_process
 from rcot_rl.system.files import link_or_copy
-from rcot_rl.system.logs import configure_logging
 from rcot_rl.training.checkpoint_store import MANIFEST, inspect, seal
 
 logger = logging.getLogger(__name__)
@@ -96,6 +95,7 @@ def _convert_positions(source: Path, target: Path, before: int, after: int) -> N
     first = source / "data_0.pt"
     if not first.is_file():
         return
+    # written by our own training processes, too
     state = rescaled(torch.load(first, weights_only=False), before, after)
     for rank in range(after):
         torch.save(state, target / f"data_{rank}.pt")
@@ -163,6 +163,5 @@ def _split(values: list[Any], mesh: DeviceMesh, rank: int, ranks: int, source: P
 
 
 if __name__ == "__main__":
-    configure_logging(logging.INFO)
-    with faults_reported():
+    with child_process():
         reshard(Path(sys.argv[1]), int(sys.argv[2]))

@@ -11,7 +11,6 @@ optimizer without moments, and a scheduler at its start.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,9 +19,8 @@ from pathlib import Path
 import torch
 
 from rcot_rl.errors import InputError
-from rcot_rl.events import faults_reported
+from rcot_rl.events import child_process
 from rcot_rl.system.files import link_or_copy
-from rcot_rl.system.logs import configure_logging
 from rcot_rl.training.checkpoint_store import TRACKER, seal
 
 
@@ -80,6 +78,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configure_logging(logging.INFO)
-    with faults_reported():
+    with child_process():
         main(sys.argv[1:])

@@ -137,6 +137,7 @@ def load_file(path: str, source: bytes, name: str) -> UserFunction:
     sys.modules[module.__name__] = module  # dataclasses and pickle look up their module there
     sys.path.append(str(Path(path).parent))
     try:
+        # the user's own reward, in the guard's child process: running it is the point
         exec(compile(source, path, "exec"), module.__dict__)
     except BaseException as error:
         raise _does_not_run(error, path) from error

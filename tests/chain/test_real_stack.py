@@ -145,7 +145,7 @@ def test_the_second_stage_starts_where_the_first_ended_with_sft_as_reference(fin
 
     aks = load_file(run / "grpo-aks/model/model.safetensors")
     sft = load_file(run / "sft/model/model.safetensors")
-    start = torch.load(
+    start = torch.load(  # written by the run above
         run / "grpo-ktg/checkpoints/global_step_0/actor/model_world_size_1_rank_0.pt",
         weights_only=False,
     )

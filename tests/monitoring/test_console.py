@@ -14,7 +14,7 @@ import pytest
 import rcot_rl
 from cluster.supervise.processes import MemoryWatch
 from rcot_rl.errors import InputError
-from rcot_rl.events import EventReader, Kind, emit, faults_reported
+from rcot_rl.events import EventReader, Kind, child_process, emit
 from rcot_rl.monitoring.console import Console
 from rcot_rl.monitoring.metrics import Follower
 
@@ -94,7 +94,7 @@ def test_every_kind_of_event_is_known() -> None:
 def test_a_childs_input_error_becomes_a_fault_event_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as ended, faults_reported():
+    with pytest.raises(SystemExit) as ended, child_process():
         raise InputError.of_all([InputError("no rows", file="a.parquet"), InputError("too long")])
     assert ended.value.code == 2
     event = json.loads(capsys.readouterr().out.removeprefix("RCOT "))

@@ -623,3 +623,10 @@ def test_the_hash_changes_with_the_order_of_stages(write: Write) -> None:
         for names in ("ab", "ba")
     )
     assert recipe_hash(first) != recipe_hash(second)
+
+
+def test_a_kind_below_a_stage_is_an_ordinary_value(write: Write) -> None:
+    """Only a stage's own `kind` decides what it inherits."""
+    write("base.yaml", BASE + "engine: {vllm: {x: {kind: a, size: 1}}}\n")
+    child = write("child.yaml", "extends: base.yaml\nengine: {vllm: {x: {kind: b}}}\n")
+    assert load_recipe(child).engine.vllm == {"x": {"kind": "b", "size": 1}}

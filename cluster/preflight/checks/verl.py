@@ -137,7 +137,7 @@ def reference() -> Mapping[str, Any]:
     if not places:
         raise InputError("verl is not installed")
     path = Path(places[0]) / "trainer" / "config" / _REFERENCE
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # safe_load, in C where available
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except (OSError, yaml.YAMLError) as error:
