@@ -78,6 +78,11 @@ bench: setup
 models: setup
 	$(BIN)/python -m rcot_rl.tiny.policy_train --out rcot_rl/assets/tiny-qwen2.5-vl
 	$(BIN)/python -m rcot_rl.tiny.sam2_train --out rcot_rl/assets/tiny-sam2
+	$(BIN)/rcot run recipes/laptop.yaml --out build/tiny-rcot-seg
+	rm -rf build/tiny-rcot-seg-model
+	$(BIN)/rcot checkpoints export build/tiny-rcot-seg/grpo-ktg/checkpoints/latest build/tiny-rcot-seg-model
+	cp build/tiny-rcot-seg-model/* rcot_rl/assets/tiny-rcot-seg/
+	$(BIN)/python -m rcot_rl.tiny.trained_eval
 
 lock: setup
 	$(BIN)/uv pip compile -q requirements/docs.in --generate-hashes --no-emit-index-url --no-header \

@@ -33,6 +33,8 @@ CORE = [
     "pyyaml==6.0.3",
     "jinja2==3.1.6",
     "psutil==7.2.2",
+    "starlette==1.10.0",
+    "uvicorn==0.54.0",
 ]
 
 setup(
@@ -45,7 +47,12 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["rcot_rl*", "reward_fns*", "data_pipelines*", "cluster*"]),
     package_data={
-        "rcot_rl": ["assets/*/*", "protocol/prompts/*.yaml"],
+        "rcot_rl": [
+            "assets/*/*",
+            "inference/app_page/*",
+            "protocol/prompts/*.yaml",
+            "stats/*.yaml",
+        ],
         "cluster": ["supervise/zygote_client.py", "launch/templates/*.sh"],
     },
     install_requires=CORE,

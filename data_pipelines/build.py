@@ -75,7 +75,8 @@ def build(
     progress = progress or (lambda label, done, total: None)
     seed = seed if data.seed is None else data.seed
     counter = None if policy is None else TokenCounter(policy)
-    prompts = load_prompts(prompts_name, () if counter is None else counter.extra_control)
+    extra_control = () if counter is None else counter.extra_control
+    prompts = load_prompts(prompts_name, extra_control, data.response)
     if counter is not None:
         counter.vision_tokens(canvas)  # check the pixel contract before hours of reading
     out = Path(out).resolve()
@@ -138,7 +139,9 @@ def _row_maker(
     canvas: int,
     counter: TokenCounter | None,
 ) -> RowMaker:
-    traced = any(has_traces(name) for name in data.sets)
+    # of a file, the refused instances count also if responses have no reasoning
+    needed = data.response == "think_answer" or data.trace not in ("template", "model")
+    traced = needed and any(has_traces(name) for name in data.sets)
     traces = open_traces(data.trace, corpora) if traced else None
     return RowMaker(
         corpora=corpora,
@@ -146,6 +149,7 @@ def _row_maker(
         describer=open_descriptions(data.describe, corpora),
         traces=traces,
         trace_filter=TraceFilter(data.tracer, canvas) if isinstance(traces, FileTraces) else None,
+        response=data.response,
         canvas=canvas,
         zero_target=data.zero_target_share > 0,
         embed=data.media == "embedded",
@@ -184,7 +188,7 @@ class _SetInputs:
         defects = [asdict(d) for f in facts for d in f.defects]
         text = json.dumps(self.recipe, sort_keys=True, separators=(",", ":"))
         by_source = Counter(source_of(d["dataset"], d["video"]) for d in defects)
-        traces = self.maker.traces
+        traces = self._quoted(name)
         return SetSpec(
             name=name,
             rows={split: plan.rows.get((name, split), ()) for split in SPLITS},
@@ -201,9 +205,15 @@ class _SetInputs:
             corpora_digest=hashlib.sha256("".join(f.digest for f in facts).encode()).hexdigest(),
             rows_per_shard=data.rows_per_shard,
             limits=self.limits.get(name, {}),
-            traces=traces.statistics if isinstance(traces, FileTraces) and has_traces(name) else {},
+            traces=traces.statistics if traces is not None else {},
             rewards=self.rewards.get(name, {}),
         )
+
+    def _quoted(self, name: str) -> FileTraces | None:
+        """Return the file of traces whose reasoning the set's rows hold; None without one."""
+        traces, form = self.maker.traces, self.maker.response
+        quotes = has_traces(name) and form == "think_answer"
+        return traces if quotes and isinstance(traces, FileTraces) else None
 
     def _digests(self) -> list[str]:
         digests = [self.maker.describer.fingerprint()]
@@ -222,14 +232,15 @@ class _SetInputs:
         neutralizing them is rebuilt. Empty for clean corpora.
         """
         control, maker = self.maker.prompts.extra_tokens, self.maker
+        traces = self._quoted(name)
         texts: set[str] = set()
         for row in (r for split in SPLITS for r in plan.rows.get((name, split), ())):
             corpus = maker.corpora[row.corpus]
             video = corpus.video(row.video)
             texts.add(corpus.expression(video, row.expression_id).text)
             texts.add(maker.describer.description(row.corpus, row.dataset, row.video))
-            if isinstance(maker.traces, FileTraces) and has_traces(name):
-                response = maker.traces.response_for(row, video.frames[row.frame_index])
+            if traces is not None:
+                response = traces.response_for(row, video.frames[row.frame_index])
                 texts.add(parse_response(response).thought or "")
         return sorted(plain for t in texts if (plain := neutralize(t, control)) != t)
 

@@ -119,7 +119,13 @@ def _origin(data: Mapping[str, Any]) -> list[str]:
         lines += ["", sentence]
     described = "templates" if data["describe"] == "template" else "a file"
     traced = "templates" if data["trace"] == "template" else "a file"
-    return [*lines, "", f"Descriptions come from {described}, traces from {traced}.", ""]
+    texts = f"Descriptions come from {described}, traces from {traced}."
+    if data["response"] == "answer":
+        texts = (
+            f"Descriptions come from {described}. There is no reasoning: prompts ask only for the "
+            "answer, and responses of SFT rows are exactly one `<answer>` block."
+        )
+    return [*lines, "", texts, ""]
 
 
 def _traces(traces: Mapping[str, Mapping[str, int]]) -> list[str]:

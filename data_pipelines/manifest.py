@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from data_pipelines.planning.row_drawing import Instance
+from rcot_rl.protocol.parser import ResponseForm
 from rcot_rl.system.files import write_text
 
 MANIFEST = "manifest.json"
@@ -29,6 +30,7 @@ class _ManifestSetSize(_Permissive):
 
 class _ManifestData(_Permissive):
     media: Literal["embedded", "referenced"] = "embedded"
+    response: ResponseForm = "think_answer"
     clip_frames: StrictInt = Field(default=0, ge=0)
     sets: dict[str, _ManifestSetSize] = {}
     a_to_b: float | None = Field(default=None, gt=0)

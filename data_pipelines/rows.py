@@ -22,11 +22,11 @@ from data_pipelines.corpora import Corpus, CorpusFault, Expression, Video
 from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.planning.row_drawing import Instance
 from data_pipelines.tokens import Lengths, TokenCounter
-from data_pipelines.traces.texts import Describer, FileTraces, response
+from data_pipelines.traces.texts import Describer, FileTraces, answer_block, response
 from data_pipelines.traces.toy_templates import Sidecar
 from data_pipelines.traces.trace_filter import TraceFilter
 from rcot_rl.errors import InputError
-from rcot_rl.protocol.parser import parse_response
+from rcot_rl.protocol.parser import ResponseForm, parse_response
 from rcot_rl.protocol.prompts import Prompts, user_turn
 from rcot_rl.protocol.row_clips import clip_text
 from rcot_rl.recipe.data_section import has_traces
@@ -59,7 +59,7 @@ class RowMaker:
     prompts: Prompts
     describer: Describer
     traces: FileTraces | list[Sidecar] | None
-    """None if no set of the recipe has traces."""
+    """None if no row has reasoning and no file of traces decides which instances are used."""
     canvas: int
     zero_target: bool
     """KTG prompts say that there may be no target."""
@@ -68,6 +68,8 @@ class RowMaker:
     image_format: str = "png"
     counter: TokenCounter | None = None
     """None if the policy's tokenizer is not available."""
+    response: ResponseForm = "think_answer"
+    """What the responses of SFT rows hold."""
     trace_filter: TraceFilter | None = None
     """Checks the answers of traces from a file; None for templates."""
     beside: tuple[tuple[Path, Mapping[str, str]], ...] = ()
@@ -203,6 +205,8 @@ class RowMaker:
         expression: Expression,
         truth: Truth,
     ) -> str:
+        if self.response == "answer":
+            return answer_block(truth if isinstance(truth, str) else json.dumps(truth))
         if self.traces is None:
             raise ValueError("rows of an SFT set need traces")
         frame = instance.frame_index

@@ -1,12 +1,15 @@
 """Paths of predictions on disk, for the code that writes them and the code that reads them.
 
     RUN/predict/rewards.json                      held-out rewards of each checkpoint and task
-    RUN/predict/<checkpoint>/<benchmark>/         predictions of the other checkpoints and baselines
+    RUN/predict/<name>/<benchmark>/               predictions of the other checkpoints, baselines,
+                                                  upper bounds, and variants (named
+                                                  <checkpoint>@<variant>)
     RUN/predictions/<benchmark>/                  predictions of the last checkpoint
 
-Each folder of predictions holds:
+<benchmark> is <dataset>-<split>, as in RUN/eval/<benchmark>.json. Each folder of predictions holds:
 
     settings.json                                 what the predictions were made with
+    failures.json                                 <video>/<expression_id>: why there is none
     <video>/<expression_id>/<frame>.png           single channel, 0 or 255, source size
     <video>/<expression_id>/trace.json            the model's responses, keyframe, boxes and points
 """
@@ -18,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from rcot_rl.errors import InputError
 
 SETTINGS_FILE = "settings.json"
+FAILURES_FILE = "failures.json"
 TRACE_FILE = "trace.json"
 
 
@@ -26,12 +30,17 @@ def heldout_rewards_file(run: Path) -> Path:
     return run / "predict" / "rewards.json"
 
 
+def benchmark_name(dataset: str, split: str) -> str:
+    """Return the name of a benchmark's files and folders in a run."""
+    return f"{dataset}-{split}"
+
+
 def benchmark_predictions(run: Path, benchmark: str, checkpoint: str | None = None) -> Path:
     """Return the folder of a run's predictions on a benchmark.
 
     Args:
         run: The run folder.
-        benchmark: The benchmark's dataset.
+        benchmark: The result of `benchmark_name`.
         checkpoint: Name of the checkpoint or baseline; None: the run's last checkpoint.
     """
     if checkpoint is None:

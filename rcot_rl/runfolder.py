@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from rcot_rl import runlock
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.loader import FORMER_SECTIONS, recipe_hash
-from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.schema import AFTER_TRAINING, Recipe
 from rcot_rl.system.checkout import VARIABLE, commit_of, is_checkout
 from rcot_rl.system.disk import explained
 from rcot_rl.system.files import visible, write_text
@@ -42,8 +43,13 @@ _EXECUTION_ONLY = (
     ".keep_checkpoints",
     ".save_every",
     ".dump_rollouts",
-    "predict.batch",
+    "predict.engines",
+    "predict.segmenters",
+    "predict.engine_gpus",
+    "predict.segmenter_gpus",
+    "predict.videos_per_engine",
     "data.workers",
+    "eval.workers",
 )
 """Suffixes of execution-only keys: they change how a run is executed, not what it computes."""
 
@@ -80,6 +86,7 @@ class RunFolder:
         A folder with no started stage is reinitialized. A recipe continues a run if it differs
         only in where and how it is executed (`cluster`, `stages`, micro-batches, offloading,
         checkpoints), in what only predictions depend on, until they are done, or in new stages.
+        New variants of predictions are made and scored also in a finished run.
 
         Raises:
             InputError: The folder belongs to another recipe's run, cannot be written, or has a name
@@ -108,6 +115,8 @@ class RunFolder:
                 folder._write_recipe(path, recipe)
             else:
                 resolved = recipe.model_dump(mode="json")
+                if recipe.predict.variants.keys() - _variants(recorded):
+                    folder._reopen(AFTER_TRAINING)
                 recorded |= {"recipe_hash": recipe_hash(recipe), "recipe": resolved}
                 write_text(path, yaml.safe_dump(recorded, sort_keys=False))
         return folder
@@ -152,7 +161,11 @@ class RunFolder:
         ]
         if before is None:
             return keys
-        keys = [key for key in keys if not self._is_new_stage(key, before)]
+        keys = [
+            key
+            for key in keys
+            if not self._is_new_stage(key, before) and not _is_new_variant(key, before)
+        ]
         for stage in self._started(before, recipe):
             if before.start_of(stage) != recipe.start_of(stage):
                 keys.append(f"train.{stage}.after")
@@ -163,6 +176,11 @@ class RunFolder:
         if default and scored_differ and self.is_done("predict"):
             keys.append("eval.checkpoints")
         return sorted(set(keys))
+
+    def _reopen(self, stages: Sequence[str]) -> None:
+        """Mark stages as not done; what they have written stays."""
+        for stage in stages:
+            (self.stage(stage) / "done.json").unlink(missing_ok=True)
 
     def _is_new_stage(self, key: str, before: Recipe) -> bool:
         """Return True for `train.NAME` if NAME is new in the recipe and has no folder."""
@@ -178,7 +196,7 @@ class RunFolder:
         """Return True if only predictions and scores depend on the key and are not done yet."""
         if key.startswith("eval."):
             return not self.is_done("eval")
-        annotates = "model" in (recipe.data.describe, recipe.data.trace)
+        annotates = bool(recipe.data.generated)
         agentic = any(g.agent != "single-turn" for g in recipe.grpo_stages.values())
         used = key.startswith("predict.") and (annotates or agentic)
         return key.startswith(_INFERENCE) and not used and not self.is_done("predict")
@@ -316,9 +334,21 @@ def _as_today(recorded: dict[str, Any]) -> Recipe | None:
         return None
 
 
+def _is_new_variant(key: str, before: Recipe) -> bool:
+    """Return True for a key of a variant of predictions that `before` does not have."""
+    section, _, rest = key.partition("predict.variants.")
+    return not section and rest.partition(".")[0] not in before.predict.variants
+
+
+def _variants(recorded: Mapping[str, Any]) -> set[str]:
+    """Return the names of the variants of a recorded run."""
+    predict = recorded.get("recipe", {}).get("predict", {})
+    return set(predict.get("variants", {}))
+
+
 def is_execution_only(key: str) -> bool:
     """Return True if a key changes where and how a run is executed, not what it computes."""
-    where = key.startswith(("cluster.", "wandb.")) or key == "stages"
+    where = key.startswith(("cluster.", "wandb.", "report.")) or key == "stages"
     return where or key.endswith(_EXECUTION_ONLY)
 
 

@@ -22,6 +22,7 @@ from rcot_rl.recipe.base import Section
 
 BUILTIN = (
     "components.format",
+    "components.answer_format",
     "components.option_accuracy",
     "components.hungarian_match",
     "components.reasoning",

@@ -31,6 +31,7 @@ from typing import Any
 from pydantic import BaseModel, SerializeAsAny, ValidationError
 
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.parser import ResponseForm
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.layers import Shipped, nested, parent_layers, read_layers
 from rcot_rl.recipe.source import Key, MergeRules, Source
@@ -38,7 +39,9 @@ from rcot_rl.suggestions import did_you_mean
 from reward_fns.registry import NonNegative, RewardModule, Settings, modules
 
 REWARDS = Shipped(Path(__file__).resolve().parents[1] / "recipes" / "rewards", "reward recipe")
-_RULES = MergeRules(restart=lambda key: "module", removable=lambda key: True)
+_RULES = MergeRules(restart=lambda key: ("module",), removable=lambda key: True)
+_FORMATS: Mapping[ResponseForm, str] = {"think_answer": "format", "answer": "answer_format"}
+"""Form of a response -> the module that pays for it."""
 VERSION = 1
 """Part of every hash. Increment it when the same recipe yields other rewards than before."""
 
@@ -61,6 +64,17 @@ class RewardRecipe(Settings):
     """For people; not part of the hash."""
     components: dict[str, Component]
     """Components by their name in metrics, in the order in which they are summed."""
+
+    @property
+    def response(self) -> ResponseForm | None:
+        """What its format component pays for; None without one (a public baseline has its own)."""
+        forms = [form for form, module in _FORMATS.items() if module in self.modules]
+        return forms[0] if len(forms) == 1 else None
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the modules of its components."""
+        return {component.module for component in self.components.values()}
 
 
 class RoutedRecipe(Section):

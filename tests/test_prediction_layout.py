@@ -8,6 +8,7 @@ import pytest
 
 from rcot_rl.errors import InputError
 from rcot_rl.prediction_layout import (
+    benchmark_name,
     benchmark_predictions,
     expression_folder,
     heldout_rewards_file,
@@ -15,6 +16,10 @@ from rcot_rl.prediction_layout import (
 )
 
 RUN = Path("/run")
+
+
+def test_splits_of_a_dataset_have_different_names() -> None:
+    assert benchmark_name("mevis", "valid_u") == "mevis-valid_u"
 
 
 def test_predictions_of_the_last_checkpoint_have_their_own_folder() -> None:

@@ -254,7 +254,7 @@ OPERATION = [
     "grpo.keep_checkpoints=1",
     "grpo.save_every=4",
     "grpo.max_num_seqs=64",
-    "predict.batch=8",
+    "predict.videos_per_engine=8",
     "grpo.dump_rollouts=false",
     "grpo.max_num_batched_tokens=4096",
     "data.workers=1",
@@ -315,3 +315,27 @@ def test_a_record_without_a_newer_key_is_not_refused(tmp_path: Path, recipe: Rec
     del record["recipe"]["train"]["grpo-ktg"]["dump_rollouts"]
     file.write_text(yaml.safe_dump(record, sort_keys=False))
     assert RunFolder(tmp_path).refusal(recipe) is None
+
+
+def test_a_new_variant_reopens_a_finished_run_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    first = load_recipe("laptop", ["predict.variants.light.reevaluate_frames=4"])
+    folder = RunFolder.claim(tmp_path, first)
+    for stage in first.order:
+        folder.stage(stage).mkdir()
+        folder.mark_done(stage)
+    more = load_recipe(
+        "laptop",
+        ["predict.variants.light.reevaluate_frames=4", "predict.variants.no-aks.rounds=0"],
+    )
+    RunFolder.claim(tmp_path, more)
+    done = {stage for stage in more.order if folder.is_done(stage)}
+    assert done == set(more.order) - {"predict", "eval", "report"}
+    for stage in ("predict", "eval", "report"):
+        folder.mark_done(stage)
+    changed = load_recipe(
+        "laptop",
+        ["predict.variants.light.reevaluate_frames=8", "predict.variants.no-aks.rounds=0"],
+    )
+    with pytest.raises(InputError, match=r"differs in: predict\.variants\.light"):
+        RunFolder.claim(tmp_path, changed)
+    assert all(folder.is_done(stage) for stage in more.order)

@@ -62,9 +62,12 @@ def propagate(segmenter: Sam2Segmenter, frames: np.ndarray, objects: int) -> dic
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
     started = time.perf_counter()
-    masks = segmenter.segment(frames, len(frames) // 2, boxes, points)
+    n_frames = 0
+    for _, masks in segmenter.segment(frames, len(frames) // 2, boxes, points):
+        assert masks.shape == (objects, height, width)
+        n_frames += 1
     seconds = time.perf_counter() - started
-    assert masks.shape == (objects, *frames.shape[:3])
+    assert n_frames == len(frames)
     row: dict[str, Any] = {"seconds": seconds, "frames_per_s": len(frames) / seconds}
     if cuda:
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

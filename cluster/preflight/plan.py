@@ -68,6 +68,7 @@ CHECKS: tuple[tuple[Callable[[RunCase, Notes], None], Needs], ...] = (
     (stage_order.zero_target, "recipe"),
     (inputs.prompts, "recipe"),
     (inputs.policy, "files"),
+    (inputs.other_models, "files"),
     (inputs.writers, "files"),
     (inputs.trained, "files"),
     (inputs.segmenter, "files"),
@@ -232,4 +233,4 @@ def plan_of(case: RunCase) -> dict[str, Any]:
             f"{g.steps * each} responses of {longest} tokens at most; "
             f"{each // (case.ranks * g.micro_batch_size)} micro-batches a rank; reward {g.reward}"
         )
-    return plan | token_limits.room(case) | estimates.plan(case)
+    return plan | token_limits.room(case) | token_limits.clips(case) | estimates.plan(case)

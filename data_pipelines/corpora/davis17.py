@@ -3,9 +3,10 @@
     ROOT/meta_expressions/{train,valid}/meta_expressions.json
     ROOT/{train,valid}/{JPEGImages,Annotations}/<video>/<frame>.{jpg,png}
 
-Each object has four expressions (two annotators, first frame and full video). Unlike
-Ref-YouTube-VOS, the evaluation split has masks and object ids. Converting the DAVIS archives is out
-of scope.
+Each object has four expressions (two annotators, first frame and full video), which follow one
+another in the file. Unlike Ref-YouTube-VOS, the evaluation split has masks and object ids. The
+label 255 marks void pixels, which DAVIS' own evaluation ignores. Converting the DAVIS archives is
+out of scope.
 """
 
 from __future__ import annotations

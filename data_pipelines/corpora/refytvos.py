@@ -5,9 +5,18 @@
     ROOT/train/Annotations/<video>/<frame>.png      palette index = object id
 
 Each expression has one object (`obj_id`, a string, absent in valid). Videos of the valid file that
-are also in the test file are not evaluated and are skipped. Masks of valid were published later;
-they are read if `valid/Annotations` exists and the object of an expression is known: from `obj_id`,
-or from `valid/meta.json` if its objects list their `expressions`.
+are also in the test file are not evaluated and are skipped.
+
+Masks of valid were published later, in a layout that no public document describes. Three are read,
+and each expression may have another one:
+
+    valid/Annotations/<video>/<expression_id>/<frame>.png   non-zero = the object, as predictions
+    valid/Annotations/<video>/<frame>.png                   index = object id, as in train, with
+                                                            `obj_id` in meta_expressions.json or
+                                                            `expressions` in the objects of
+                                                            valid/meta.json
+
+An expression without any of them is `unlabelled`.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from data_pipelines.corpora.corpus import (
     Video,
     id_order,
 )
-from data_pipelines.corpora.json_node import Node, read_json
+from data_pipelines.corpora.json_node import Node, check_path_part, read_json
 from data_pipelines.corpora.label_png import file_bytes, read_labels
 
 
@@ -66,13 +75,26 @@ class RefYoutubeVos(Corpus):
     _anywhere_cache: tuple[str, dict[int, bool]] = ("", {})
     """The last video, and index -> `_is_anywhere`."""
 
+    def label_image(self, video: Video, frame_index: int) -> np.ndarray:
+        """Return a frame's label image, uint8 [H, W], read-only. Raises CorpusFault."""
+        return read_labels(self._labels(video, frame_index))
+
     def object_mask(self, video_id: str, anno_id: str, frame_index: int) -> np.ndarray | None:
-        labels = read_labels(self._labels(self.video(video_id), frame_index))
+        video = self.video(video_id)
+        if _is_folder(anno_id):
+            return read_labels(self._mask_file(anno_id, video, frame_index)) > 0
+        labels = self.label_image(video, frame_index)
         return labels == self._index(video_id, anno_id)
+
+    def _mask_file(self, folder: str, video: Video, frame_index: int) -> str:
+        """Return the path of a mask of one expression."""
+        return f"{self.annotations_root}/{folder}/{video.frames[frame_index]}.png"
 
     def object_area(
         self, video: Video, anno_id: str, frame_index: int, size: tuple[int, int] | None
     ) -> int:
+        if _is_folder(anno_id):
+            return super().object_area(video, anno_id, frame_index, size)
         shape, areas = self._areas(video, frame_index)
         index = self._index(video.id, anno_id)
         if size is not None:
@@ -101,7 +123,7 @@ class RefYoutubeVos(Corpus):
             self._areas_cache = (video.id, {})
         counted = self._areas_cache[1]
         if frame_index not in counted:
-            labels = read_labels(self._labels(video, frame_index))
+            labels = self.label_image(video, frame_index)
             areas = np.zeros(256, dtype=np.int64)
             for index in self._named_indices(video):
                 areas[index] = np.count_nonzero(labels == index)
@@ -132,10 +154,13 @@ class RefYoutubeVos(Corpus):
         return int(number)
 
     def label_bytes(self, video: Video) -> Iterator[bytes]:
-        return file_bytes(self._labels(video, t) for t in range(len(video.frames)))
+        times = range(len(video.frames))
+        yield from file_bytes(self._labels(video, t) for t in times)
+        folders = filter(_is_folder, video.anno_ids)
+        yield from file_bytes(self._mask_file(f, video, t) for f in folders for t in times)
 
     def anno_id(self, video: Video, object_id: str) -> str | None:
-        return object_id
+        return super().anno_id(video, object_id) or object_id
 
     def _read_videos(self) -> list[Video]:
         skipped = self._test_videos() if self.split == "valid" else frozenset()
@@ -151,9 +176,16 @@ class RefYoutubeVos(Corpus):
         expressions = self.read_expressions(
             name,
             node["expressions"].items(),
-            lambda i, e: _expression(i, e, labelled, targets.get(i)),
+            lambda i, e: _expression(i, e, labelled, targets.get(i), self._folder(name, i)),
         )
         return Video(name, frames, expressions)
+
+    def _folder(self, video: str, expression: str) -> str | None:
+        """Return the folder of an expression's masks below `annotations_root`, if there is one."""
+        if self.split == "train":
+            return None
+        name = check_path_part(f"{video}/{expression}", self.expressions_file, "expressions")
+        return name if (self.annotations_root / name).is_dir() else None
 
     def _targets_from_meta(self) -> dict[str, dict[str, str]]:
         """Return video -> expression -> object, as far as valid/meta.json lists them."""
@@ -177,8 +209,24 @@ class RefYoutubeVos(Corpus):
         return frozenset(name for name, _ in Node(read_json(path), path)["videos"].items())
 
 
-def _expression(name: str, node: Node, labelled: bool, target: str | None) -> Expression:
+def _is_folder(anno_id: str) -> bool:
+    """Return True if an annotation is a folder of masks, `<video>/<expression_id>`."""
+    return "/" in anno_id
+
+
+def _expression(
+    name: str, node: Node, labelled: bool, target: str | None, folder: str | None
+) -> Expression:
+    """Read an expression.
+
+    Args:
+        target: Its object in valid/meta.json.
+        folder: Its folder of masks.
+    """
     objects: tuple[str, ...] = () if target is None else (target,)
+    if folder is not None:
+        # the folder is the object: object ids of other files may have no mask
+        return Expression(name, node["exp"].of(str), (name,), (folder,))
     if labelled or "obj_id" in node:
         # the corpus has one object per expression; lists are accepted too
         objects = tuple(sorted(set(node["obj_id"].identifiers()), key=id_order))

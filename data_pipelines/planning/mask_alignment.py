@@ -319,15 +319,13 @@ def sam2_suspects(
         key = int(chosen[areas[chosen].argmax()])
         if not areas[key]:
             continue
-        frames = np.stack(images)
         masks_t = {int(t): corpus.object_mask(video.id, anno, int(t)) for t in chosen if areas[t]}
         labels = {t: mask for t, mask in masks_t.items() if mask is not None}
         box = np.array([tight_box(labels[key])], dtype=np.float32)
-        masks = propagator.segment(frames, int(np.flatnonzero(chosen == key)[0]), box, None)[0]
         ious = [
-            mask_overlap(masks[i], labels[int(t)])
-            for i, t in enumerate(chosen)
-            if int(t) in labels and t != key
+            mask_overlap(masks[0], labels[int(chosen[i])])
+            for i, masks in propagator.segment(images, int(np.searchsorted(chosen, key)), box, None)
+            if int(chosen[i]) in labels and chosen[i] != key
         ]
         if len(ious) >= MIN_MASKS - 1 and np.mean(ious) < section.min_iou:
             detail = f"mean IoU {np.mean(ious):.2f} over {len(ious)} frames"

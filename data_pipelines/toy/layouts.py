@@ -21,7 +21,7 @@ from data_pipelines.parallel import ordered_map
 from data_pipelines.toy.arguments import LAYOUT_SPLITS, check_layout, checked_split
 from data_pipelines.toy.clips import SINGLE_TARGET, ClipSpec, draw_clip
 from data_pipelines.toy.sidecar import SIDECAR, merged, read_sidecar
-from data_pipelines.toy.split_files import WRITERS, SplitTarget, paths_of
+from data_pipelines.toy.split_files import WRITERS, SplitTarget, ValidLabels, paths_of
 from data_pipelines.toy.writers import ClipRecord, SplitPaths, save_json, write_clip
 from rcot_rl.errors import InputError
 from rcot_rl.system.files import writing
@@ -40,6 +40,7 @@ def write_corpus(
     absent_share: float = 0.0,
     workers: int = 1,
     multi_share: float | None = None,
+    valid_labels: ValidLabels = "meta",
 ) -> dict[str, int]:
     """Write one split below `root`; an existing split of the same arguments is kept.
 
@@ -54,6 +55,7 @@ def write_corpus(
         workers: Processes; the bytes do not depend on it.
         multi_share: Share of expressions drawn to have several targets; MeViS and ReVOS only.
             None: about two of five.
+        valid_labels: Layout of the masks of Ref-YouTube-VOS `valid`.
 
     Returns:
         The numbers of "videos", "frames", "expressions" and "objects".
@@ -62,7 +64,7 @@ def write_corpus(
         layout, split, n_videos, seed, preset, queries_per_video, absent_share, multi_share
     )
     root = Path(root).resolve()
-    made_from = {
+    made_from: dict[str, Any] = {
         "preset": preset,
         "seed": seed,
         "n_videos": n_videos,
@@ -70,6 +72,8 @@ def write_corpus(
         "absent_share": absent_share,
         "multi_share": multi_share,
     }
+    if (layout, split) == ("ref-youtube-vos", "valid"):
+        made_from["valid_labels"] = valid_labels
     sidecar = read_sidecar(root, layout)
     if sidecar is not None and split in sidecar["splits"]:
         return _reuse(root, sidecar, split, made_from)
@@ -142,7 +146,7 @@ def write_all(
 def _reuse(
     root: Path, sidecar: Mapping[str, Any], split: str, made_from: Mapping[str, Any]
 ) -> dict[str, int]:
-    existing = sidecar["splits"][split]
+    existing = {"valid_labels": "meta", **sidecar["splits"][split]}
     other = [k for k, v in made_from.items() if existing.get(k) != v]
     if other:
         differences = ", ".join(f"{k} is {existing.get(k)}, not {made_from[k]}" for k in other)
@@ -179,7 +183,9 @@ def _write(
     if (spec.layout, spec.split) == ("ref-youtube-vos", "valid"):
         test = ClipSpec(spec.layout, "test", spec.seed, spec.preset, spec.queries, 0.0)
         hidden = _clips(temporary, test, (n_videos + 1) // 2, workers)
-    WRITERS[spec.layout](SplitTarget(temporary, root, spec.layout, spec.split), records, hidden)
+    valid_labels = made_from.get("valid_labels", "meta")
+    target = SplitTarget(temporary, root, spec.layout, spec.split, valid_labels)
+    WRITERS[spec.layout](target, records, hidden)
     summary = {
         "videos": len(records),
         "frames": sum(len(r.clip.frames) for r in records),

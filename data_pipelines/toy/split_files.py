@@ -6,18 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines.corpora.json_node import Node, read_json
 from data_pipelines.toy.writers import (
     ClipRecord,
     SplitPaths,
+    expression_folders,
     label_expressions,
     label_objects,
     reasonvos_video,
     rle_video,
     save_json,
 )
+
+ValidLabels = Literal["meta", "obj_id", "folders"]
+"""How the masks of Ref-YouTube-VOS `valid` are assigned to expressions: by valid/meta.json, by
+`obj_id` of the expressions, or by a folder of masks for each expression."""
 
 _ANNOS_OF_A_SPLIT = 10_000_000
 """First annotation id of ReVOS' second split: the splits share mask_dict.json."""
@@ -31,6 +36,7 @@ class SplitTarget:
     root: Path
     layout: str
     split: str
+    valid_labels: ValidLabels = "meta"
 
 
 Writer = Callable[[SplitTarget, Sequence[ClipRecord], Sequence[ClipRecord]], None]
@@ -66,17 +72,21 @@ def _labels(
 ) -> None:
     """Write the files of Ref-YouTube-VOS and Ref-DAVIS17.
 
-    Validation expressions of Ref-YouTube-VOS name no object; valid/meta.json has their targets.
+    Validation expressions of Ref-YouTube-VOS name no object, unless `valid_labels` is "obj_id".
     """
     top = split.temporary
-    named = split.layout == "davis17" or split.split == "train"
+    named = split.layout == "davis17" or split.split == "train" or split.valid_labels == "obj_id"
     videos = {r.clip.name: label_expressions(r, named) for r in records}
     unseen = {r.clip.name: label_expressions(r, False) for r in hidden}
     path = top / "meta_expressions" / split.split / "meta_expressions.json"
     save_json(path, {"videos": {**videos, **unseen}})
     if hidden:
         save_json(top / "meta_expressions/test/meta_expressions.json", {"videos": unseen})
-    objects = {r.clip.name: label_objects(r, not named) for r in records}
+    by_meta = not named and split.valid_labels == "meta"
+    objects = {r.clip.name: label_objects(r, by_meta) for r in records}
+    if not named and split.valid_labels == "folders":
+        for record in records:
+            expression_folders(top / split.split / "Annotations", record)
     save_json(top / split.split / "meta.json", {"videos": objects})
 
 

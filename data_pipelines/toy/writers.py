@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,19 @@ def write_clip(root: Path, layout: str, paths: SplitPaths, clip: ToyClip) -> Cli
             union = np.logical_or.reduce(masks)
             foreground.append((encode_rle(union), round(float(union.mean()), 6)))
     return ClipRecord(clip, tuple(map(tuple, seen)), tuple(map(tuple, rles)), tuple(foreground))
+
+
+def expression_folders(labels: Path, record: ClipRecord) -> None:
+    """Replace the label images of a clip by a folder of masks, 0 or 255, for each expression."""
+    clip = record.clip
+    shutil.rmtree(labels / clip.name)
+    for t, frame in enumerate(clip.frames):
+        masks = clip.scene.masks(t)
+        for name, query in clip.expressions:
+            folder = labels / clip.name / name
+            folder.mkdir(parents=True, exist_ok=True)
+            union = np.logical_or.reduce([masks[i] for i in query.targets])
+            Image.fromarray(union.astype(np.uint8) * 255).save(folder / f"{frame}.png")
 
 
 def label_expressions(record: ClipRecord, with_ids: bool) -> dict[str, Any]:

@@ -36,7 +36,12 @@ def response(think: str, answer: str, extra_control: tuple[str, ...] = ()) -> st
     Args:
         extra_control: Control tokens of the policy's tokenizer beyond the known ones.
     """
-    return f"<think>{neutralize(think, extra_control)}</think>\n<answer>{answer}</answer>"
+    return f"<think>{neutralize(think, extra_control)}</think>\n{answer_block(answer)}"
+
+
+def answer_block(answer: str) -> str:
+    """Return the answer in its tags: the whole response of a policy that writes no reasoning."""
+    return f"<answer>{answer}</answer>"
 
 
 class Describer(Protocol):

@@ -15,7 +15,7 @@ from PIL import Image
 from data_pipelines.rows import DATA_SOURCES
 from data_pipelines.tokens import PixelLimits
 from rcot_rl.protocol.control_tokens import control_tokens, neutralize
-from rcot_rl.protocol.parser import parse_response
+from rcot_rl.protocol.parser import ResponseForm, answer_only_faults, parse_response
 from rcot_rl.protocol.prompts import user_turn
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
@@ -90,7 +90,8 @@ def check_row(
     truth = _json((row["reward_model"] or {}).get("ground_truth"))
     yield from check_truth(truth, info)
     if "messages" in row:
-        yield from _check_messages(row, truth)
+        form = (manifest["recipe"].get("data") or {}).get("response", "think_answer")
+        yield from _check_messages(row, truth, form)
     if counted:
         yield from _check_lengths(info, manifest["tokens"])
 
@@ -247,7 +248,7 @@ def _integers(value: Any, n: int) -> bool:
     return isinstance(value, list) and len(value) == n and all(type(v) is int for v in value)
 
 
-def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[RowFault]:
+def _check_messages(row: Mapping[str, Any], truth: Any, form: ResponseForm) -> Iterator[RowFault]:
     turns = row["messages"]
     yield from _check_prompt(turns, row["images"], "messages")
     if not turns or [t["role"] if t else None for t in turns] != ["user", "assistant"]:
@@ -255,8 +256,10 @@ def _check_messages(row: Mapping[str, Any], truth: Any) -> Iterator[RowFault]:
         return
     if turns[:1] != row["prompt"]:
         yield ("messages[0]", "differs from the prompt")
-    parsed = parse_response(turns[1]["content"] or "")
-    if not parsed.well_formed:
-        yield ("messages[1].content", f"not well formed: {', '.join(parsed.faults)}")
+    response = turns[1]["content"] or ""
+    parsed = parse_response(response)
+    faults = parsed.faults if form == "think_answer" else answer_only_faults(response)
+    if faults:
+        yield ("messages[1].content", f"not well formed: {', '.join(faults)}")
     elif truth is not None and parsed.answer != truth and _json(parsed.answer) != truth:
         yield ("messages[1].content", "its answer differs from the ground truth")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,6 @@ from rcot_rl.recipe.data_section import DescriberSection
 from rcot_rl.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
-
-_VLLM = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-_LOGICAL_CPUS = 8
-"""CPUs declared to Ray on a CPU host, where the engine and its readers share the few real ones."""
 
 
 class Annotator:
@@ -133,32 +123,6 @@ def key_of(*parts: object, prompt: str) -> str:
     """Return a cache key; it changes with the prompt, so that stale responses are not reused."""
     digest = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12]
     return json.dumps([*map(str, parts), digest], ensure_ascii=False)
-
-
-@contextmanager
-def ray_session(recipe: Recipe) -> Iterator[None]:
-    """Connect to Ray as the recipe's cluster section says; stop it if it was started here."""
-    import ray
-
-    environment = dict(_VLLM)
-    if recipe.device == "cpu":
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    runtime: dict[str, Any] = {"env_vars": environment}
-    address = recipe.cluster.ray_address
-    arguments: dict[str, Any] = {"log_to_driver": False}
-    if address == "local":
-        arguments |= {"include_dashboard": False}
-        if recipe.device == "cpu":
-            arguments["num_cpus"] = _LOGICAL_CPUS
-            if "RCOT_ZYGOTE_PYTHON" in os.environ:
-                runtime["py_executable"] = os.environ["RCOT_ZYGOTE_PYTHON"]
-        if recipe.cluster.object_store_bytes is not None:
-            arguments["object_store_memory"] = recipe.cluster.object_store_bytes
-    ray.init(address=address, runtime_env=runtime, **arguments)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def prompts_digest(templates: Mapping[str, str], names: Iterable[str]) -> str:

@@ -19,9 +19,10 @@ from data_pipelines.corpora import Corpus, Video
 from data_pipelines.planning.survey import open_corpora
 from data_pipelines.traces.response_cache import write_lines
 from rcot_rl.annotation.annotation_process import FILES
-from rcot_rl.annotation.annotator import Annotator, key_of, ray_session
+from rcot_rl.annotation.annotator import Annotator, key_of
 from rcot_rl.events import emit
 from rcot_rl.inference.batch import Ask
+from rcot_rl.inference.ray_session import ray_session
 from rcot_rl.inference.video import sample_uniform
 from rcot_rl.protocol.control_tokens import neutralize
 from rcot_rl.protocol.parser import parse_response

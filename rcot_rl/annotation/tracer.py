@@ -38,10 +38,11 @@ from data_pipelines.traces.response_cache import write_lines
 from data_pipelines.traces.texts import Describer, TraceKey, open_descriptions
 from data_pipelines.traces.trace_filter import TraceFilter
 from rcot_rl.annotation.annotation_process import FILES
-from rcot_rl.annotation.annotator import Annotator, key_of, prompts_digest, ray_session
+from rcot_rl.annotation.annotator import Annotator, key_of, prompts_digest
 from rcot_rl.errors import InputError
 from rcot_rl.events import emit
 from rcot_rl.inference.batch import UNREADABLE, Ask
+from rcot_rl.inference.ray_session import ray_session
 from rcot_rl.protocol.control_tokens import neutralize
 from rcot_rl.protocol.prompts import TRACES, Prompts, load_prompts
 from rcot_rl.recipe.data_section import has_traces

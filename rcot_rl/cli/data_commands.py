@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -45,6 +45,10 @@ def data_toy(
             min=0.0, max=1.0, help="Share of expressions without a target (MeViS, ReVOS)."
         ),
     ] = 0.0,
+    valid_labels: Annotated[
+        Literal["meta", "obj_id", "folders"],
+        typer.Option(help="Layout of the masks of Ref-YouTube-VOS valid."),
+    ] = "meta",
     workers: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Write procedurally generated corpora in the public layouts, with exact masks."""
@@ -56,6 +60,7 @@ def data_toy(
         "n_eval": eval_videos,
         "absent_share": absent,
         "workers": workers,
+        "valid_labels": valid_labels,
     }
     if layout is None:
         written = write_all(root, seed, preset, videos, **options)

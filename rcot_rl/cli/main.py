@@ -14,18 +14,21 @@ import os
 import re
 import signal
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from rcot_rl import __version__
+from rcot_rl.cli.app_command import app_command
 from rcot_rl.cli.checkpoint_commands import checkpoints_app
 from rcot_rl.cli.data_commands import data_app
 from rcot_rl.cli.faults import exit_with
 from rcot_rl.cli.launch_commands import launch_app
 from rcot_rl.cli.recipe_commands import recipe_app
 from rcot_rl.cli.score_commands import score_app
+from rcot_rl.cli.segment_command import segment
 from rcot_rl.errors import InputError
 from rcot_rl.system import variables
 from rcot_rl.system.logs import configure_logging
@@ -44,6 +47,7 @@ app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(score_app, name="score")
 app.add_typer(launch_app, name="launch")
 app.add_typer(recipe_app, name="recipe")
+app.command("app")(app_command)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or the name of a shipped recipe.")
@@ -160,25 +164,79 @@ def _run_stages(
 
 @app.command("eval")
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="<video>/<expression_id>/<frame>.png")],
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PRED_DIR...", help="Folders of <video>/<expression_id>/<frame>.png."
+        ),
+    ],
     dataset: Annotated[str, typer.Option(help="Dataset of the benchmark.")],
     corpus: Annotated[Path, typer.Option(help="Folder of the dataset.")],
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "valid",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: all CPUs).", min=1)
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write the scores of each expression.")
+    ] = None,
 ) -> None:
-    """Score predicted masks on a benchmark: J, F and J&F."""
-    from rcot_rl.evaluation.benchmarks import evaluate as evaluate_predictions
-    from rcot_rl.monitoring.run_summary import fault_lines, score_text
+    """Score predicted masks on a benchmark: J, F and J&F.
 
-    result = evaluate_predictions(dataset, corpus, split, predictions)
+    Several folders are scored in one pass and compared in pairs.
+    """
+    from rcot_rl.evaluation.benchmarks import benchmark_document, evaluate_all
+    from rcot_rl.evaluation.score_table import score_table
+    from rcot_rl.monitoring.console import Console
+    from rcot_rl.monitoring.run_summary import evaluation_lines
+    from rcot_rl.system.files import write_text
+
+    methods = {str(folder): folder for folder in predictions}
+    progress = partial(Console().progress, "expressions")
+    results = evaluate_all(dataset, corpus, split, methods, workers=workers, progress=progress)
+    if table is not None:
+        write_text(table, score_table(results))
+    complete = benchmark_document(results, {})
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(complete if len(results) > 1 else results[str(predictions[0])]))
         return
-    segmenter = result.get("segmenter") or "unknown"
-    typer.echo(f"{dataset} {split}: {result['n_expressions']} expressions, masks by {segmenter}")
-    typer.echo(f"J&F {score_text(result)}")
-    for line in fault_lines(result):
-        typer.echo(line)
+    typer.echo("\n".join(evaluation_lines(complete)))
+
+
+@app.command()
+def submit(
+    predictions: Annotated[
+        Path,
+        typer.Argument(metavar="PRED_DIR", help="Folder of <video>/<expression_id>/<frame>.png."),
+    ],
+    dataset: Annotated[str, typer.Option(help="mevis or ref-youtube-vos.")],
+    corpus: Annotated[Path, typer.Option(help="Folder of the dataset.")],
+    out: Annotated[Path, typer.Option(help="The archive, a .zip.")],
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "valid",
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Submit empty masks for missing predictions."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes (default: all CPUs).", min=1)
+    ] = None,
+) -> None:
+    """Write the archive that a benchmark's evaluation server scores, and check it."""
+    from rcot_rl.evaluation.submission import write_submission
+    from rcot_rl.monitoring.console import Console
+    from rcot_rl.monitoring.run_summary import submission_lines
+
+    written = write_submission(
+        dataset,
+        corpus,
+        split,
+        predictions,
+        out,
+        allow_missing=allow_missing,
+        workers=workers,
+        progress=Console().progress,
+    )
+    typer.echo("\n".join(submission_lines(written._asdict())))
 
 
 @app.command()
@@ -206,42 +264,7 @@ def compare(
         write_text(page, comparison_page(runs))
 
 
-@app.command()
-def segment(
-    video: Annotated[Path, typer.Argument(help="An mp4, or a folder of frames.")],
-    query: Annotated[str, typer.Argument(help="Description of the object to segment.")],
-    out: Annotated[Path, typer.Option(help="Output folder for masks, overlay and trace.")] = Path(
-        "segmented"
-    ),
-    model: Annotated[str, typer.Option(help="A Qwen2.5-VL folder or hub id, or `tiny`.")] = "tiny",
-    sam2: Annotated[str, typer.Option(help="A SAM2 folder or hub id, `tiny` or `flow`.")] = "tiny",
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt set (default: the model's).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    every: Annotated[int, typer.Option(help="Use every k-th frame.", min=1)] = 1,
-    skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Skip frames that cannot be decoded.")
-    ] = False,
-) -> None:
-    """Segment the object a sentence describes in your own video."""
-    from rcot_rl.inference.segment import segment as segment_video
-
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"'{device}' is not cpu or cuda", key="--device")
-    trace = segment_video(
-        video,
-        query,
-        out,
-        model=model,
-        sam2=sam2,
-        prompts=prompts,
-        device=cast(Literal["cpu", "cuda"], device),
-        every=every,
-        skip_corrupt=skip_corrupt,
-        announce=typer.echo,
-    )
-    typer.echo(f"keyframe {trace.keyframe}, {len(trace.boxes_source)} objects; see {out}")
+app.command()(segment)
 
 
 @app.command()

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from rcot_rl.evaluation.score_statistics import score_statistics
+from rcot_rl.evaluation.step_figures import REQUESTS, aks_verdicts, pipeline_costs
 from rcot_rl.stats.benchmark_means import SUBSET_MEANS, rounded
 
 PROTOCOLS = {
@@ -49,7 +51,11 @@ def aggregate(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                             means over the expressions that have them (Tables 13 and 14)
             n_traces        number of expressions with a trace
             segmenter       the segmenters that the traces name
+            pipeline_costs  see `step_figures.pipeline_costs`
+            aks_verdicts    see `step_figures.aks_verdicts`
+            statistics      further means, and 95 % intervals: `score_statistics.score_statistics`
     """
+    costs = pipeline_costs(rows)
     rows = [_in_percent(row) for row in rows]
     subsets = {name: [r for r in rows if r["subset"] == name] for name in get_args(Subset)}
     means = {name: _means(dataset, members) for name, members in subsets.items() if members}
@@ -69,12 +75,16 @@ def aggregate(dataset: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{key: _mean([row[key] for row in traced]) for key in KEYFRAME_FIGURES},
         "n_traces": len(traced),
         "segmenter": ", ".join(sorted({row["segmenter"] for row in traced})) or None,
+        "pipeline_costs": costs,
+        "aks_verdicts": aks_verdicts(rows),
+        "statistics": score_statistics(dataset, rows),
         "per_expression": rows,
     }
 
 
 def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
     jaccard, boundary = 100 * row["J"], 100 * row["F"]
+    row = {key: value for key, value in row.items() if key != REQUESTS}
     return {**row, "J": jaccard, "F": boundary, "J&F": (jaccard + boundary) / 2}
 
 

@@ -6,23 +6,23 @@ pixels; a pixel matches within a disk of radius ceil(0.008 · image diagonal).
 Edge cases, as in the reference: J = 1 if both masks are empty; F = 1 if neither has a boundary (so
 a full frame against an empty one has J = 0 and F = 1) and 0 if only one has none.
 
-Masks are packed, 64 pixels per word, so that a boundary takes a few shifts and XORs, a dilation a
-few shifts and ORs, and an area a population count. Only the window around both masks is processed.
+A mask is cut into eight horizontal strips, one per bit of a byte. Neighbouring pixels then lie in
+neighbouring bytes, so that a boundary takes a few XORs of shifted views and a dilation a few ORs,
+each for eight pixels per byte. Only the columns around both masks are processed.
 Left out: the reference's recall and decay statistics over a sequence.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
 BOUND_TH = 0.008
 """Share of the image diagonal within which boundaries match."""
 
-_ONE = np.uint64(1)
-_CARRY = np.uint64(63)
+_STRIPS = 8
+"""Strips of a mask: the bits of a byte."""
 
 
 def region_similarity(gt: np.ndarray, pred: np.ndarray) -> float | np.ndarray:
@@ -35,10 +35,8 @@ def region_similarity(gt: np.ndarray, pred: np.ndarray) -> float | np.ndarray:
     Returns:
         A float for masks, float64 [T] for videos.
     """
-    gt_thw, pred_thw = _as_videos(gt, pred)
-    frames = zip(_pack(gt_thw), _pack(pred_thw), strict=True)
-    areas = [(_area(g & p), _area(g | p)) for g, p in frames]
-    scores = np.array([shared / union if union else 1.0 for shared, union in areas])
+    frames = zip(*_as_videos(gt, pred), strict=True)
+    scores = np.array([_jaccard(_pack(g, p, margin=1)[0]) for g, p in frames])
     return scores if gt.ndim == 3 else float(scores[0])
 
 
@@ -57,7 +55,17 @@ def jf_video(
     if gt_thw.ndim != 3:
         raise ValueError(f"masks must be [T, H, W], not of shape {gt_thw.shape}")
     _as_videos(gt_thw, pred_thw)
-    return _score(_pack(gt_thw), _pack(pred_thw), gt_thw.shape[1:], bound_th)
+    height, width = gt_thw.shape[1:]
+    # a disk with this radius covers the image from any pixel
+    radius = min(match_radius((height, width), bound_th), height + width)
+    margin = max(radius, 1)
+    jaccard, boundary = np.ones(len(gt_thw)), np.ones(len(gt_thw))
+    for t, (gt, pred) in enumerate(zip(gt_thw, pred_thw, strict=True)):
+        octets, columns = _pack(gt, pred, margin)
+        jaccard[t] = _jaccard(octets)
+        if jaccard[t] < 1:
+            boundary[t] = _f_measure(_boundaries(octets, (height, columns), margin), radius, margin)
+    return jaccard, boundary
 
 
 def match_radius(size: tuple[int, ...], bound_th: float = BOUND_TH) -> int:
@@ -77,123 +85,109 @@ def _as_videos(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return (gt, pred) if gt.ndim == 3 else (gt[None], pred[None])
 
 
-def _pack(masks_thw: np.ndarray) -> np.ndarray:
-    """Return uint64 [T, H, ceil(W / 64)]: pixel x is bit x % 64 of word x // 64; padding is 0."""
-    octets = np.packbits(masks_thw.astype(bool, copy=False), axis=-1, bitorder="little")
-    short = -octets.shape[-1] % 8
-    if short:
-        octets = np.pad(octets, ((0, 0), (0, 0), (0, short)))
-    return octets.view("<u8")
+def _pack(gt: np.ndarray, pred: np.ndarray, margin: int) -> tuple[np.ndarray, int]:
+    """Pack two masks [H, W] and cut out the columns around both, one wider on each side.
+
+    Returns:
+        uint8 [2, margin + n + margin, stride]: bit k of byte (y, x) is pixel (k · n + y, x), with y
+            counted from the end of the upper margin. Margins and at least `margin` bytes at the end
+            of a row are 0; `stride` is a multiple of 8.
+        Number of columns cut out.
+    """
+    height, width = gt.shape
+    n = max(-(-height // _STRIPS), margin)
+    packed = np.zeros((2, n, width), dtype=np.uint8)
+    for mask, octets in zip((gt, pred), packed, strict=True):
+        # bytes of a boolean array may be neither 0 nor 1: Pillow's are 255
+        pixels = np.not_equal(mask, False).view(np.uint8)
+        for k in reversed(range(_STRIPS)):
+            strip = pixels[k * n : (k + 1) * n]
+            octets += octets
+            octets[: len(strip)] |= strip
+    occupied = np.flatnonzero(np.bitwise_or.reduce(packed.reshape(2 * n, width)))
+    window = slice(max(occupied[0] - 1, 0), occupied[-1] + 2) if occupied.size else slice(0)
+    cut = packed[..., window]
+    columns = cut.shape[2]
+    stride = -(-(columns + margin) // 8) * 8
+    framed = np.zeros((2, n + 2 * margin, stride), dtype=np.uint8)
+    framed[:, margin:-margin, :columns] = cut
+    return framed, columns
 
 
-def _area(bits: np.ndarray) -> int:
-    """Return the number of set pixels."""
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+def _area(octets: np.ndarray) -> int:
+    """Return the number of set pixels; the last dimension is a multiple of 8."""
+    return int(np.bitwise_count(octets.view(np.uint64)).sum(dtype=np.int64))
 
 
-def _score(
-    gt_bits: np.ndarray, pred_bits: np.ndarray, size: tuple[int, ...], bound_th: float
-) -> tuple[np.ndarray, np.ndarray]:
-    radius = match_radius(size, bound_th)
-    union = gt_bits | pred_bits
-    rows, columns = union.any(axis=2), np.bitwise_or.reduce(union, axis=1) != 0
-    jaccard, boundary = np.ones(len(union)), np.ones(len(union))
-    for t in np.flatnonzero(rows.any(axis=1)):
-        top, bottom = _span(rows[t])
-        left, right = _span(columns[t])
-        # words first: shifts and ORs then run over long contiguous memory
-        pair = np.empty((right - left, 2, bottom - top), dtype=np.uint64)
-        pair[:, 0] = gt_bits[t, top:bottom, left:right].T
-        pair[:, 1] = pred_bits[t, top:bottom, left:right].T
-        shared, joined = _area(pair[:, 0] & pair[:, 1]), _area(pair[:, 0] | pair[:, 1])
-        jaccard[t] = shared / joined
-        if shared < joined:
-            edges = _boundaries(pair, size[1] if right == union.shape[2] else None)
-            boundary[t] = _f_measure(edges, radius)
-    return jaccard, boundary
+def _jaccard(octets: np.ndarray) -> float:
+    shared, joined = _area(octets[0] & octets[1]), _area(octets[0] | octets[1])
+    return shared / joined if joined else 1.0
 
 
-def _span(occupied: np.ndarray) -> tuple[int, int]:
-    """Return the smallest [first, last) around all occupied indices, one wider on each side."""
-    first, last = int(occupied.argmax()), len(occupied) - int(occupied[::-1].argmax())
-    return max(first - 1, 0), min(last + 1, len(occupied))
-
-
-def _boundaries(pair: np.ndarray, width: int | None) -> np.ndarray:
+def _boundaries(octets: np.ndarray, size: tuple[int, int], margin: int) -> np.ndarray:
     """Return the pixels that differ from their right, lower or lower-right neighbour.
 
     Neighbours beyond the image equal the pixel on its edge: the last row is compared only with the
     right, the last column only with the row below.
 
     Args:
-        pair: Packed masks [w, 2, h]. A window that does not end at the image's edge ends in an
-            empty row or word.
-        width: The image's width if the window ends at its right edge, else None.
+        octets: Packed masks. Neighbours beyond the image are written into them.
+        size: (image's height, columns of the window).
+        margin: Rows of a margin.
+
+    Returns:
+        The same shape. A strip's margins hold the rows of the strips above and below.
     """
-    right = pair >> _ONE
-    right[:-1] |= pair[1:] << _CARRY
-    if width is not None:
-        right[-1] |= pair[-1] & (_ONE << np.uint64((width - 1) % 64))
-    edges = pair ^ right
-    above = pair[..., :-1]
-    edges[..., :-1] |= (above ^ pair[..., 1:]) | (above ^ right[..., 1:])
+    height, columns = size
+    stride = octets.shape[2]
+    strip, row = divmod(height - 1, octets.shape[1] - 2 * margin)
+    last, below = np.uint8(1 << strip), margin + row + 1
+    octets[:, -margin] = octets[:, margin] >> 1
+    octets[:, below] |= octets[:, below - 1] & last
+    octets[:, :, columns] = octets[:, :, columns - 1]
+    edges = np.zeros_like(octets)
+    flat, out = octets.reshape(-1), edges.reshape(-1)[: -stride - 1]
+    pixels = flat[: -stride - 1]
+    np.bitwise_xor(pixels, flat[1:-stride], out=out)
+    out |= pixels ^ flat[stride:-1]
+    out |= pixels ^ flat[stride + 1 :]
+    edges[:, below] &= ~last
+    edges[:, :, columns:] = 0
+    edges[:, :margin] = edges[:, -2 * margin : -margin] << 1
+    edges[:, -margin:] = edges[:, margin : 2 * margin] >> 1
     return edges
 
 
-def _f_measure(edges: np.ndarray, radius: int) -> float:
-    """Return F of boundary maps [w, 2, h], ground truth first."""
-    gt, pred = edges[:, 0], edges[:, 1]
+def _f_measure(edges: np.ndarray, radius: int, margin: int) -> float:
+    """Return F of packed boundaries, ground truth first."""
+    gt, pred = edges[:, margin:-margin]
     n_gt, n_pred = _area(gt), _area(pred)
     if n_gt == 0 and n_pred == 0:
         return 1.0
     if n_gt == 0 or n_pred == 0:
         return 0.0
-    near = _dilate(edges, radius)
-    precision, recall = _area(pred & near[:, 0]) / n_pred, _area(gt & near[:, 1]) / n_gt
+    near_gt, near_pred = _dilate(edges, radius)[:, margin:-margin]
+    precision, recall = _area(pred & near_gt) / n_pred, _area(gt & near_pred) / n_gt
     if precision + recall == 0:
         return 0.0
     # same order of operations as the reference, since it decides the last bit
     return 2 * precision * recall / (precision + recall)
 
 
-@lru_cache(maxsize=64)
-def _disk_runs(radius: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Return the disk x² + y² <= radius² as (half width, its row offsets), narrowest first."""
-    runs: dict[int, list[int]] = {}
-    for dy in range(radius, -1, -1):
-        runs.setdefault(math.isqrt(radius * radius - dy * dy), []).append(dy)
-    return tuple((half, tuple(offsets)) for half, offsets in runs.items())
-
-
 def _dilate(edges: np.ndarray, radius: int) -> np.ndarray:
-    """Return packed maps [w, n, h] dilated by a disk.
-
-    Rows are widened step by step to the half widths of the disk's rows and added at their offsets.
-    A step exceeds the half width so far by at most one, so that a run cut by the window's edge
-    still overlaps its shifted copy and no gap opens.
-    """
+    """Return packed boundaries dilated by a disk; margins and ends of rows are undefined."""
+    stride = edges.shape[2]
     near = np.zeros_like(edges)
-    wide, spare = edges.copy(), (np.empty_like(edges), np.empty_like(edges))
-    done, height = 0, edges.shape[-1]
-    for half, offsets in _disk_runs(radius):
-        while done < half:
-            step = min(half - done, done + 1, 63)
-            _widen(wide, step, *spare)
-            done += step
-        for dy in offsets:
-            if dy == 0:
-                near |= wide
-            elif dy < height:
-                near[..., dy:] |= wide[..., :-dy]
-                near[..., :-dy] |= wide[..., dy:]
+    first = radius * stride
+    out = near.reshape(-1)[first : near.size - first]
+    run, length = edges.reshape(-1), 1  # run[i]: the OR of `length` bytes from i
+    for dy in range(radius, -1, -1):
+        half = math.isqrt(radius * radius - dy * dy)
+        while length < 2 * half + 1:
+            step = min(2 * half + 1 - length, length)
+            run = run[:-step] | run[step:]
+            length += step
+        for row in {radius - dy, radius + dy}:
+            start = row * stride - half
+            out |= run[start : start + out.size]
     return near
-
-
-def _widen(bits: np.ndarray, step: int, total: np.ndarray, part: np.ndarray) -> None:
-    """OR each pixel with those `step` to its left and right, in place, with two spare arrays."""
-    shift, carry = np.uint64(step), np.uint64(64 - step)
-    np.right_shift(bits, shift, out=total)
-    total |= np.left_shift(bits, shift, out=part)
-    total[:-1] |= np.left_shift(bits[1:], carry, out=part[1:])
-    total[1:] |= np.right_shift(bits[:-1], carry, out=part[1:])
-    bits |= total

@@ -14,17 +14,19 @@ Left out: expressions without a target in the whole video; neither figure is def
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.geometry import tight_box
 from rcot_rl.evaluation.predictions import KeyframeTrace
+from rcot_rl.evaluation.step_figures import step_figures
 from reward_fns.components.hungarian_match import box_iou
 
 
 def keyframe_figures(
     trace: KeyframeTrace, areas: np.ndarray, objects: Mapping[str, np.ndarray] | None
-) -> dict[str, float | int | None]:
+) -> dict[str, Any]:
     """Return the figures of one expression, ratios and IoU in percent.
 
     Args:
@@ -33,7 +35,8 @@ def keyframe_figures(
         objects: Object id -> mask in the keyframe, bool [H, W]; None without ground truth.
 
     Returns:
-        The figures; None where the ground truth is missing or the target is never visible.
+        The figures; None where the ground truth is missing or the target is never visible. Those of
+        `step_figures` are included.
     """
     largest = int(areas.max(initial=0))
 
@@ -48,6 +51,7 @@ def keyframe_figures(
         "keyframe_area_ratio_initial": ratio(trace.initial_keyframe),
         "keyframe_area_ratio": ratio(trace.keyframe),
         "box_iou": iou if largest else None,
+        **step_figures(trace, areas),
     }
 
 

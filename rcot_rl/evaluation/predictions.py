@@ -21,19 +21,52 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+)
 
 from rcot_rl.evaluation.unexpected import Unexpected, unknown_files, value_cause
 from rcot_rl.prediction_layout import TRACE_FILE, expression_folder, mask_file
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+"""What decoding a damaged PNG raises."""
+
 _MODES = ("1", "L", "P", "I;16", "I")
 _Size = tuple[int, int]
 _Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+_Seconds = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
+_Probability = Annotated[FiniteFloat, Field(ge=0, le=1.001)]  # rounding may exceed 1
+
+
+class RecordedStep(BaseModel):
+    """The part of a trace's step that the evaluation reads: one request and its response."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    task: Literal["vdg", "kfg", "aks", "kfg_again", "ktg"]
+    frame: int | None = Field(default=None, ge=0)
+    """The frame that was shown; None: frames of the video."""
+    frames: list[int] | None = None
+    """The frames of the video that were shown; None: all, or `frame`."""
+    prompt: str = ""
+    response: str = ""
+    option_probabilities: dict[str, _Probability] | None = None
+    prompt_tokens: _Count = 0
+    cached_tokens: _Count = 0
+    tokens: _Count = 0
+    """Generated tokens."""
+    seconds: _Seconds | None = None
+    """None: not recorded."""
 
 
 class KeyframeTrace(BaseModel):
@@ -50,6 +83,16 @@ class KeyframeTrace(BaseModel):
     """Predicted boxes on the keyframe, [x1, y1, x2, y2] half-open in source pixels."""
     segmenter: str
     """Name of the segmenter."""
+    segment_seconds: _Seconds | None = None
+    """Seconds in which the segmenter made the masks; None: not recorded."""
+    steps: list[RecordedStep] = Field(default_factory=list)
+    """The requests to the model, in order."""
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _other_steps(cls, value: Any) -> Any:
+        """Ignore a key of the same name that is not a list: another program wrote it."""
+        return value if isinstance(value, list) else []
 
 
 @dataclass
@@ -86,7 +129,7 @@ def first_size(root: Path, video: str, expression: str, frames: Sequence[str]) -
         try:
             with Image.open(mask_file(folder, frame), formats=["PNG"]) as image:
                 return image.height, image.width
-        except (*_BROKEN, Image.DecompressionBombError):
+        except (*BROKEN, Image.DecompressionBombError):
             continue
     return None
 
@@ -146,7 +189,7 @@ def _read_png(path: Path, size: _Size) -> _Png | str:
             if image.mode not in _MODES:
                 return f"has mode {image.mode}, not a single channel; save 8-bit grey, 0 or 255"
             return _decoded(image)
-    except (*_BROKEN, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         return f"cannot be read ({type(error).__name__})"
 
 
@@ -191,4 +234,6 @@ def read_trace(
         return None, f"cannot be read ({type(error).__name__})"
     if max(trace.keyframe, trace.initial_keyframe) >= n_frames:
         return None, f"a keyframe beyond the video's {n_frames} frames"
+    if any(step.frame is not None and step.frame >= n_frames for step in trace.steps):
+        return None, f"a step with a frame beyond the video's {n_frames} frames"
     return trace, None

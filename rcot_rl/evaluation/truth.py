@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class TruthDefect(NamedTuple):
     reason: str
     frames: int = 0
     """Number of the expression's frames whose ground truth it makes unusable."""
+    effect: str = ""
+    """What it changes, if not J and F."""
 
 
 @dataclass
@@ -46,17 +49,20 @@ class Truth:
     """bool [T]: frames with usable ground truth; a scored frame that is not known counts 0."""
     defects: list[TruthDefect] = field(default_factory=list)
 
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """Pixels of the union in each frame, int [T]."""
+        return np.count_nonzero(self.masks_thw, axis=(1, 2))
 
-def read_truth(
-    corpus: Corpus, video: Video, expression: Expression, size: _Size | None = None
-) -> Truth:
+
+def read_truth(corpus: Corpus, video: Video, expression: Expression, size: _Size) -> Truth:
     """Read the masks of an expression's targets.
 
     Args:
-        size: (H, W) to assume if neither a mask nor a JPEG has one.
+        size: (H, W) of the masks; see `clip_size`. A mask of another size is a defect.
     """
     n_frames = len(video.frames)
-    height, width = clip_size(corpus, video, expression) or size or (1, 1)
+    height, width = size
     truth = Truth(
         np.zeros((n_frames, height, width), dtype=bool),
         np.ones(n_frames, dtype=bool),
@@ -113,6 +119,7 @@ def targets_at(
     return targets
 
 
+@lru_cache(maxsize=4)
 def clip_size(corpus: Corpus, video: Video, expression: Expression) -> _Size | None:
     """Return (H, W) of an expression's masks.
 

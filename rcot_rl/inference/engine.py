@@ -1,16 +1,19 @@
-"""The policy in vLLM's offline engine: requests in, texts out, weights swapped in place.
+"""The policy in vLLM's asynchronous engine: requests in, responses out, weights swapped in place.
 
 One engine serves a whole prediction run and several checkpoints of one network in turn, because
-starting it takes longer than all the work of a small model. On a CPU the engine runs in this
-process; on a GPU it is vLLM's usual one.
+starting it takes longer than all the work of a small model. vLLM runs the model in a process of its
+own, which batches all requests that are in progress.
 
-Not implemented: asynchronous serving, LoRA adapters, several images or videos in one prompt.
+Not implemented: LoRA adapters, several images or videos in one prompt.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +21,9 @@ from typing import Any, Literal, Self
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.model_folder import check_model, check_same_model
-from rcot_rl.inference.policy import PolicyRequest, Sampling
+from rcot_rl.inference.policy import PolicyRequest, PolicyResponse, Sampling
 from rcot_rl.inference.prompting import Prompter, engine_arguments, video_arguments
+from rcot_rl.protocol.parser import ANSWER, parse_response
 from rcot_rl.recipe.inference_section import EngineSection
 
 logger = logging.getLogger(__name__)
@@ -31,8 +35,8 @@ _ENVIRONMENT: dict[str, str | None] = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _CPU_ENVIRONMENT: dict[str, str | None] = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # a binding would outlive the engine in this process
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model runs in the engine's process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines share the cores
     "VLLM_CPU_KVCACHE_SPACE": None,  # whole GiB only, and overrides kv_cache_memory_bytes
 }
 
@@ -63,24 +67,55 @@ class PolicyEngine:
         self.device = device
         self._environment: dict[str, str] | None = None
         self._llm: Any = None
+        self._ids = itertools.count()
         self._start(seed)
 
-    def generate(self, requests: Sequence[PolicyRequest], sampling: Sampling) -> list[list[str]]:
-        """Return `sampling.n` responses per request, without special tokens. Raises InputError."""
-        if not requests:
-            return []
+    async def generate(
+        self, request: PolicyRequest, sampling: Sampling, started: asyncio.Event | None = None
+    ) -> list[PolicyResponse]:
+        """Return `sampling.n` responses without special tokens; see `Policy`. Raises InputError."""
         if self._llm is None:
             raise RuntimeError("the engine is closed")
-        prompts = [self._prompt(request) for request in requests]
-        params = [self._params(sampling, request.seed) for request in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        return [[choice.text for choice in output.outputs] for output in outputs]
+        prompt = await asyncio.to_thread(self._prompt, request)
+        params = self._params(sampling, request.seed, stream=started is not None)
+        output: Any = None
+        async for latest in self._llm.generate(prompt, params, f"rcot-{next(self._ids)}"):
+            output = latest
+            if started is not None:
+                started.set()
+        seconds = _seconds(output.metrics)
+        return [
+            PolicyResponse(
+                choice.text,
+                tokens=len(choice.token_ids),
+                prompt_tokens=len(output.prompt_token_ids),
+                cached_tokens=output.num_cached_tokens or 0,
+                seconds=seconds,
+                option_probabilities=self._option_probabilities(choice, sampling.options),
+            )
+            for choice in output.outputs
+        ]
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a response."""
         return int(self._prompter.count(text))
 
-    def load_checkpoint(self, path: Path) -> None:
+    def most_frames(self, side: int, text_tokens: int) -> int:
+        """Return the number of frames that fit beside `text_tokens`; see `Policy`."""
+        return self._prompter.most_frames((side, side), text_tokens)
+
+    def video_tokens(self, n_frames: int, side: int) -> int:
+        """Return the number of tokens of a video of square frames, as far as it can be shown."""
+        shown = min(n_frames, self.most_frames(side, 0))
+        return self._prompter.media_tokens("video", (side, side), shown)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Number of tokens that the KV cache holds."""
+        cache = self._llm.vllm_config.cache_config
+        return int(cache.num_gpu_blocks * cache.block_size)
+
+    async def load_checkpoint(self, path: Path) -> None:
         """Replace the weights in place by those of another checkpoint of the same network.
 
         All caches of values computed from the old weights are cleared.
@@ -94,15 +129,15 @@ class PolicyEngine:
         check_model(path)
         check_same_model(self.model, path)
         try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+            await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
         except BaseException:
             self.close()  # partially loaded weights must not be used
             raise
-        if not self._llm.reset_prefix_cache():
+        if not await self._llm.reset_prefix_cache():
             self.close()
             raise RuntimeError("vLLM did not empty its prefix cache after a weight swap")
-        self._llm.reset_mm_cache()
-        self._llm.llm_engine.reset_encoder_cache()
+        await self._llm.reset_mm_cache()
+        await self._llm.reset_encoder_cache()
         self.model = path
         logger.info("policy engine: loaded the weights of %s", path)
 
@@ -110,12 +145,8 @@ class PolicyEngine:
         """Stop the engine and free its memory. Does nothing if it is closed."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+            llm.shutdown()
             del llm
-            if self.device == "cpu":
-                from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-                cleanup_dist_env_and_memory()
             gc.collect()
         if self._environment is not None:
             changed = {*_ENVIRONMENT, *_CPU_ENVIRONMENT, *_LEFT_BEHIND}
@@ -137,12 +168,19 @@ class PolicyEngine:
             _set_variable(name, value)
         self._prompter = Prompter(self.model, self.section.max_model_len)
         self.max_model_len = self._prompter.max_model_len
-        from vllm import LLM
+        from pydantic import ValidationError
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
             arguments = engine_arguments(self.section, self.device, self._prompter)
-            self._llm = LLM(str(self.model), seed=seed, **({"use_tqdm_on_load": False} | arguments))
-        except ValueError as error:
+            known: dict[str, Any] = {
+                "model": str(self.model),
+                "seed": seed,
+                "use_tqdm_on_load": False,
+            }
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(known | arguments)))
+        except (ValueError, ValidationError, TypeError) as error:
             self.close()
             reason = " ".join(str(error).split())
             raise InputError(
@@ -153,27 +191,55 @@ class PolicyEngine:
             raise
         logger.info("policy engine: model %s on %s, %s", self.model, self.device, arguments)
 
-    def _params(self, sampling: Sampling, seed: int | None) -> Any:
+    def _params(self, sampling: Sampling, seed: int | None, *, stream: bool = False) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams(**self._prompter.params(sampling, seed))
+        params = SamplingParams(**self._prompter.params(sampling, seed))
+        if not stream:
+            params.output_kind = RequestOutputKind.FINAL_ONLY
+        return params
+
+    def _option_probabilities(self, choice: Any, options: Sequence[str]) -> dict[str, float] | None:
+        """Return the probability of each option at the first token of a response's answer."""
+        if not options or parse_response(choice.text).answer is None:
+            return None
+        start = choice.text.index(ANSWER) + len(ANSWER)
+        start += len(choice.text[start:]) - len(choice.text[start:].lstrip())
+        ids, position = self._prompter.option_ids(options), 0
+        for token, alternatives in zip(choice.token_ids, choice.logprobs, strict=True):
+            if position == start:
+                chances = {o: alternatives[i].logprob for o, i in zip(options, ids, strict=True)}
+                return {option: math.exp(chance) for option, chance in chances.items()}
+            position += len(alternatives[token].decoded_token or "")
+        return None
 
     def _prompt(self, request: PolicyRequest) -> dict[str, Any]:
         if request.image is not None:
             from PIL import Image
 
             text = self._prompter.text(request.text, "image", request.image.shape[:2])
-            return {
+            prompt: dict[str, Any] = {
                 "prompt": text,
                 "multi_modal_data": {"image": Image.fromarray(request.image)},
             }
-        assert request.video is not None
-        n_frames, size = len(request.video), request.video.shape[1:3]
-        return {
-            "prompt": self._prompter.text(request.text, "video", size, n_frames),
-            "multi_modal_data": {"video": request.video},
-            "mm_processor_kwargs": video_arguments(n_frames, request.fps),
-        }
+        else:
+            assert request.video is not None
+            n_frames, size = len(request.video), request.video.shape[1:3]
+            prompt = {
+                "prompt": self._prompter.text(request.text, "video", size, n_frames),
+                "multi_modal_data": {"video": request.video},
+                "mm_processor_kwargs": video_arguments(n_frames, request.fps),
+            }
+        if request.media_key is not None:
+            medium = "image" if request.image is not None else "video"
+            prompt["multi_modal_uuids"] = {medium: [request.media_key]}
+        return prompt
+
+
+def _seconds(metrics: Any) -> float:
+    """Return the seconds from a request's first scheduling to its last token."""
+    return max(0.0, metrics.last_token_ts - metrics.scheduled_ts) if metrics else 0.0
 
 
 def _set_variable(name: str, value: str | None) -> None:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.policy import Policy, PolicyRequest, Sampling
+from rcot_rl.inference.policy import PolicyRequest
 from reward_fns.score import Reward, Score
 
 PLACEHOLDER = "<image>"
@@ -33,7 +33,7 @@ class Rewards(TypedDict):
 
 
 class Heldout(TypedDict):
-    """Result of `heldout_rewards`."""
+    """Result of `score_heldout`."""
 
     prompts: list[str]
     """A name per row (`extra_info.index` if present, else its position), to pair results by."""
@@ -72,41 +72,44 @@ def read_rows(
     return rows
 
 
-def heldout_rewards(
-    policy: Policy,
-    rows: Sequence[Mapping[str, Any]],
-    reward: Reward,
-    *,
-    k: int = 4,
-    temperature: float = 1.0,
-    max_tokens: int = 2000,
-    seed: int = 0,
-    count: Callable[[str], int] | None = None,
-) -> Heldout:
-    """Return the sampled and greedy rewards of a policy on verl RL rows of one task.
+def heldout_requests(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> list[PolicyRequest]:
+    """Return the requests of verl RL rows, each with one user message that starts with its image.
 
     Args:
-        rows: Rows with one user message that starts with its only image.
-        k: Samples per prompt.
         seed: The prompts' seeds derive from it.
+
+    Raises:
+        InputError: A row is invalid; the error names row and key.
+    """
+    if not rows:
+        raise InputError("no held-out rows to compare on")
+    return [_request(row, index, seed) for index, row in enumerate(rows)]
+
+
+def score_heldout(
+    rows: Sequence[Mapping[str, Any]],
+    sampled: list[list[str]],
+    greedy: list[list[str]],
+    reward: Reward,
+    count: Callable[[str], int] | None = None,
+) -> Heldout:
+    """Return the rewards of the responses to held-out rows of one task.
+
+    Args:
+        sampled: k responses per row.
+        greedy: One response per row.
         count: Return the number of tokens of a text; rewards then get `response_length` and
             `num_turns` as in training.
 
     Raises:
         InputError: A row is invalid; the error names row and key.
     """
-    rows = list(rows)
-    if not rows:
-        raise InputError("no held-out rows to compare on")
-    requests = [_request(row, index, seed) for index, row in enumerate(rows)]
-    samples = policy.generate(requests, Sampling(max_tokens, n=k, temperature=temperature))
-    greedy = policy.generate(requests, Sampling(max_tokens))
-    sampled = _score(rows, samples, reward, count)
+    of_samples = _score(rows, sampled, reward, count)
     return Heldout(
         prompts=[_name(row, index) for index, row in enumerate(rows)],
-        sampled=sampled,
+        sampled=of_samples,
         greedy=_score(rows, greedy, reward, count),
-        components=sampled["components"],
+        components=of_samples["components"],
     )
 
 

@@ -16,12 +16,17 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.parser import ResponseForm
 from rcot_rl.recipe.base import Section
 from rcot_rl.system.files import read_json_object
 from rcot_rl.system.paths import check_path
 from rcot_rl.weights import refuse_pointer, weight_files, weight_shapes
 
-TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny-qwen2.5-vl"
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+TINY = _ASSETS / "tiny-qwen2.5-vl"
+TINY_TRAINED = _ASSETS / "tiny-rcot-seg"
+SHIPPED = {"tiny": TINY, "tiny-trained": TINY_TRAINED}
+"""Name -> policy of the package: the base of trainings, and the result of the laptop recipe."""
 CARD = "rcot.json"
 """Optional file of a checkpoint: the prompts and canvases of its training."""
 
@@ -41,6 +46,7 @@ class PolicyCard(Section):
     """`rcot.json` of a checkpoint: the prompts and canvases that it was trained with."""
 
     prompts: str = "qwen"
+    response: ResponseForm = "think_answer"
     image_canvas: int = Field(default=840, gt=0, multiple_of=28)
     video_canvas: int = Field(default=448, gt=0, multiple_of=28)
 
@@ -56,11 +62,11 @@ def find_model(spec: str | Path) -> Path:
     """Return the folder of a policy. Raises InputError.
 
     Args:
-        spec: `tiny` (the shipped one), a folder, or a hub id, which is downloaded.
+        spec: `tiny` or `tiny-trained` (shipped), a folder, or a hub id, which is downloaded.
     """
-    if str(spec) == "tiny":
-        return TINY
     name = str(spec)
+    if name in SHIPPED:
+        return SHIPPED[name]
     if not is_hub_id(name):
         return Path(spec)
     from huggingface_hub import snapshot_download

@@ -1,5 +1,9 @@
 """Predictions of a corpus' expressions, as masks and traces on disk.
 
+A set of predictions is made in three steps that may run in different processes: `open_set` lists
+what is missing, `trace_video` reasons about the queries of one video, and `write_expression` makes
+the masks. `prediction_pool` runs them.
+
 The folder's layout is in `rcot_rl.prediction_layout`. An expression's folder is written in one
 step, so an interrupted run resumes where it stopped. An expression's mask is the union of its
 objects' masks (paper, eq. 7).
@@ -7,11 +11,13 @@ objects' masks (paper, eq. 7).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +25,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.corpora.corpus import Corpus, CorpusFault, Expression, Video
+from data_pipelines.corpora import open_corpus
+from data_pipelines.corpora.corpus import Corpus, CorpusFault, Video
 from rcot_rl.errors import InputError
-from rcot_rl.inference.pipeline import Pipeline
-from rcot_rl.inference.policy import Policy
-from rcot_rl.inference.query_trace import Trace, VideoClip, VideoQuery, as_dict
+from rcot_rl.inference.oracle import Oracle
+from rcot_rl.inference.pipeline import VideoReasoner
+from rcot_rl.inference.query_trace import Trace, VideoClip, as_dict
 from rcot_rl.prediction_layout import (
     SETTINGS_FILE,
     TRACE_FILE,
@@ -31,52 +38,68 @@ from rcot_rl.prediction_layout import (
     mask_file,
 )
 from rcot_rl.protocol.prompts import Prompts
-from rcot_rl.recipe.inference_section import PredictSection
+from rcot_rl.recipe.inference_section import ReasoningSection
 from rcot_rl.recipe.schema import CanvasSection
+from rcot_rl.segmentation.clip_frames import ClipFrames, FrameSequence
 from rcot_rl.segmentation.segmenter import VideoSegmenter, union
 from rcot_rl.system.files import read_json_object, write_text
 
 PARTIAL = ".partial-"
 
-_Job = tuple[Video, Expression, Path]
-"""What to predict, and the folder to write."""
+_EXECUTION_ONLY = frozenset({"max_frames"})
+"""Keys of `predict` that predictions of one folder may differ in: the traces list the frames."""
+
+
+@dataclass(frozen=True)
+class CorpusSplit:
+    """The expressions to predict."""
+
+    dataset: str
+    root: str
+    split: str
+    limit: int | None = None
+
+    def open(self) -> Corpus:
+        """Return the corpus."""
+        return open_corpus(self.dataset, Path(self.root), self.split)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One prediction to make."""
+
+    expression: str
+    """The expression's id."""
+    variant: str | None
+    folder: str
 
 
 @dataclass
-class PredictCounts:
-    """Number of expressions of one call of `predict`."""
+class PredictionSet:
+    """What one folder has and lacks."""
 
-    predicted: int = 0
-    skipped: int = 0
-    """Already predicted before."""
-    faults: int = 0
-    """Predicted, with a fault in the trace."""
+    total: int
+    """Number of expressions."""
+    missing: dict[str, list[Target]]
+    """By video, in the corpus' order."""
 
 
-def predict(
+def open_set(
     corpus: Corpus,
-    policy: Policy,
-    prompts: Prompts,
-    section: PredictSection,
-    canvas: CanvasSection,
-    segmenter: VideoSegmenter,
     out_dir: Path,
+    settings: Mapping[str, Any],
     *,
-    model: str,
-    seed: int = 0,
+    variant: str | None = None,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> PredictCounts:
-    """Predict every expression of a corpus that `out_dir` does not have yet.
+) -> PredictionSet:
+    """Return the predictions that a folder lacks, and record or check its settings.
 
     Args:
-        model: Identifies the weights. Predictions of another model, prompt set, segmenter or
-            setting are never mixed with those in `out_dir`.
-        progress: Called with (done, total) after each expression.
+        settings: Result of `settings_of`. Predictions of different settings are never mixed.
 
     Raises:
-        InputError: `out_dir` has predictions of other settings, the corpus has no expression, an id
-            cannot name a folder, or a frame cannot be read.
+        InputError: `out_dir` has predictions of other settings, the corpus has no expression, or an
+            id cannot name a folder.
     """
     pairs = [(v, e) for v in corpus.videos() for e in v.expressions][:limit]
     if not pairs:
@@ -88,27 +111,86 @@ def predict(
         for video, expression in pairs
         if video.frames
     }
-    _claim(out_dir, _settings(prompts, section, canvas, segmenter, model, seed))
+    _claim(out_dir, settings)
     _remove_partial(out_dir)
-    todo = [
-        (video, expression, folder)
-        for folder, (video, expression) in folders.items()
-        if not _is_complete(folder, video)
-    ]
-    counts = PredictCounts(skipped=len(folders) - len(todo))
-    pipeline = Pipeline(policy, prompts, section, canvas, seed)
-    loaded: str | None = None
-    for start in range(0, len(todo), section.batch):
-        batch = todo[start : start + section.batch]
-        for (video, expression, folder), trace in _traces(corpus, pipeline, batch):
-            if loaded != video.id:
-                loaded, frames_thwc = video.id, _frames(corpus, video)
-            write_expression(folder, video, expression, trace, segmenter, frames_thwc)
-            counts.predicted += 1
-            counts.faults += bool(trace.faults)
-            if progress is not None:
-                progress(counts.predicted + counts.skipped, len(folders))
-    return counts
+    missing: dict[str, list[Target]] = {}
+    for folder, (video, expression) in folders.items():
+        if not _is_complete(folder, video):
+            target = Target(expression.id, variant, str(folder))
+            missing.setdefault(video.id, []).append(target)
+    return PredictionSet(len(folders), missing)
+
+
+def settings_of(
+    *,
+    model: str,
+    others: Mapping[str, str],
+    prompts: Prompts,
+    reasoning: ReasoningSection,
+    canvas: CanvasSection,
+    segmenter: str,
+    dtype: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what predictions depend on.
+
+    Args:
+        model: Identifies the checkpoint's weights.
+        others: The same for each model in `reasoning.models`.
+        segmenter: Name of the segmenter.
+        dtype: Value of `segmenter.dtype`.
+    """
+    templates = json.dumps(dict(prompts.templates), sort_keys=True)
+    section = reasoning.model_dump(mode="json", exclude={*_EXECUTION_ONLY, "models"})
+    return {
+        "model": model,
+        "models": {task: others[name] for task, name in sorted(reasoning.models.items())},
+        "prompts": prompts.name,
+        "prompts_sha256": hashlib.sha256(templates.encode()).hexdigest(),
+        "predict": section,
+        "canvas": canvas.model_dump(mode="json"),
+        "segmenter": segmenter,
+        "segmenter_dtype": dtype,
+        "seed": seed,
+    }
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The trace of one target, or why there is none."""
+
+    target: Target
+    trace: Trace | None
+    fault: str = ""
+
+
+async def trace_video(
+    corpus: Corpus,
+    video: Video,
+    targets: Sequence[Target],
+    reasoner: VideoReasoner,
+    settings: Mapping[str | None, ReasoningSection],
+) -> list[Traced]:
+    """Reason about all targets of a video at the same time.
+
+    A target whose frames cannot be read, or whose prompt does not fit, has a fault instead of a
+    trace; the others go on.
+
+    Args:
+        settings: By variant.
+    """
+    expressions = {expression.id: expression for expression in video.expressions}
+
+    async def one(target: Target) -> Traced:
+        expression = expressions[target.expression]
+        oracle = Oracle.of(target.variant, corpus, video, expression, reasoner.canvas.image)
+        try:
+            trace = await reasoner.trace(expression.text, settings[target.variant], oracle=oracle)
+        except InputError as error:
+            return Traced(target, None, str(error))
+        return Traced(target, trace)
+
+    return list(await asyncio.gather(*(one(target) for target in targets)))
 
 
 def _is_complete(folder: Path, video: Video) -> bool:
@@ -117,58 +199,76 @@ def _is_complete(folder: Path, video: Video) -> bool:
     return all(file.is_file() for file in files)
 
 
-def masks_of(trace: Trace, frames_thwc: np.ndarray, segmenter: VideoSegmenter) -> np.ndarray:
-    """Return the union of a trace's objects over the clip (eqs. 6 and 7).
+def masks_of(
+    trace: Trace, frames: FrameSequence, segmenter: VideoSegmenter
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each frame's index and the union of the trace's objects in it (eqs. 6 and 7).
 
     Args:
-        frames_thwc: uint8 `[T, H, W, 3]` RGB, the whole clip.
+        frames: The whole clip.
 
-    Returns:
-        bool `[T, H, W]`.
+    Yields:
+        Index and bool `[H, W]`, in the order in which the segmenter makes them.
     """
-    if not trace.boxes_source:
-        return np.zeros(frames_thwc.shape[:3], dtype=bool)
-    boxes, points = np.array(trace.boxes_source), np.array(trace.points_source)
-    masks_nthw = segmenter.segment(frames_thwc, trace.keyframe, boxes, points)
-    expected = (len(boxes), *frames_thwc.shape[:3])
-    if masks_nthw.shape != expected:
-        raise ValueError(
-            f"{segmenter.name} returned masks of shape {masks_nthw.shape}, expected {expected}"
-        )
-    return union(masks_nthw)
+    boxes = np.reshape(trace.boxes_source, (-1, 4))
+    points = np.reshape(trace.points_source, (-1, 2))
+    expected = (len(boxes), *frames[trace.keyframe].shape[:2])
+    for t, masks in segmenter.segment(frames, trace.keyframe, boxes, points):
+        if masks.shape != expected:
+            raise ValueError(
+                f"{segmenter.name} returned masks of shape {masks.shape}, expected {expected}"
+            )
+        yield t, union(masks)
 
 
-def write_masks(folder: Path, names: tuple[str, ...], masks_thw: np.ndarray) -> None:
-    """Write bool `[T, H, W]` masks as `<name>.png`, single channel, 0 or 255."""
-    for name, mask in zip(names, masks_thw, strict=True):
+def write_masks(
+    folder: Path, names: Sequence[str], masks: Iterable[tuple[int, np.ndarray]]
+) -> None:
+    """Write bool `[H, W]` masks of the named frames as `<name>.png`, single channel, 0 or 255.
+
+    Args:
+        names: Names of the frames.
+        masks: Frame index and mask, each frame once.
+    """
+    written: set[int] = set()
+    for t, mask in masks:
         encoded, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
         if not encoded:
-            raise RuntimeError(f"{name}: OpenCV could not encode the mask")
-        mask_file(folder, name).write_bytes(png.tobytes())
+            raise RuntimeError(f"{names[t]}: OpenCV could not encode the mask")
+        mask_file(folder, names[t]).write_bytes(png.tobytes())
+        written.add(t)
+    if len(written) != len(names):
+        raise ValueError(f"the segmenter returned masks of {len(written)} of {len(names)} frames")
 
 
 def write_expression(
-    folder: Path,
+    target: Target,
     video: Video,
-    expression: Expression,
     trace: Trace,
     segmenter: VideoSegmenter,
-    frames_thwc: np.ndarray,
+    frames: FrameSequence,
 ) -> None:
-    """Segment one expression, and write its masks and trace to `folder` in one step."""
-    masks = masks_of(trace, frames_thwc, segmenter)
+    """Segment one expression, and write its masks and trace in one step. Raises InputError.
+
+    The trace also has `segment_seconds`: the time from the first frame that is read to the last
+    mask that is written.
+    """
+    folder = Path(target.folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f"{PARTIAL}{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
     try:
-        write_masks(partial, video.frames, masks)
+        started = time.perf_counter()
+        write_masks(partial, video.frames, masks_of(trace, frames, segmenter))
         more = {
             "video": video.id,
-            "expression_id": expression.id,
+            "expression_id": target.expression,
             "keyframe_name": video.frames[trace.keyframe],
             "n_frames": len(video.frames),
-            "source_size": list(frames_thwc.shape[1:3]),
+            "source_size": list(frames[trace.keyframe].shape[:2]),
             "segmenter": segmenter.name,
+            "segment_seconds": round(time.perf_counter() - started, 4),
         }
         text = json.dumps(as_dict(trace, **more), ensure_ascii=False, indent=1)
         (partial / TRACE_FILE).write_text(text + "\n", encoding="utf-8")
@@ -179,19 +279,18 @@ def write_expression(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _traces(
-    corpus: Corpus, pipeline: Pipeline, batch: Sequence[_Job]
-) -> Iterator[tuple[_Job, Trace]]:
-    clips = {video.id: _clip(corpus, video) for video, _, _ in batch}
-    queries = [VideoQuery(clips[video.id], expression.text) for video, expression, _ in batch]
-    return zip(batch, pipeline.run(queries), strict=True)
+def video_clip(corpus: Corpus, video: Video) -> VideoClip:
+    """Return the video for the reasoning."""
+    return VideoClip(video.id, len(video.frames), lambda index: _frame(corpus, video, index))
 
 
-def _clip(corpus: Corpus, video: Video) -> VideoClip:
-    def read(index: int) -> np.ndarray:
-        return _frame(corpus, video, index)
-
-    return VideoClip(video.id, len(video.frames), read)
+def video_frames(corpus: Corpus, video: Video) -> ClipFrames:
+    """Return the video for the segmenter, which reads frames on request."""
+    return ClipFrames(
+        len(video.frames),
+        lambda index: _frame(corpus, video, index),
+        lambda index: corpus.frame_path(video.id, video.frames[index]),
+    )
 
 
 def _frame(corpus: Corpus, video: Video, index: int) -> np.ndarray:
@@ -202,41 +301,12 @@ def _frame(corpus: Corpus, video: Video, index: int) -> np.ndarray:
         raise InputError(message, file=fault.place, key=video.id) from fault
 
 
-def _frames(corpus: Corpus, video: Video) -> np.ndarray:
-    frames = [_frame(corpus, video, index) for index in range(len(video.frames))]
-    for name, frame in zip(video.frames, frames, strict=True):
-        if frame.shape != frames[0].shape:
-            file = corpus.frame_path(video.id, name)
-            raise InputError("size differs from the video's first frame", file=file)
-    return np.stack(frames)
-
-
-def _settings(
-    prompts: Prompts,
-    section: PredictSection,
-    canvas: CanvasSection,
-    segmenter: VideoSegmenter,
-    model: str,
-    seed: int,
-) -> dict[str, Any]:
-    templates = json.dumps(dict(prompts.templates), sort_keys=True)
-    return {
-        "model": model,
-        "prompts": prompts.name,
-        "prompts_sha256": hashlib.sha256(templates.encode()).hexdigest(),
-        "predict": section.model_dump(mode="json", exclude={"batch"}),
-        "canvas": canvas.model_dump(mode="json"),
-        "segmenter": segmenter.name,
-        "seed": seed,
-    }
-
-
-def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
+def _claim(out_dir: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of these predictions, or check that they equal those of the folder."""
     out_dir.mkdir(parents=True, exist_ok=True)
     file = out_dir / SETTINGS_FILE
     if not file.is_file():
-        write_text(file, json.dumps(settings, indent=1) + "\n")
+        write_text(file, json.dumps(dict(settings), indent=1) + "\n")
         return
     recorded = read_json_object(file)
     for key, value in settings.items():

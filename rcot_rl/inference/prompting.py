@@ -11,10 +11,12 @@ vLLM leaves these to its caller:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rcot_rl.errors import InputError
+from rcot_rl.inference.frame_budget import TEMPLATE_TOKENS
 from rcot_rl.inference.policy import Sampling
 from rcot_rl.protocol.control_tokens import (
     control_ids,
@@ -90,7 +92,26 @@ class Prompter:
             "max_tokens": sampling.max_tokens,
             "seed": None if greedy else seed,
             "logit_bias": {token: float("-inf") for token in self.placeholders},
+            "logprob_token_ids": self.option_ids(sampling.options) or None,
         }
+
+    def option_ids(self, options: Sequence[str]) -> list[int]:
+        """Return the token of each option. Raises InputError if an option is not one token."""
+        ids = [self.processor.tokenizer.encode(o, add_special_tokens=False) for o in options]
+        for option, tokens in zip(options, ids, strict=True):
+            if len(tokens) != 1:
+                raise InputError(
+                    f"the tokenizer splits the option {option} into {len(tokens)} tokens, so that "
+                    "it has no probability of its own",
+                    file=self.model,
+                )
+        return [tokens[0] for tokens in ids]
+
+    def most_frames(self, size: tuple[int, int], text_tokens: int) -> int:
+        """Return the number of frames of `size` (H, W) that fit beside `text_tokens` tokens."""
+        step = self.processor.video_processor.temporal_patch_size
+        room = self.max_model_len - text_tokens - TEMPLATE_TOKENS
+        return step * (room // self.media_tokens("video", size, step))
 
     def _rendered(self, text: str, media: Media) -> str:
         content = [{"type": media}, {"type": "text", "text": text}]
@@ -172,6 +193,8 @@ def engine_arguments(section: EngineSection, device: str, prompter: Prompter) ->
         arguments |= {
             "dtype": "float32" if section.dtype == "auto" else section.dtype,
             "enforce_eager": True,
+            # vLLM's 128 would exceed a prompt's common start; multiples of 32 are fast
+            "block_size": 32,
             # a seeded request with a chunked prompt fails: vLLM rewinds its generator after each
             # chunk, and torch's CPU generator has no offset to rewind
             "enable_chunked_prefill": False,

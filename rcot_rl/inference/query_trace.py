@@ -1,4 +1,4 @@
-"""Input and output of the pipeline: a query about a clip, and the trace of its answer.
+"""Input and output of the pipeline: a clip, and the trace of the answer to a query about it.
 
 Also the last step of grounding, which needs no model: from a KTG response (eq. 5) to boxes and
 points in source pixels. An object without a box is dropped; one without a point gets the centre of
@@ -7,14 +7,15 @@ its box; both are faults in the trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import parse_response
+from rcot_rl.segmentation.duplicates import merge_duplicates
 
 
 @dataclass(frozen=True)
@@ -22,28 +23,36 @@ class VideoClip:
     """A video whose frames are read on demand."""
 
     key: str
-    """Equal for equal videos: each key is described once."""
+    """Identifies the video; seeds of samples depend on it."""
     n_frames: int
     read: Callable[[int], np.ndarray]
     """Frame index -> uint8 [H, W, 3] RGB in source resolution."""
 
 
-@dataclass(frozen=True)
-class VideoQuery:
-    """One expression about one video."""
-
-    clip: VideoClip
-    text: str
+StepTask = Literal["vdg", "kfg", "aks", "kfg_again", "ktg"]
 
 
 @dataclass(frozen=True)
 class TraceStep:
-    """One response of the model."""
+    """One request to the model and its response."""
 
-    task: Literal["vdg", "kfg", "aks", "kfg_again", "ktg"]
+    task: StepTask
     frame: int | None
-    """The frame that was shown; None: the whole video or a sample of it."""
+    """The frame that was shown; None: frames of the video."""
     response: str
+    frames: list[int] | None = None
+    """The frames of the video that were shown; None: all, or `frame`."""
+    prompt: str = ""
+    option_probabilities: dict[str, float] | None = None
+    """Probability of A and of B at the answer's first token; None if the task is not `aks`, or the
+    response has no answer."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache."""
+    tokens: int = 0
+    """Generated tokens."""
+    seconds: float = 0.0
+    """In the engine, without the time in the queue."""
 
 
 @dataclass
@@ -56,6 +65,8 @@ class Trace:
     initial_keyframe: int = 0
     rounds: int = 0
     """Number of AKS judgements."""
+    shown_frames: list[int] | None = None
+    """Frames that VDG and KFG showed; None: the whole video, or neither ran."""
     boxes_canvas: list[list[float]] = field(default_factory=list)
     """[x1, y1, x2, y2] as in the response, in pixels of the image canvas."""
     points_canvas: list[list[float]] = field(default_factory=list)
@@ -93,6 +104,22 @@ def read_objects(trace: Trace, response: str, canvas: int) -> None:
         trace.points_canvas.append(list(point))
 
 
+def merge_objects(trace: Trace, max_objects: int, duplicate_iou: float) -> None:
+    """Drop near-identical and surplus objects from the trace; each is a fault.
+
+    SAM2's memory and time grow with the number of objects, and a duplicate adds nothing to their
+    union.
+    """
+    boxes = np.reshape(trace.boxes_canvas, (-1, 4))
+    points = np.reshape(trace.points_canvas, (-1, 2))
+    distinct = merge_duplicates(boxes, points, max(1, len(boxes)), duplicate_iou)
+    kept = distinct[:max_objects]
+    trace.faults += ["ktg:duplicate"] * (len(boxes) - len(distinct))
+    trace.faults += ["ktg:too_many"] * (len(distinct) - len(kept))
+    trace.boxes_canvas = [trace.boxes_canvas[i] for i in kept]
+    trace.points_canvas = [trace.points_canvas[i] for i in kept]
+
+
 def to_source(trace: Trace, canvas: int, height: int, width: int) -> None:
     """Fill the source boxes and points of a trace whose keyframe has `height` x `width` pixels."""
 
@@ -108,5 +135,11 @@ def to_source(trace: Trace, canvas: int, height: int, width: int) -> None:
 def as_dict(trace: Trace, **more: Any) -> dict[str, Any]:
     """Return the trace as JSON values, with the keys of `more` before its steps."""
     values = {k: v for k, v in vars(trace).items() if k != "steps"}
-    steps = [{"task": s.task, "frame": s.frame, "response": s.response} for s in trace.steps]
-    return {**values, **more, "steps": steps}
+    return {**values, **more, "steps": [vars(step) for step in trace.steps]}
+
+
+def from_dict(values: Mapping[str, Any]) -> Trace:
+    """Return the trace that `as_dict` gave, without its further keys."""
+    names = {field.name for field in fields(Trace)} - {"steps"}
+    steps = [TraceStep(**step) for step in values["steps"]]
+    return Trace(**{name: values[name] for name in names}, steps=steps)

@@ -29,6 +29,8 @@ SKIP_CORRUPT = "--skip-corrupt"
 MOST_FRAMES = 2000
 MOST_BYTES = 6 << 30
 """Videos with more decoded frames, or more bytes of them, are refused."""
+_ONE_FILE = {"protocol_whitelist": ""}
+"""FFmpeg opens nothing but the given file: a playlist could name other files, and URLs."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class DecodedVideo:
     """Number of frames that could not be decoded and were skipped."""
 
 
-def read_clip(path: Path, every: int = 1, *, skip_corrupt: bool = False) -> DecodedVideo:
+def read_clip(
+    path: Path, *, skip_corrupt: bool = False, most_frames: int = MOST_FRAMES
+) -> DecodedVideo:
     """Read a video file or a folder of frames.
 
     Args:
@@ -58,10 +62,10 @@ def read_clip(path: Path, every: int = 1, *, skip_corrupt: bool = False) -> Deco
             differ in size, or a frame cannot be decoded.
     """
     if path.is_dir():
-        return _read_folder(path, every, skip_corrupt)
+        return _read_folder(path, skip_corrupt, most_frames)
     if not path.is_file():
         raise InputError("no such video or folder of frames", file=path)
-    return _read_video(path, every, skip_corrupt)
+    return _read_video(path, skip_corrupt, most_frames)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
@@ -96,8 +100,8 @@ def write_video(path: Path, images: Iterable[np.ndarray], rate: Fraction) -> Non
             container.mux(stream.encode())
 
 
-def _read_folder(path: Path, every: int, skip_corrupt: bool) -> DecodedVideo:
-    files = _frame_files(path)[::every]
+def _read_folder(path: Path, skip_corrupt: bool, most_frames: int) -> DecodedVideo:
+    files = _frame_files(path)
     images: np.ndarray | None = None
     names: list[str] = []
     missing = 0
@@ -110,7 +114,7 @@ def _read_folder(path: Path, every: int, skip_corrupt: bool) -> DecodedVideo:
             missing += 1
             continue
         if images is None:
-            _check_size(len(files), rgb, path)
+            _check_size(len(files), rgb, path, most_frames)
             images = np.empty((len(files), *rgb.shape), np.uint8)
         if rgb.shape != images.shape[1:]:
             raise InputError(_sizes(rgb, images[0]), file=file)
@@ -171,7 +175,7 @@ def _image(file: Path) -> np.ndarray:
     return rgb
 
 
-def _read_video(path: Path, every: int, skip_corrupt: bool) -> DecodedVideo:
+def _read_video(path: Path, skip_corrupt: bool, most_frames: int) -> DecodedVideo:
     import av
 
     images: list[np.ndarray] = []
@@ -180,7 +184,7 @@ def _read_video(path: Path, every: int, skip_corrupt: bool) -> DecodedVideo:
     positions = _frame_positions(path) if skip_corrupt else {}
     try:
         # a file object, because FFmpeg reads names such as `a:b.mp4` and `f%03d.png` as others
-        with path.open("rb") as file, av.open(file, "r") as container:
+        with path.open("rb") as file, av.open(file, "r", options=_ONE_FILE) as container:
             if not container.streams.video:
                 raise InputError("the file has no video stream", file=path)
             stream = container.streams.video[0]
@@ -197,15 +201,13 @@ def _read_video(path: Path, every: int, skip_corrupt: bool) -> DecodedVideo:
                 if position <= index:
                     continue  # its position is unknown, because frames before it are damaged
                 decoded, index = decoded + 1, position
-                if index % every:
-                    continue
                 # the container's rotation is counter-clockwise, like numpy's
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 if images and image.shape != images[0].shape:
                     raise InputError(_sizes(image, images[0]), file=path, key=f"frame {index}")
                 images.append(image)
                 names.append(f"{index:05d}")
-                _check_size(len(images), image, path)
+                _check_size(len(images), image, path, most_frames)
     except av.error.FFmpegError as error:
         after = f" after {decoded} frames" if decoded else ""
         advice = f"; pass {SKIP_CORRUPT} to skip the damaged frames" if opened else ""
@@ -217,7 +219,7 @@ def _read_video(path: Path, every: int, skip_corrupt: bool) -> DecodedVideo:
             file=path,
         )
     missing = max(len(positions) - decoded, errors.count) if errors.count else 0
-    return DecodedVideo(tuple(names), _stacked(images), Fraction(rate) / every, missing)
+    return DecodedVideo(tuple(names), _stacked(images), Fraction(rate), missing)
 
 
 @dataclass
@@ -236,7 +238,7 @@ def _frame_positions(path: Path) -> dict[int, int]:
 
     times: set[int | None] = set()
     try:
-        with path.open("rb") as file, av.open(file) as container:
+        with path.open("rb") as file, av.open(file, options=_ONE_FILE) as container:
             if container.streams.video:
                 packets = _packets(container, container.streams.video[0], _DecodingErrors())
                 times = {packet.pts for packet in packets if not packet.is_discard}
@@ -285,12 +287,13 @@ def _stacked(images: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def _check_size(count: int, image: np.ndarray, path: Path) -> None:
-    most = min(MOST_FRAMES, MOST_BYTES // image.nbytes)
+def _check_size(count: int, image: np.ndarray, path: Path, most_frames: int) -> None:
+    most = min(most_frames, MOST_BYTES // image.nbytes)
     if count > most:
         height, width = image.shape[:2]
         raise InputError(
-            f"more than {most} frames of {width} x {height}; take every k-th frame (--every)",
+            f"more than {most} frames of {width} x {height}; cut the video, or extract every k-th "
+            "frame into a folder",
             file=path,
         )
 

@@ -11,7 +11,8 @@ from typing import Any
 class Console:
     """Prints lines with the time since the start to standard error.
 
-    On a terminal, progress is rewritten in place; in a log, it has a line every ten seconds.
+    On a terminal, progress is rewritten in place; in a log, it has a line per minute. Both name the
+    rate and the estimated time of arrival (ETA) once they can be measured.
     """
 
     def __init__(self) -> None:
@@ -19,6 +20,8 @@ class Console:
         self._tty = sys.stderr.isatty()
         self._open = False
         self._shown: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        """Work -> time and number of items at its first report."""
         self._ended: dict[str, str] = {}
 
     def line(self, text: str) -> None:
@@ -51,16 +54,16 @@ class Console:
         self._progress("  ".join(parts), stage, last=metrics["step"] >= total, keep=True)
 
     def progress(self, work: str, done: int, total: int) -> None:
-        """Show how many items of some work are done."""
-        self._progress(f"{work} {done}/{total}", work, last=done >= total)
+        """Show how many items of some work are done, with rate and ETA."""
+        self._progress(f"{work} {done}/{total}{self._rate(work, done, total)}", work, done >= total)
 
     def event(self, stage: str, event: Mapping[str, Any]) -> None:
         """Show an event of a stage's child process (`rcot_rl.events`)."""
         kind, work = event.get("event"), event.get("what")
         if kind == "progress" and "done" in event:
-            rate = f"  {event['rate']}" if event.get("rate") else ""
             done, total = event["done"], event["total"]
             label = stage if work == stage else f"{stage}: {work}"
+            rate = f"  {event['rate']}" if event.get("rate") else self._rate(label, done, total)
             self._progress(f"{label} {done}/{total}{rate}", label, last=done >= total)
         elif kind == "heldout":
             means = ", ".join(f"{w} {event[w]:.2f}" for w in ("sampled", "greedy") if w in event)
@@ -73,7 +76,7 @@ class Console:
 
         Args:
             text: The line.
-            key: The work; in a log, each has its own ten seconds.
+            key: The work; in a log, each has its own minute.
             last: The work is done; the line is kept.
             keep: Print each line in a log.
         """
@@ -88,9 +91,22 @@ class Console:
             return  # the same end was already printed
         if last:
             self._ended[key] = text
-        if last or keep or now - self._shown.get(key, -1e9) >= 10:
+        if last or keep or now - self._shown.get(key, -1e9) >= 60:
             self._shown[key] = now
             self.line(text)
+
+    def _rate(self, work: str, done: int, total: int) -> str:
+        """Return the rate and the ETA; empty until a second has passed and at the end."""
+        now = time.monotonic()
+        if done <= self._first.get(work, (0.0, done))[1]:  # the first report, or work that restarts
+            self._first[work] = now, done
+        began, before = self._first[work]
+        seconds = now - began
+        if seconds < 1 or done >= total:
+            return ""
+        rate = (done - before) / seconds
+        minutes, rest = divmod(round((total - done) / rate), 60)
+        return f"  {rate:.3g}/s, ETA {minutes:02d}:{rest:02d}"
 
     def _close(self) -> None:
         if self._open:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rcot_rl.monitoring.page import details, missing, section, table, text
+from rcot_rl.recipe.inference_section import ORACLES
 from rcot_rl.stats.benchmark_means import SUBSET_MEANS, is_counted, rounded
 from rcot_rl.stats.intervals import Interval, paired_difference, shown_change, stratified_interval
 from rcot_rl.system.files import visible
@@ -123,10 +124,13 @@ def _benchmark(name: str, result: Any) -> str:
         stages = {"predictions": result}
     reference, base = next(iter(stages.items()))
     rows = [_score_row(n, r, base, "") for n, r in stages.items()]
-    rows += [_score_row(f"baseline: {n}", r, base, "plain") for n, r in baselines.items()]
+    for other, r in baselines.items():
+        kind = "upper bound" if other in ORACLES else "baseline"
+        rows.append(_score_row(f"{kind}: {other}", r, base, "plain"))
     head = [
         "",
         "J&amp;F",
+        "95 % interval",
         "J",
         "F",
         f"change from {text(reference)}",
@@ -156,7 +160,7 @@ def _benchmark(name: str, result: Any) -> str:
         f"{text(at(result, 'protocol') or '', 200)}"
     )
     return (
-        f"<h3>{text(name, 100)} {text(at(result, 'split') or '', 40)}</h3>"
+        f"<h3>{text(name, 100)}</h3>"
         f"<p>{facts}</p>{table(head, rows)}"
         + details(
             "Subsets after the last stage",
@@ -165,9 +169,11 @@ def _benchmark(name: str, result: Any) -> str:
                 parts,
             ),
         )
+        + _steps({**stages, **baselines})
         + _listing("Defects of the ground truth", result.get("defects"), DEFECT_COLUMNS)
         + _listing("Unexpected names and values", result.get("unexpected"), UNEXPECTED_COLUMNS)
-        + '<p class="soft">J, F, ratios and IoU are in percent. Change: paired difference of '
+        + '<p class="soft">J, F, ratios and IoU are in percent. The interval of J&amp;F is a '
+        "bootstrap over videos. Change: paired difference of "
         "J&amp;F with its 95 % confidence interval over clips, coloured if it excludes 0. Area "
         "ratio: target area in the keyframe over its largest area in the video, first choice → "
         "after AKS. Box IoU: best predicted box for each visible "
@@ -177,6 +183,34 @@ def _benchmark(name: str, result: Any) -> str:
     )
 
 
+def _steps(results: Mapping[str, Any]) -> str:
+    """Return times of the pipeline's steps and verdicts of AKS to unfold; empty without them."""
+    rows = []
+    for name, result in results.items():
+        costs, verdicts = at(result, "pipeline_costs"), at(result, "aks_verdicts")
+        if costs is None and verdicts is None:
+            continue
+        stages = [number(at(costs, "stages", s, "relative"), 2) for s in STEPS]
+        times = [number(at(costs, k), 2) for k in ("keyframe_seconds", "segmentation_seconds")]
+        keys = ("precision_A", "recall_A", "precision_B", "recall_B")
+        shares = [number(at(verdicts, key), 1) for key in keys]
+        extra, brier = number(at(costs, "aks_extra"), 1), number(at(verdicts, "brier"), 3)
+        judged = number(at(verdicts, "n"), 0)
+        rows.append([text(name, 100), *stages, extra, *times, judged, *shares, brier])
+    if not rows:
+        return ""
+    head = ["", *map(str.upper, STEPS), "AKS adds %", "keyframe, s", "segmentation, s"]
+    head += ["judged", "A precision", "A recall", "B precision", "B recall", "Brier"]
+    note = (
+        '<p class="soft">VDG to SAM2: engine time relative to KTG and SAM2 together (1). Seconds '
+        "are means per query; with many queries in progress they are latencies of a shared batch. "
+        "Precision and recall of AKS’ verdicts in percent; A is right if the frame shows the "
+        "target. Brier score of the probability of A: 0 is best.</p>"
+    )
+    return details("Time of the steps and verdicts of AKS", table(head, rows) + note)
+
+
+STEPS = ("vdg", "kfg", "aks", "ktg", "sam2")
 DEFECT_COLUMNS = ("file", "key", "reason", "effect")
 UNEXPECTED_COLUMNS = ("place", "reason", "cause")
 _LISTED = 100
@@ -197,13 +231,9 @@ def _change(result: Any, base: Any) -> str:
     before, after = by_expression(base), by_expression(result)
     if result is base or not before or not after:
         return DASH
-    if before.keys() != after.keys():
+    change = paired_change(before, after)
+    if change is None:
         return '<span class="soft">different expressions</span>'
-    change = stratified_interval(
-        [after[key].score - one.score for key, one in before.items()],
-        [key.video for key in before],
-        [one.part for one in before.values()],
-    )
     difference = _difference(at(base, "J&F"), at(result, "J&F"), change, 1)
     if change.low is None or change.high is None:
         return difference
@@ -214,6 +244,28 @@ def _change(result: Any, base: Any) -> str:
 def result_files(run: Path) -> list[Path]:
     """Return RUN/eval/<benchmark>.json by name, without the stage's done.json."""
     return [p for p in visible((run / "eval").glob("*.json")) if p.stem != "done"]
+
+
+def paired_change(before: Expressions, after: Expressions) -> Interval | None:
+    """Return the paired change of J&F over clips; None unless both have the same expressions."""
+    if not before or before.keys() != after.keys():
+        return None
+    return stratified_interval(
+        [after[key].score - one.score for key, one in before.items()],
+        [key.video for key in before],
+        [one.part for one in before.values()],
+    )
+
+
+def level(expressions: Expressions) -> Interval | None:
+    """Return J&F over clips; None without expressions."""
+    if not expressions:
+        return None
+    return stratified_interval(
+        [one.score for one in expressions.values()],
+        [key.video for key in expressions],
+        [one.part for one in expressions.values()],
+    )
 
 
 class Key(NamedTuple):
@@ -230,6 +282,9 @@ class Counted(NamedTuple):
 
     score: float
     part: str
+
+
+Expressions = Mapping[Key, Counted]
 
 
 def by_expression(result: Any) -> dict[Key, Counted]:
@@ -254,6 +309,18 @@ def _score(dataset: str | None, row: dict[str, Any]) -> float:
     return float(rounded(dataset, parts).mean())
 
 
+def score_interval(statistics: Any, form: str) -> str:
+    """Return the 95 % interval of J&F by the benchmark's protocol, or "".
+
+    Args:
+        statistics: A result, or one of its differences.
+        form: Format of a number.
+    """
+    inner = at(statistics, "statistics") or statistics
+    low, high = (at(inner, "protocol", "J&F", bound) for bound in ("low", "high"))
+    return f"[{low:{form}}, {high:{form}}]" if is_number(low) and is_number(high) else ""
+
+
 def _score_row(name: str, result: Any, first: Any, kind: Literal["", "plain"]) -> list[str]:
     ratios = [
         number(at(result, key), 1) for key in ("keyframe_area_ratio_initial", "keyframe_area_ratio")
@@ -264,6 +331,7 @@ def _score_row(name: str, result: Any, first: Any, kind: Literal["", "plain"]) -
     return [
         text(name, 100),
         f"{bar}<b>{number(jf, 1)}</b>",
+        score_interval(result, ".1f") or DASH,
         *(number(at(result, key), 1) for key in ("J", "F")),
         _change(result, first),
         " → ".join(ratios) if ratios != [DASH, DASH] else DASH,

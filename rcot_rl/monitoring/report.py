@@ -27,6 +27,7 @@ from rcot_rl.monitoring.figures import (
 )
 from rcot_rl.monitoring.metrics import read_metrics
 from rcot_rl.monitoring.page import details, missing, page, section, table, text
+from rcot_rl.monitoring.paper_section import paper_section
 from rcot_rl.monitoring.shots import shots
 from rcot_rl.prediction_layout import heldout_rewards_file
 from rcot_rl.recipe.recorded import recorded_stages, stages_with
@@ -120,6 +121,7 @@ def write_report(run_dir: Path) -> Path:
             _header(run, record),
             rewards_section(_json(heldout_rewards_file(run))),
             scores_section(scores),
+            paper_section(at(record, "recipe", "report", "paper_tables"), scores),
             *(_training(run, stage) for stage in training),
             _keyframes(run, scores),
             _recipe(record),

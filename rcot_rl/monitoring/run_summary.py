@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rcot_rl.monitoring.compare import read_json_object, score_changes
-from rcot_rl.monitoring.figures import WAYS, result_files
+from rcot_rl.monitoring.figures import WAYS, at, result_files, score_interval
 from rcot_rl.prediction_layout import heldout_rewards_file
 from rcot_rl.recipe.recorded import heldout_stages
 from rcot_rl.stats.intervals import paired_difference, shown_change
@@ -96,7 +96,88 @@ def score_text(result: dict[str, Any]) -> str:
     )
     parts = [f"{count} with {kind}" for kind, count in kinds if count]
     faults = f"   of {result.get('n_expressions')} expressions: {', '.join(parts)}" if parts else ""
-    return f"{result['J&F']:5.1f}   (J {result['J']:.1f}, F {result['F']:.1f}){faults}"
+    interval = score_interval(result, ".1f")
+    shown = f"{result['J&F']:5.1f} {interval}".rstrip()
+    return f"{shown}   (J {result['J']:.1f}, F {result['F']:.1f}){faults}"
+
+
+def evaluation_lines(document: dict[str, Any]) -> list[str]:
+    """Return what `rcot eval` prints: scores, public scripts' figures, differences and faults.
+
+    Args:
+        document: The result of `benchmark_document`.
+    """
+    results = document["checkpoints"]
+    segmenter = document.get("segmenter") or "unknown"
+    count = document["n_expressions"]
+    lines = [
+        f"{document['benchmark']} {document['split']}: {count} expressions, masks by {segmenter}"
+    ]
+    alone = len(results) == 1
+    for name, result in results.items():
+        lines += ["J&F " + score_text(result) + ("" if alone else f"   {name}")]
+        for mean in ("micro", "macro"):
+            figures = at(result, "statistics", mean)
+            if figures is not None:
+                lines.append(f"  {mean} mean over {_OVER[mean]}: {_mean_text(figures)}")
+        lines += [f"  {line}" for line in public_lines(result)]
+    for change in document["differences"]:
+        level = at(change, "protocol", "J&F", "mean")
+        if level is not None:
+            shown = f"J&F {level:+.1f} {score_interval(change, '+.1f')}"
+            lines.append(f"{shown} from {change['before']} to {change['after']}")
+    if any(score_interval(result, ".1f") for result in results.values()):
+        videos = at(document, "statistics", "n_videos")
+        lines.append(f"[95 % intervals: bootstrap over {videos} videos]")
+    for name, result in results.items():
+        lines += [line if alone else f"{name}: {line}" for line in fault_lines(result)]
+    return lines
+
+
+_OVER = {"micro": "expressions", "macro": "videos"}
+
+
+def _mean_text(figures: dict[str, Any]) -> str:
+    parts = []
+    for score in ("J&F", "J", "F"):
+        low, high = (at(figures, score, bound) for bound in ("low", "high"))
+        interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+        parts.append(f"{score} {figures[score]['mean']:.1f}{interval}")
+    return ", ".join(parts)
+
+
+def public_lines(result: dict[str, Any]) -> list[str]:
+    """Return a line for each figure of a public script that counts differently."""
+    lines = []
+    robustness = result.get("robustness")
+    if robustness is not None:
+        forms = (
+            f"{form} R {_percent(robustness[form]['R'])}, A {_percent(robustness[form]['A'])}"
+            for form in ("legacy", "corrected")
+        )
+        lines.append(f"VISA's robustness and accuracy: {'; '.join(forms)}" + _why(robustness))
+    official = result.get("official")
+    if official is not None:
+        lines.append(f"official DAVIS evaluation of four annotators: {_jf_text(official)}")
+    script = result.get("public_script")
+    if script is not None:
+        skipped = f"without {script['n_skipped']} skipped expressions"
+        lines.append(f"ReasonVOS' public script, {skipped}: {_jf_text(script)}")
+    return lines
+
+
+def _jf_text(figures: dict[str, Any]) -> str:
+    """Return J&F, J and F, or why they are unknown."""
+    scores = (f"{key} {_percent(figures[key])}" for key in ("J&F", "J", "F"))
+    return ", ".join(scores) + _why(figures)
+
+
+def _why(figures: dict[str, Any]) -> str:
+    return f" ({figures['reason']})" if figures.get("reason") else ""
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"
 
 
 LISTED = 5
@@ -119,6 +200,29 @@ def fault_lines(result: dict[str, Any]) -> list[str]:
         )
     kinds += [(f"unexpected names or values: {cause}", places) for cause, places in causes.items()]
     lines = []
+    for kind, places in kinds:
+        if places:
+            more = ["…"] if len(places) > LISTED else []
+            lines.append(f"{len(places)} {kind}: " + "; ".join([*places[:LISTED], *more]))
+    return lines
+
+
+def submission_lines(written: dict[str, Any]) -> list[str]:
+    """Return what `rcot submit` prints.
+
+    Args:
+        written: The fields of a `Submission`.
+    """
+    lines = [
+        f"{written['archive']}: {written['masks']} masks of {written['expressions']} expressions "
+        f"in {written['videos']} videos, {written['size_bytes'] / 1e6:.1f} MB",
+        f"{written['empty_masks']} masks have no object",
+        "read back: every mask is there, 8-bit grey, 0 or 255, of its frame's size",
+    ]
+    kinds = (
+        ("predictions are missing or unusable; their masks are empty", written["filled"]),
+        ("folders have unknown names or improper values", written["notes"]),
+    )
     for kind, places in kinds:
         if places:
             more = ["…"] if len(places) > LISTED else []

@@ -52,10 +52,12 @@ def shots(run: Path, benchmark: str, result: Mapping[str, Any], most: int) -> li
     """Return up to `most` predictions of RUN/predictions/<benchmark> as HTML figures.
 
     Args:
-        result: RUN/eval/<benchmark>.json, with the corpus root and the J&F of each expression.
+        benchmark: `<dataset>-<split>`; runs of older versions have only the dataset.
+        result: RUN/eval/<benchmark>.json, with the corpus and the J&F of each expression.
     """
+    dataset, root, split = (str(result.get(key, "")) for key in ("benchmark", "root", "split"))
     try:
-        corpus = open_corpus(benchmark, str(result.get("root", "")), str(result.get("split", "")))
+        corpus = open_corpus(dataset, root, split)
         corpus.videos()
     except InputError as error:
         return [missing(f"the corpus of {benchmark}, for its frames ({error})")]

@@ -15,6 +15,7 @@ Not implemented: repair of any kind (inference must not accept what training doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -22,6 +23,9 @@ MAX_CHARS = 1 << 22
 """Longest response that is parsed, in characters."""
 MAX_BLOCKS = 4096
 """Maximum number of `<think>` and `<answer>` blocks in one response."""
+
+ResponseForm = Literal["think_answer", "answer"]
+"""What the policy writes: reasoning and then the answer, or only the answer (Table 15)."""
 
 THINK, THINK_END = "<think>", "</think>"
 ANSWER, ANSWER_END = "<answer>", "</answer>"
@@ -92,6 +96,36 @@ def parse_response(text: str) -> ParsedResponse:
             ParseFault(code, lead + at) for code, at in _structure_faults(body, thoughts, answers)
         ),
     )
+
+
+def answer_only_faults(text: str) -> tuple[ParseFault, ...]:
+    """Return why a response is not exactly one `<answer>…</answer>`; empty if it is.
+
+    This is the structure of a policy that writes no reasoning (Table 15). White space around the
+    block is ignored; none of the four tags may occur again. Never raises on any str.
+    """
+    if len(text) > MAX_CHARS:
+        return (ParseFault("response_too_long", MAX_CHARS),)
+    body = text.strip()
+    lead = len(text) - len(text.lstrip())
+    starts, ends = body.startswith(ANSWER), body.endswith(ANSWER_END)
+    if starts and ends and [body.count(tag) for tag in TAGS] == [0, 0, 1, 1]:
+        return ()
+    blocks = _blocks(body)
+    if blocks is None:
+        return (ParseFault("too_many_blocks", lead),)
+    thoughts, answers = blocks
+    thinks = [at for tag in (THINK, THINK_END) if (at := body.find(tag)) >= 0]
+    faults = [("think_unexpected", min(thinks))] if thinks else []
+    faults += _block_faults(body, ANSWER, "answer_inside_think", answers, thoughts)
+    if not faults:
+        again = _repeated_tags(body)
+        at = body.find(ANSWER)
+        end = body.find(ANSWER_END) + len(ANSWER_END)
+        after = end + len(body[end:]) - len(body[end:].lstrip())
+        outside = ("text_outside_tags", 0 if at > 0 else after)
+        faults = [("stray_tag", min(again)) if again else outside]
+    return tuple(ParseFault(code, lead + at) for code, at in faults)
 
 
 def parse_option(answer: str | None, options: Sequence[str] = ("A", "B")) -> str | None:
@@ -178,32 +212,44 @@ def _content(body: str, spans: Spans) -> str | None:
 
 def _structure_faults(body: str, thoughts: Spans, answers: Spans) -> list[tuple[str, int]]:
     """Return why a response is malformed and where; at least one code."""
-    faults = []
-    for tag, other, spans, inside in (
-        (THINK, "think_inside_answer", thoughts, answers),
-        (ANSWER, "answer_inside_think", answers, thoughts),
-    ):
-        name = tag.strip("<>")
-        if len(spans) > 1:
-            faults.append((f"{name}_repeated", spans[1][0] - len(tag)))
-        elif not spans:
-            within = (body.find(tag, start, end) for start, end in inside)
-            swallowed = next((at for at in within if at >= 0), -1)
-            opened = body.find(tag)
-            if swallowed >= 0:
-                faults.append((other, swallowed))
-            elif opened >= 0:
-                faults.append((f"{name}_unclosed", opened))
-            else:
-                faults.append((f"{name}_missing", 0))
+    faults = _block_faults(body, THINK, "think_inside_answer", thoughts, answers)
+    faults += _block_faults(body, ANSWER, "answer_inside_think", answers, thoughts)
     if faults:
         return faults
-    again = [at for tag in TAGS if (at := body.find(tag, body.find(tag) + 1)) >= 0]
+    again = _repeated_tags(body)
     if again:
         return [("stray_tag", min(again))]
     if body.find(ANSWER) < body.find(THINK):
         return [("answer_before_think", body.find(ANSWER))]
     return [("text_outside_tags", _outside(body))]
+
+
+def _block_faults(
+    body: str, tag: str, nested: str, spans: Spans, others: Spans
+) -> list[tuple[str, int]]:
+    """Return why a response does not have exactly one block of `tag`; empty if it has.
+
+    Args:
+        nested: Code for a block that only exists inside a block of the other kind.
+        spans: Blocks of `tag`.
+        others: Blocks of the other kind.
+    """
+    name = tag.strip("<>")
+    if len(spans) > 1:
+        return [(f"{name}_repeated", spans[1][0] - len(tag))]
+    if spans:
+        return []
+    within = (body.find(tag, start, end) for start, end in others)
+    swallowed = next((at for at in within if at >= 0), -1)
+    opened = body.find(tag)
+    if swallowed >= 0:
+        return [(nested, swallowed)]
+    return [(f"{name}_unclosed", opened) if opened >= 0 else (f"{name}_missing", 0)]
+
+
+def _repeated_tags(body: str) -> list[int]:
+    """Return where tags occur a second time."""
+    return [at for tag in TAGS if (at := body.find(tag, body.find(tag) + 1)) >= 0]
 
 
 def _outside(body: str) -> int:

@@ -4,11 +4,15 @@ The texts of the paper's prompt figures are not public, so these are our own. A 
 YAML file with the keys of `TASKS`; recipes name a shipped set (`qwen`, `compact`) or a path.
 `compact` has the same content in fewer tokens, for policies with a small context. Shards, SFT,
 rollouts and inference use the same set: a prompt that differs between training and inference is a
-silent fault.
+silent fault. A set may also have the templates of `ANSWER_ONLY`, for policies without reasoning.
 
 Templates use `string.Template` fields (`$query`), so braces in JSON examples and in expressions
 have no meaning. Control tokens in a field are neutralized (`control_tokens`). The media placeholder
 is not part of a template: `user_turn` adds it.
+
+The optional template `video` starts every prompt about a video. If it is at least as long as a
+block of vLLM's prefix cache, all prompts about a video share its frames in whole blocks, and the
+video is encoded once.
 """
 
 from __future__ import annotations
@@ -23,12 +27,17 @@ import yaml
 
 from rcot_rl.errors import InputError
 from rcot_rl.protocol.control_tokens import control_tokens, neutralize
+from rcot_rl.protocol.frame_names import FrameNames
+from rcot_rl.protocol.parser import ResponseForm
 from rcot_rl.suggestions import did_you_mean
+
+_KFG = frozenset({"query", "n_frames"})
+_KFG_AGAIN = _KFG | {"rejected", "refusals", "description"}
 
 TASKS: Mapping[str, frozenset[str]] = {
     "vdg": frozenset({"n_frames"}),
-    "kfg": frozenset({"query", "n_frames", "last_frame"}),
-    "kfg_again": frozenset({"query", "n_frames", "last_frame", "rejected", "description"}),
+    "kfg": _KFG | {"last_frame"},
+    "kfg_again": _KFG_AGAIN | {"last_frame"},
     "aks": frozenset({"query", "description"}),
     "ktg": frozenset({"query", "description", "canvas"}),
     "ktg_zero_target": frozenset({"query", "description", "canvas"}),
@@ -40,6 +49,22 @@ TRACES: Mapping[str, frozenset[str]] = {
     "trace_ktg": frozenset({"query", "description", "answer", "canvas"}),
 }
 """Optional templates, by which a larger model writes reasoning for SFT."""
+
+ANSWER_ONLY: Mapping[str, str] = {
+    "aks_answer": "aks",
+    "ktg_answer": "ktg",
+    "ktg_zero_target_answer": "ktg_zero_target",
+}
+"""Optional templates that ask for the answer without reasoning (Table 15) -> what each replaces."""
+
+OPTIONAL: Mapping[str, frozenset[str]] = {
+    "video": frozenset({"n_frames"}),
+    "video_thinned": frozenset({"n_frames", "total"}),
+    "kfg_seconds": _KFG | {"last_second"},
+    "kfg_again_seconds": _KFG_AGAIN | {"last_second"},
+}
+"""Optional templates: the start of every prompt about a video, if all of its frames are shown or a
+uniform sample; and keyframe selection with frames named by seconds."""
 
 SHIPPED = Path(__file__).parent / "prompts"
 
@@ -53,30 +78,55 @@ class Prompts:
     extra_tokens: tuple[str, ...] = ()
     """Control tokens of the policy's tokenizer that the static pattern does not cover."""
 
-    def vdg(self, n_frames: int) -> str:
-        """Return the prompt of video description generation (eq. 1, p_vdg)."""
-        return self._fill("vdg", n_frames=n_frames)
+    def vdg(self, n_frames: int, total: int | None = None) -> str:
+        """Return the prompt of video description generation (eq. 1, p_vdg).
 
-    def kfg(self, query: str, n_frames: int) -> str:
-        """Return the prompt of keyframe generation (eq. 1, p_kfg); it asks for a 0-based index."""
-        return self._fill("kfg", query=query, n_frames=n_frames, last_frame=n_frames - 1)
+        Args:
+            n_frames: Number of shown frames.
+            total: Number of frames of the whole video; None: all are shown.
+        """
+        return self._about_video("vdg", n_frames, total, {})
+
+    def kfg(
+        self,
+        query: str,
+        n_frames: int,
+        total: int | None = None,
+        names: FrameNames = FrameNames(),
+    ) -> str:
+        """Return the prompt of keyframe generation (eq. 1, p_kfg); it asks for a frame's name.
+
+        Arguments as in `vdg`. Raises InputError if the set cannot name frames by seconds.
+        """
+        return self._select("kfg", n_frames, total, names, {"query": query})
 
     def kfg_again(
-        self, query: str, n_frames: int, rejected: Sequence[int], description: str
+        self,
+        query: str,
+        n_frames: int,
+        refused: Sequence[tuple[int, str]],
+        description: str,
+        total: int | None = None,
+        names: FrameNames = FrameNames(),
     ) -> str:
         """Return the prompt of re-selection after option B (eq. 3, p'_kfs).
 
+        Arguments as in `kfg`, and:
+
         Args:
-            rejected: Positions of the frames refused so far.
+            refused: Position and reason of each refused frame; the reason may be empty.
         """
-        return self._fill(
-            "kfg_again",
-            query=query,
-            n_frames=n_frames,
-            last_frame=n_frames - 1,
-            rejected=", ".join(map(str, rejected)),
-            description=description,
-        )
+        lines = [
+            f"- {names.name(position)}: {reason}" if reason else f"- {names.name(position)}"
+            for position, reason in refused
+        ]
+        fields = {
+            "query": query,
+            "rejected": ", ".join(names.name(position) for position, _ in refused),
+            "refusals": "\n".join(lines),
+            "description": description,
+        }
+        return self._select("kfg_again", n_frames, total, names, fields)
 
     def aks(self, description: str, query: str) -> str:
         """Return the prompt that asks if a frame is a valid keyframe, A or B (eq. 2, p_aks)."""
@@ -102,6 +152,40 @@ class Prompts:
         fields = {"query": query, "description": description, "answer": answer, "canvas": canvas}
         return self._fill(name, **{k: v for k, v in fields.items() if k in TRACES[name]})
 
+    def _select(
+        self,
+        task: str,
+        n_frames: int,
+        total: int | None,
+        names: FrameNames,
+        fields: Mapping[str, str],
+    ) -> str:
+        last = names.name(n_frames - 1)
+        if names.times is None:
+            return self._about_video(task, n_frames, total, {**fields, "last_frame": last})
+        task = f"{task}_seconds"
+        if task not in self.templates:
+            raise InputError(
+                f"has no template {task}, which predict.frame_names=seconds needs; add it, or use "
+                "index",
+                file=self.name,
+            )
+        return self._about_video(task, n_frames, total, {**fields, "last_second": last})
+
+    def _about_video(
+        self, task: str, n_frames: int, total: int | None, fields: Mapping[str, str]
+    ) -> str:
+        text = self._fill(task, n_frames=n_frames, **fields)
+        if total is None or total == n_frames:
+            start = "video"
+            counts = {"n_frames": n_frames}
+        else:
+            start = "video_thinned"
+            counts = {"n_frames": n_frames, "total": total}
+        if start not in self.templates:
+            return text
+        return f"{self._fill(start, **counts)}\n{text}"
+
     def _fill(self, task: str, **fields: object) -> str:
         safe = {
             k: neutralize(v, self.extra_tokens) if isinstance(v, str) else v
@@ -117,12 +201,17 @@ def user_turn(text: str, media: Literal["image", "video"]) -> str:
     return f"<{media}>{text}"
 
 
-def load_prompts(name_or_path: str, extra_tokens: tuple[str, ...] = ()) -> Prompts:
+def load_prompts(
+    name_or_path: str,
+    extra_tokens: tuple[str, ...] = (),
+    response: ResponseForm = "think_answer",
+) -> Prompts:
     """Load a shipped template set by name, or a user's set by path.
 
     Args:
         name_or_path: `qwen`, `compact` or the path of a YAML file.
         extra_tokens: `extra_control_tokens` of the policy's tokenizer, if it is present.
+        response: What the policy writes; the recipe's `data.response`.
 
     Raises:
         InputError: The file is missing or not valid YAML, a template is missing or unknown, has a
@@ -144,13 +233,20 @@ def load_prompts(name_or_path: str, extra_tokens: tuple[str, ...] = ()) -> Promp
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates, encoding
         raise InputError(f"not valid YAML: {error}".replace("\n", " "), file=path) from error
     _check(templates, path, extra_tokens)
-    return Prompts(path.stem, templates, extra_tokens)
+    chosen = {key: text for key, text in templates.items() if key not in ANSWER_ONLY}
+    if response == "answer":
+        for key, replaced in ANSWER_ONLY.items():
+            if key not in templates:
+                raise InputError("missing; data.response=answer needs it", file=path, key=key)
+            chosen[replaced] = templates[key]
+    return Prompts(path.stem, chosen, extra_tokens)
 
 
 def _check(templates: object, path: Path, extra_tokens: tuple[str, ...]) -> None:
     if not isinstance(templates, dict):
         raise InputError("must be a mapping of templates", file=path)
-    known = {**TASKS, **TRACES}
+    answer_only = {key: TASKS[task] for key, task in ANSWER_ONLY.items()}
+    known = {**TASKS, **OPTIONAL, **TRACES, **answer_only}
     for key in templates.keys() | TASKS.keys():
         if key not in known:
             raise InputError(

@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rcot_rl.protocol.parser import ResponseForm
 from rcot_rl.recipe.base import Section
 from rcot_rl.system.paths import HandedOnPath, PathText
 
@@ -189,8 +190,24 @@ class DataSection(Section):
     JSONL with `task`, `dataset`, `video`, `expression_id`, `frame` and `response`, as `rcot data
     trace` writes it. `model`: the data stage of `rcot run` generates it with `tracer`."""
 
+    response: ResponseForm = "think_answer"
+    """What the policy writes: reasoning and then the answer, or only the answer (Table 15). Decides
+    the responses of SFT rows and the prompts of rows, rollouts and inference; name rewards of the
+    same form. With `answer`, no reasoning is generated or read; of a file under `trace`, only the
+    refusals count, so that rows show the same instances as with reasoning."""
+
     describer: DescriberSection = DescriberSection()
     tracer: TracerSection = TracerSection()
+
+    @property
+    def generated(self) -> tuple[Literal["describe", "trace"], ...]:
+        """The texts that the data stage generates with a model."""
+        traced = self.trace == "model" and self.response == "think_answer"
+        wanted: dict[Literal["describe", "trace"], bool] = {
+            "describe": self.describe == "model",
+            "trace": traced,
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     max_per_video: int | None = Field(default=None, gt=0)
     """Maximum number of rows per video in one split of a set. None: no limit."""

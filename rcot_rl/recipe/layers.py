@@ -72,13 +72,16 @@ class Shipped:
         return did_you_mean(path.stem, self.names)
 
 
-def read_layers(path: Path, shipped: Shipped, above: tuple[Path, ...] = ()) -> list[Source]:
+def read_layers(
+    path: Path, shipped: Shipped, above: tuple[Path, ...] = (), base: str | None = None
+) -> list[Source]:
     """Read a file and the files that it extends, to any depth; the lowest layer comes first.
 
     Args:
         path: The file.
         shipped: Where a name under `extends` is looked up.
         above: The files that extend this one.
+        base: Name or path, relative to the working directory, of what the file extends instead.
 
     Raises:
         InputError: A file is missing, is no YAML mapping, or the `extends` are circular.
@@ -89,6 +92,8 @@ def read_layers(path: Path, shipped: Shipped, above: tuple[Path, ...] = ()) -> l
         raise InputError(f"circular `extends`: {circle}", file=path, key="extends")
     source = read_yaml(path)
     parent = source.tree.pop("extends", None)
+    if base is not None:
+        return [*read_layers(shipped.find(base), shipped, (*above, path)), source]
     if parent is None:
         return [source]
     line = source.places[("extends",)][1]

@@ -1,10 +1,13 @@
 """From a recipe's file and the command line's overrides to a checked `Recipe`.
 
 Order of precedence, lowest first: the file named by `extends` (to any depth), the file itself,
-`key.path=value` overrides. In each of these layers, the keys of `grpo` are given to every GRPO
-stage of `train` that the layer or a lower one has, and a stage's own keys win over them. All faults
-of a recipe are reported together. An unknown key, at any depth, is one of them; a known key that is
-close is suggested.
+`key.path=value` overrides. The override `extends=BASE` puts another recipe below the file instead
+of the one that it extends. In each of these layers, the keys of `grpo` are given to every GRPO
+stage of `train` that the layer or a lower one has, and a stage's own keys win over them. Then
+`like: STAGE` copies settings from one stage to another.
+
+All faults of a recipe are reported together. An unknown key, at any depth, is one of them; a known
+key that is close is suggested.
 """
 
 from __future__ import annotations
@@ -32,6 +35,13 @@ RECIPES = Shipped(Path(__file__).resolve().parents[2] / "recipes", "recipe")
 _REPLACED: frozenset[Key] = frozenset({("data", "sets")})
 """Names of the user's own: a recipe that gives some means all of them, its parent's are gone."""
 
+_EXTENDS = "extends"
+_LIKE = "like"
+"""In a stage of `train`: another stage, whose settings this one has besides its own."""
+
+_PLACE = ("after", "reference")
+"""Keys that say where a stage is in the chain; `like` does not copy them."""
+
 _GRPO = "grpo"
 """The section with defaults of every GRPO stage, and the kind of those stages."""
 
@@ -52,7 +62,7 @@ def load_recipe(
 
     Args:
         name_or_path: A YAML file, or the name of one under recipes/.
-        overrides: `key.path=value`, values in YAML.
+        overrides: `key.path=value`, values in YAML; `extends=BASE` replaces the file's `extends`.
         stages: Stages whose batches have to suit the ranks. None: the recipe's.
 
     Raises:
@@ -69,10 +79,14 @@ def resolve_recipe(
     Arguments and errors are those of `load_recipe`.
     """
     path = RECIPES.find(name_or_path)
-    source = Source({})
-    for layer in read_layers(path, RECIPES):
+    source, given = Source({}), read_overrides(overrides)
+    base = given.tree.pop(_EXTENDS, None)
+    if not isinstance(base, str | None):
+        message = "must be the name or the path of a recipe"
+        raise InputError(message, file="command line", key=_EXTENDS)
+    for layer in read_layers(path, RECIPES, base=base):
         source = _add_layer(source, layer, _REPLACED)
-    source = _add_layer(source, read_overrides(overrides))
+    source = _copy_settings(_add_layer(source, given))
     source.tree.pop(_GRPO, None)
     recipe = _validate(source, Recipe)
     faults = recipe.faults()
@@ -117,23 +131,76 @@ def _add_layer(below: Source, layer: Source, names: frozenset[Key] = frozenset()
             raise InputError(message, file=file, line=line, key=f"train.{name}")
     rules = MergeRules(
         names,
-        restart=lambda key: "kind" if key[:-1] == ("train",) else "",
+        restart=lambda key: ("kind", _LIKE) if key[:-1] == ("train",) else (),
         removable=lambda key: key[:-1] == ("train",),
     )
     every = below.merge(layer, rules)  # with the defaults of all layers so far
     spread = Source({})
     for name, values in every.tree.get("train", {}).items():
         known, given = former.get(name, {}), stages.get(name, {})
-        if not isinstance(values, dict) or values.get("kind") != _GRPO:
+        if not isinstance(values, dict):
             continue
-        inherits = isinstance(known, dict) and known.get("kind") == _GRPO
-        # a stage that is new here gets the defaults of lower layers too
-        shared = defaults if inherits else every.tree.get(_GRPO, {})
+        if _LIKE in values:
+            # it copies what the other stage is given; of its own, lower layers' keys are overridden
+            shared = {k: v for k, v in defaults.items() if isinstance(known, dict) and k in known}
+        elif values.get("kind") == _GRPO:
+            inherits = isinstance(known, dict) and known.get("kind") == _GRPO
+            # a stage that is new here gets the defaults of lower layers too
+            shared = defaults if inherits else every.tree.get(_GRPO, {})
+        else:
+            continue
         missing = _without(shared, given if isinstance(given, dict) else {})
         section = Source({"train": {name: missing}})
         _spread_places(every, missing, (_GRPO,), ("train", name), section)
         spread = spread.merge(section)
     return every.merge(spread)
+
+
+def _copy_settings(source: Source) -> Source:
+    """Replace `like` of each stage by the settings of the stage that it names. Raises InputError.
+
+    A stage's own keys win. The stages keep their order.
+    """
+    given, stages = source, source.tree.get("train", {})
+    settled: dict[str, dict[str, Any]] = {}
+    for name in stages:
+        for each in reversed(_like_chain(given, name)):
+            values = stages[each]
+            if each in settled or not isinstance(values, dict) or _LIKE not in values:
+                continue
+            other = values[_LIKE]
+            copied = settled.get(other, stages[other])
+            copied = {k: v for k, v in copied.items() if k not in _PLACE}
+            missing = _without(copied, values)
+            section = Source({"train": {each: missing}})
+            _spread_places(source, missing, ("train", other), ("train", each), section)
+            source = source.merge(section)
+            settled[each] = source.tree["train"][each]
+    for settings in settled.values():
+        settings.pop(_LIKE)
+    return source
+
+
+def _like_chain(source: Source, name: str) -> list[str]:
+    """Return a stage and the stages that it is like, to any depth. Raises InputError."""
+    stages, chain = source.tree["train"], [name]
+    while isinstance(stages[chain[-1]], dict) and _LIKE in stages[chain[-1]]:
+        key = ("train", chain[-1], _LIKE)
+        file, line = source.place(key)
+        values, other = stages[chain[-1]], stages[chain[-1]][_LIKE]
+        message = ""
+        if not isinstance(other, str) or other not in stages:
+            message = f"'{other}' is not a stage of train{did_you_mean(str(other), stages)}"
+        elif not isinstance(stages[other], dict):
+            message = f"'{other}' is no mapping of settings"
+        elif other in chain:
+            message = f"circular: {' -> '.join([*chain, other])}"
+        elif "kind" in values:
+            message = "copies the kind too; remove `kind` or `like`"
+        if message:
+            raise InputError(message, file=file, line=line, key=".".join(key))
+        chain.append(other)
+    return chain
 
 
 def _without(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +231,7 @@ def _spread_places(source: Source, values: Any, at: Key, to: Key, out: Source) -
     for name, value in values.items() if isinstance(values, dict) else ():
         if (*at, name) in source.places:
             out.places[(*to, name)] = source.places[(*at, name)]
-            out.typed[(*to, name)] = (*at, name)
+            out.typed[(*to, name)] = source.typed.get((*at, name), (*at, name))
         _spread_places(source, value, (*at, name), (*to, name), out)
 
 

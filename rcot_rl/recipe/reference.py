@@ -23,6 +23,10 @@ from rcot_rl.recipe.source import Key, Source
 _SHARED_GRPO = (
     "Defaults for all GRPO stages: any key of `train.<grpo>` except `kind`. Keys of a stage win."
 )
+_LIKE = (
+    "Another stage of `train`: copy its kind and settings, except `after` and `reference`. Keys of "
+    "the stage itself win."
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def recipe_keys(prefix: str = "") -> list[KeyDoc]:
         InputError: No key starts with `prefix`.
     """
     keys = list(_keys_of(Recipe, ""))
+    keys.append(KeyDoc("train.<name>.like", "text", "null", _LIKE))
     keys.append(KeyDoc("grpo", "mapping", "{}", _SHARED_GRPO))
     wanted = prefix.strip(".")
     chosen = [d for d in keys if not wanted or _within(d.key, wanted)]

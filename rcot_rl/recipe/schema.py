@@ -13,9 +13,17 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator
 
 from rcot_rl.errors import InputError
+from rcot_rl.prediction_layout import benchmark_name
 from rcot_rl.recipe.base import Section
 from rcot_rl.recipe.data_section import DataSection, Dataset
-from rcot_rl.recipe.inference_section import EngineSection, PredictSection
+from rcot_rl.recipe.inference_section import (
+    BUILT_IN_VARIANTS,
+    FIRST_FRAME,
+    ORACLES,
+    EngineSection,
+    PredictSection,
+    SegmenterSection,
+)
 from rcot_rl.recipe.launch_section import LaunchSection
 from rcot_rl.recipe.supervise_section import SuperviseSection
 from rcot_rl.recipe.training_section import BASE, ClusterSection, GrpoStage, SftStage, TrainStage
@@ -55,8 +63,8 @@ class ModelsSection(Section):
     """The base policy: a folder, a hub id, or `tiny` for the shipped test model."""
 
     segmenter: PathText = "facebook/sam2.1-hiera-large"
-    """SAM2: a folder, a hub id, or `tiny` for the shipped test model. `flow`: optical flow, without
-    weights."""
+    """SAM2: a folder of transformers, a `.pt` checkpoint of the original SAM2, a hub id, or `tiny`
+    for the shipped test model. `flow`: optical flow, without weights."""
 
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention implementation of the trainer: `sdpa` of torch, or flash-attn, which packs
@@ -113,7 +121,7 @@ class EvalSection(Section):
     """Benchmarks, checkpoints and held-out rows that the predict and eval stages score."""
 
     benchmarks: list[Benchmark] = Field(default_factory=list)
-    """Benchmarks, each dataset at most once."""
+    """Benchmarks, each split of a dataset at most once."""
 
     checkpoints: list[str] | None = Field(default=None, min_length=1)
     """Training stages whose models predict and are scored; `base` is the base policy. None: the
@@ -130,16 +138,48 @@ class EvalSection(Section):
     """Also score three baselines: the whole frame, a centred box, and the first frame as
     keyframe."""
 
+    oracles: bool = False
+    """Also score three upper bounds of the last checkpoint, on benchmarks with ground truth: the
+    true keyframe; the true boxes and points in its own keyframe; both."""
+
+    workers: int | None = Field(default=None, gt=0)
+    """Processes that score expressions. None: all CPUs. Each holds the masks of one expression."""
+
     @field_validator("benchmarks")
     @classmethod
     def _once_each(cls, benchmarks: list[Benchmark]) -> list[Benchmark]:
-        names = [b.dataset for b in benchmarks]
+        names = [benchmark_name(b.dataset, b.split) for b in benchmarks]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise ValueError(
                 f"{twice} is listed twice, and both would write eval/{twice}.json; remove one"
             )
         return benchmarks
+
+
+class ReportSection(Section):
+    """The report of a run."""
+
+    paper_tables: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Tables of the paper to set the results beside: for each table, such as `table-3`, rows of the
+    table and the scored checkpoint of this run that corresponds to each."""
+
+    @field_validator("paper_tables")
+    @classmethod
+    def _in_the_paper(cls, given: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        from rcot_rl.stats.paper_tables import paper_tables
+
+        known = paper_tables()
+        for name, rows in given.items():
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ValueError(f"no table '{name}' (known: {', '.join(known)}){hint}")
+            for row in rows:
+                if row not in known[name].rows:
+                    all_rows = "; ".join(known[name].rows)
+                    hint = did_you_mean(row, known[name].rows)
+                    raise ValueError(f"{name} has no row '{row}' (its rows: {all_rows}){hint}")
+        return given
 
 
 class WandbSection(Section):
@@ -184,8 +224,10 @@ class Recipe(Section):
     data: DataSection
     cluster: ClusterSection = ClusterSection()
     engine: EngineSection = EngineSection()
+    segmenter: SegmenterSection = SegmenterSection()
     predict: PredictSection = PredictSection()
     eval: EvalSection = EvalSection()
+    report: ReportSection = ReportSection()
     wandb: WandbSection = WandbSection()
     supervise: SuperviseSection = Field(default=SuperviseSection(), exclude=True)
     """Retries and timeouts. Not part of the recipe's hash."""
@@ -260,6 +302,19 @@ class Recipe(Section):
         trained = self.in_order(set(self.stages) & set(self.train) or self.train)
         return [self.reference_of(trained[-1]), trained[-1]] if trained else [BASE]
 
+    def predictions_of(self, checkpoint: str) -> dict[str, str | None]:
+        """Return the predictions that a checkpoint makes: their names, and their variants.
+
+        The checkpoint's own settings come first; the last checkpoint also makes the baselines and
+        the upper bounds.
+        """
+        names: dict[str, str | None] = {checkpoint: None}
+        names |= {f"{checkpoint}@{variant}": variant for variant in self.predict.variants}
+        if checkpoint == self.scored_checkpoints[-1]:
+            built_in = [FIRST_FRAME] * self.eval.baselines + [*ORACLES] * self.eval.oracles
+            names |= {name: name for name in built_in}
+        return names
+
     def tasks_in(self, shard_set: str) -> tuple[RowTask, ...]:
         """Return the tasks of a shard set's rows; empty if `data.sets` does not have the set."""
         size = self.data.sets.get(shard_set)
@@ -297,6 +352,19 @@ class Recipe(Section):
             if name not in known:
                 text = f"'{name}' is not one of {', '.join(known)}{did_you_mean(name, known)}"
                 faults.append((("eval", "checkpoints"), text))
+        scored = [
+            name
+            for checkpoint in self.scored_checkpoints
+            for name in self.predictions_of(checkpoint)
+            if name not in BUILT_IN_VARIANTS
+        ]
+        for table, rows in self.report.paper_tables.items():
+            for row, name in rows.items():
+                if name not in scored:
+                    text = (
+                        f"'{name}' is not scored ({', '.join(scored)}){did_you_mean(name, scored)}"
+                    )
+                    faults.append((("report", "paper_tables", table, row), text))
         return faults
 
     def _stage_faults(self, name: str) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -317,8 +385,15 @@ class Recipe(Section):
                     (key,),
                     f"'{value}' is not an earlier stage ({', '.join(earlier)}){hint}",
                 )
+        if isinstance(settings, SftStage):
+            held = self.tasks_in(settings.shard_set)
+            for task in settings.tasks or ():
+                if held and task not in held:
+                    yield ("tasks",), f"{settings.shard_set} has no rows of {task}"
         if not known or not isinstance(settings, GrpoStage):
             return
+        if settings.agent == "agentic-aks" and self.data.response == "answer":
+            yield ("agent",), "agentic-aks needs reasoning, and data.response is answer"
         start, reference = self.start_of(name), self.reference_of(name)
         if start not in self.grpo_stages and start != reference:
             yield (

@@ -82,8 +82,8 @@ class MergeRules:
 
     replaced: frozenset[Key] = frozenset()
     """Mappings that are replaced as a whole."""
-    restart: Callable[[Key], str] = lambda key: ""
-    """Returns the key of a mapping whose other value means that the mapping inherits nothing."""
+    restart: Callable[[Key], tuple[str, ...]] = lambda key: ()
+    """Returns keys of a mapping; another value of one means that the mapping inherits nothing."""
     removable: Callable[[Key], bool] = lambda key: False
     """Returns True for keys that null removes; elsewhere null is a value."""
 
@@ -112,9 +112,9 @@ def _merge(
     return out
 
 
-def _continues(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> bool:
-    """Return False if `new` gives the key `name` another value than `old`; "" is no key."""
-    return not name or name not in new or new[name] == old.get(name)
+def _continues(old: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    """Return False if `new` gives one of these keys another value than `old`."""
+    return all(name not in new or new[name] == old.get(name) for name in names)
 
 
 def read_yaml(path: Path) -> Source:

@@ -30,6 +30,9 @@ class SftStage(Section):
     shard_set: str = "sft-28k"
     """Name of the shard set to train on; a key of `data.sets`."""
 
+    tasks: list[Literal["aks", "ktg"]] | None = Field(default=None, min_length=1)
+    """Train only on the rows of these tasks (Table 5). None: on all rows of the set."""
+
     lora_rank: int = Field(default=8, ge=1)
     """Rank of the adapter."""
 

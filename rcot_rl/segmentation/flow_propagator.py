@@ -10,8 +10,13 @@ Deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
+
+from rcot_rl.segmentation.clip_frames import FrameSequence
+from rcot_rl.segmentation.segmenter import FLOW_NAME, FrameMasks, no_masks
 
 CUT_ITERATIONS = 4
 BAND = 7  # px; how far a refined outline may move from the warped one
@@ -22,36 +27,39 @@ POINT_RADIUS = 2
 class FlowSegmenter:
     """GrabCut and DIS optical flow; a `VideoSegmenter`."""
 
-    name = "flow (GrabCut + DIS)"
+    name = FLOW_NAME
 
     def segment(
         self,
-        frames_thwc: np.ndarray,
+        frames: FrameSequence,
         key: int,
         boxes_source: np.ndarray,
         points_source: np.ndarray | None,
-    ) -> np.ndarray:
-        """Return bool `[N, T, H, W]`; arguments as in `VideoSegmenter.segment`."""
-        length, height, width = frames_thwc.shape[:3]
-        masks = np.zeros((len(boxes_source), length, height, width), dtype=bool)
-        if len(masks) == 0:
-            return masks
-        points = [None] * len(masks) if points_source is None else points_source
-        for index, (box, point) in enumerate(zip(boxes_source, points, strict=True)):
-            masks[index, key] = cut_box(frames_thwc[key], box, point)
-        models = [ColorModel(frames_thwc[key], mask[key]) for mask in masks]
-        greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames_thwc]
-        for step in (1, -1):
-            carried = [mask[key] for mask in masks]
-            t = key + step
-            while 0 <= t < length:
-                move = _flow(greys[t], greys[t - step])
+    ) -> Iterator[FrameMasks]:
+        """Yield masks; arguments and order as in `VideoSegmenter.segment`."""
+        if len(boxes_source) == 0:
+            yield from no_masks(frames, key)
+            return
+        image = frames[key]
+        points = [None] * len(boxes_source) if points_source is None else points_source
+        prompted = np.stack(
+            [cut_box(image, box, p) for box, p in zip(boxes_source, points, strict=True)]
+        )
+        yield key, prompted
+        models = [ColorModel(image, mask) for mask in prompted]
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        for order in (range(key + 1, len(frames)), range(key - 1, -1, -1)):
+            carried, before = list(prompted), grey
+            for t in order:
+                image, masks = frames[t], np.zeros_like(prompted)
+                now = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+                move = _flow(now, before)
                 for index, model in enumerate(models):
-                    moved = refine(frames_thwc[t], _warp(carried[index], move), model)
-                    if model.fits(frames_thwc[t], moved):
-                        masks[index, t] = carried[index] = moved
-                t += step
-        return masks
+                    moved = refine(image, _warp(carried[index], move), model)
+                    if model.fits(image, moved):
+                        masks[index] = carried[index] = moved
+                yield t, masks
+                before = now
 
 
 class ColorModel:

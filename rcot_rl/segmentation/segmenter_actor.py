@@ -4,21 +4,25 @@ A run's reward workers share one named actor in the run's Ray namespace, created
 collects the requests of a few milliseconds and processes them as one batch. The model is loaded
 once, whatever the number of reward workers.
 
-RCOT_SEGMENTER and RCOT_SEGMENTER_DEVICE name what it loads; `training_environment` sets them.
+RCOT_SEGMENTER, RCOT_SEGMENTER_DEVICE and RCOT_SEGMENTER_SETTINGS (the recipe's `segmenter` section
+as JSON) say what it loads and how; `training_environment` sets them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import cv2
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.segmentation.segmenter import VideoSegmenter, load_segmenter, union
+from rcot_rl.recipe.inference_section import SegmenterSection
+from rcot_rl.segmentation.clip_frames import ClipFrames
+from rcot_rl.segmentation.segmenter import VideoSegmenter, check_segmenter, load_segmenter, union
 from reward_fns.components.mask_iou import MaskRequest
 
 NAME = "rcot_segmenter"
@@ -29,23 +33,29 @@ TIMEOUT_S = 120.0
 class LocalSegmenter:
     """`mask_iou.MaskSegmenter` in this process."""
 
-    def __init__(self, segmenter: str | VideoSegmenter, device: str = "cpu") -> None:
-        """Load the segmenter, unless it is passed. Raises InputError.
+    def __init__(self, segmenter: str | VideoSegmenter | Callable[[], VideoSegmenter]) -> None:
+        """Check the spec; the segmenter is loaded with the first request. Raises InputError.
 
         Args:
             segmenter: A spec of `load_segmenter`, or a loaded segmenter.
         """
-        self._segmenter = (
-            load_segmenter(segmenter, device) if isinstance(segmenter, str) else segmenter
-        )
+        if isinstance(segmenter, str):
+            check_segmenter(segmenter)
+        self._source = segmenter
+
+    @cached_property
+    def _segmenter(self) -> VideoSegmenter:
+        if isinstance(self._source, str):
+            return load_segmenter(self._source)
+        return self._source() if callable(self._source) else self._source
 
     def union_masks(self, requests: Sequence[MaskRequest]) -> list[np.ndarray]:
         """Return bool `[T, H, W]` per request: the union of its objects. Raises InputError."""
         return [self._one(request) for request in requests]
 
     def _one(self, request: MaskRequest) -> np.ndarray:
-        frames_thwc = _frames(request.frames)
-        height, width = frames_thwc.shape[1:3]
+        frames = _frames(request.frames)
+        height, width = frames[request.keyframe].shape[:2]
         scale = np.array([width, height], dtype=float) / request.canvas
         boxes = np.array(request.boxes, dtype=float) * np.tile(scale, 2)
         # an object without a point is prompted at its box's centre
@@ -55,18 +65,20 @@ class LocalSegmenter:
         ]
         low, high = [0, 0, 0, 0], [width, height, width, height]
         boxes = np.clip(boxes, low, high)
-        masks = self._segmenter.segment(
-            frames_thwc, request.keyframe, boxes, np.array(points, dtype=float) * scale
-        )
-        return union(masks)
+        out = np.empty((len(frames), height, width), dtype=bool)
+        for t, masks in self._segmenter.segment(
+            frames, request.keyframe, boxes, np.array(points, dtype=float) * scale
+        ):
+            out[t] = union(masks)
+        return out
 
 
 class SegmenterActor:
     """The Ray actor's class: a `LocalSegmenter` with a queue."""
 
-    def __init__(self, spec: str, device: str) -> None:
+    def __init__(self, spec: str, device: str, settings: SegmenterSection | None = None) -> None:
         """Load the segmenter `spec` on `device`."""
-        self._segmenter = LocalSegmenter(spec, device)
+        self._segmenter = LocalSegmenter(load_segmenter(spec, device, settings))
         self._waiting: list[tuple[MaskRequest, asyncio.Future[np.ndarray]]] = []
         self._working: asyncio.Task[None] | None = None
         self.batches: list[int] = []
@@ -116,6 +128,7 @@ def segmenter_handle() -> RemoteSegmenter:
             "the reward makes masks, but RCOT_SEGMENTER names no segmenter", key="segmenter"
         )
     device = os.environ.get("RCOT_SEGMENTER_DEVICE", "cpu")
+    settings = SegmenterSection.model_validate_json(os.environ.get("RCOT_SEGMENTER_SETTINGS", "{}"))
     remote = ray.remote(SegmenterActor)
     actor = remote.options(
         name=NAME,
@@ -124,19 +137,16 @@ def segmenter_handle() -> RemoteSegmenter:
         num_gpus=0.01 if device == "cuda" else 0,
         max_concurrency=256,
         max_restarts=2,
-    ).remote(spec, device)
+    ).remote(spec, device, settings)
     return RemoteSegmenter(actor)
 
 
-def _frames(paths: Sequence[str]) -> np.ndarray:
-    """Return uint8 `[T, H, W, 3]` RGB."""
-    frames = []
-    for path in paths:
+def _frames(paths: Sequence[str]) -> ClipFrames:
+    def read(t: int) -> np.ndarray:
         # boxes and labels refer to the stored pixels, so EXIF rotation must not be applied
-        image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imread(paths[t], cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
-            raise InputError("not a readable image", file=path)
-        frames.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    if len({frame.shape for frame in frames}) != 1:
-        raise InputError("the clip's frames have several sizes", file=paths[0])
-    return np.stack(frames)
+            raise InputError("not a readable image", file=paths[t])
+        return image
+
+    return ClipFrames(len(paths), read, paths.__getitem__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from cluster.supervise.processes import Host
 from rcot_rl.annotation import annotation_process
@@ -47,12 +47,11 @@ def run(run: StageRun, stage: str) -> dict[str, Any]:
 
 def _with_texts(run: StageRun, stage: str, recipe: Recipe) -> Recipe:
     """Generate the texts of `model` keys, and return the recipe with the paths of their files."""
-    for work in get_args(Annotation):
-        if getattr(recipe.data, work) == "model":
-            log = run.folder.new_attempt(stage) / f"{work}.log"
-            path = _annotate(run.host, run.console, recipe, work, run.folder.root / "texts", log)
-            data = recipe.data.model_copy(update={work: str(path)})
-            recipe = recipe.model_copy(update={"data": data})
+    for work in recipe.data.generated:
+        log = run.folder.new_attempt(stage) / f"{work}.log"
+        path = _annotate(run.host, run.console, recipe, work, run.folder.root / "texts", log)
+        data = recipe.data.model_copy(update={work: str(path)})
+        recipe = recipe.model_copy(update={"data": data})
     return recipe
 
 
@@ -180,7 +179,7 @@ def corpus_root(folder: RunFolder, recipe: Recipe, dataset: str, root: str | Non
 
 def needs_model(recipe: Recipe) -> bool:
     """Return True if the data stage generates texts with a model."""
-    return "model" in (recipe.data.describe, recipe.data.trace)
+    return bool(recipe.data.generated)
 
 
 def platform_of(recipe: Recipe) -> dict[str, str]:

@@ -188,7 +188,7 @@ def video_sample(rng: np.random.Generator, clip: PolicyClip, prompts: Prompts) -
     if task == "kfg_again":
         count = int(rng.integers(1, 4))
         refused = [int(t) for t in rng.choice(last, count, replace=False)]
-        text = prompts.kfg_again(query.text, last, refused, clip.description)
+        text = prompts.kfg_again(query.text, last, [(t, "") for t in refused], clip.description)
     else:
         text = prompts.kfg(query.text, last)
     return PretrainSample(

@@ -17,7 +17,14 @@ import numpy as np
 from data_pipelines.geometry import tight_box
 from data_pipelines.toy.scenes import PRESETS, make_scene
 from rcot_rl.evaluation.jf import region_similarity
-from rcot_rl.segmentation.segmenter import VideoSegmenter, load_segmenter
+from rcot_rl.segmentation.clip_frames import FrameSequence
+from rcot_rl.segmentation.segmenter import (
+    FrameMasks,
+    VideoSegmenter,
+    collect,
+    load_segmenter,
+    visiting_order,
+)
 from rcot_rl.tiny.sam2_data import interior_pixel
 
 EVAL_STREAM = 90211
@@ -47,16 +54,17 @@ class StaticBox:
 
     def segment(
         self,
-        frames_thwc: np.ndarray,
+        frames: FrameSequence,
         key: int,
         boxes_source: np.ndarray,
         points_source: np.ndarray | None,
-    ) -> np.ndarray:
-        """Return the filled boxes, bool [N, T, H, W]."""
-        masks = np.zeros((len(boxes_source), *frames_thwc.shape[:3]), dtype=bool)
+    ) -> Iterator[FrameMasks]:
+        """Yield the filled boxes."""
+        masks = np.zeros((len(boxes_source), *frames[key].shape[:2]), dtype=bool)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes_source.astype(int), strict=True):
-            mask[:, y1:y2, x1:x2] = True
-        return masks
+            mask[y1:y2, x1:x2] = True
+        for t in visiting_order(len(frames), key):
+            yield t, masks
 
 
 def cases(clips: int = CLIPS, preset: str = "lattice") -> Iterator[TrackingCase]:
@@ -90,7 +98,8 @@ def evaluate(
     where_visible: list[float] = []
     absent: list[float] = []
     for case in cases(clips, preset):
-        masks = segmenter.segment(case.frames, case.key, case.box[None], case.point[None])[0]
+        segmented = segmenter.segment(case.frames, case.key, case.box[None], case.point[None])
+        masks = collect(segmented)[0]
         scores = np.asarray(region_similarity(case.masks, masks))
         visible = case.masks.any(axis=(1, 2))
         at_key.append(scores[case.key])

@@ -124,7 +124,7 @@ class AgenticAks(CachedSingleTurn):
         text = self._prompts.kfg_again(
             info["expression"],
             len(selection.shown),
-            selection.rejected_positions(),
+            selection.refused_positions(),
             info["description"],
         )
         return _message({"type": "video", "video": shown}, text)

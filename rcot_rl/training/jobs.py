@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,12 @@ def sft_job(recipe: Recipe, stage: str, model: Path, shards: Path, out: Path, at
     config = sft_config(recipe, stage, model=model, train=train, val=[], out=out)
     facts = provenance(recipe, stage, shards)
     _note_provenance(config, facts)
-    ranks = ranks_of(recipe, stage)
-    steps = _planned_steps(config, count_rows(train), ranks, f"train.{stage}.batch_size", shards)
+    ranks, tasks = ranks_of(recipe, stage), recipe.sft(stage).tasks
+    if tasks is not None and (config.data.get("train_max_samples") or -1) > 0:
+        # verl would draw the samples before the rows of other tasks are left out
+        raise InputError("cannot be combined with train_max_samples", key=f"train.{stage}.tasks")
+    rows = count_rows(train) if tasks is None else _count_rows_of(train, tasks)
+    steps = _planned_steps(config, rows, ranks, f"train.{stage}.batch_size", shards)
     path = _save(config, attempt)
     return Job(
         path,
@@ -358,6 +363,21 @@ def count_rows(files: list[Path]) -> int:
             raise InputError("the shard is empty", file=file)
         total += rows
     return total
+
+
+def _count_rows_of(files: list[Path], tasks: Sequence[str]) -> int:
+    """Return the number of rows of some tasks in Parquet files. Raises InputError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 0
+    for file in files:
+        try:
+            infos = pq.ParquetFile(file).read(columns=["extra_info.task"])["extra_info"]
+            count += sum(info["task"] in tasks for info in infos.to_pylist())
+        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            raise InputError("is not a readable file of rows", file=file) from error
+    return count
 
 
 def _note_provenance(config: DictConfig, facts: dict[str, Any]) -> None:

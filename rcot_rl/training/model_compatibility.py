@@ -29,6 +29,7 @@ def card_of(recipe: Recipe) -> dict[str, Any]:
     """Return `rcot.json`: the prompts and canvases of a model trained by this recipe."""
     return {
         "prompts": recipe.prompts,
+        "response": recipe.data.response,
         "image_canvas": recipe.canvas.image,
         "video_canvas": recipe.canvas.video,
     }
@@ -40,7 +41,7 @@ def check_compatibility(base: Path, trained: Path, recipe: Recipe) -> None:
         if read(base) != read(trained):
             raise InputError(f"{name} differs from the base model {base}", file=trained)
     file = trained / CARD
-    card = read_json_object(file)
+    card = {"response": "think_answer"} | read_json_object(file)  # earlier cards lack the key
     for key, expected in card_of(recipe).items():
         value = card.get(key)
         if value != expected:

@@ -38,6 +38,7 @@ FREE_KEYS = (
     "model.override_config.",
     "engine.mixed_precision",
     "trainer.rcot.",
+    "data.rcot.",
 )
 """Keys, or prefixes with a final dot, that verl reads but its configuration does not list."""
 
@@ -371,6 +372,12 @@ def sft_values(
         "trainer.logger": _loggers(recipe),
         **_attention(recipe, "model"),
     }
+    if sft.tasks is not None:
+        values |= {
+            "data.custom_cls.path": "pkg://rcot_rl.training.sft_task_rows",
+            "data.custom_cls.name": "TaskRows",
+            "data.rcot.tasks": list(sft.tasks),
+        }
     if recipe.device == "cpu":
         values |= {
             "data.num_workers": 1,  # prepares samples on the second core
@@ -398,6 +405,7 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RCOT_SEGMENTER": recipe.models.segmenter,  # for rewards that compute masks
         "RCOT_SEGMENTER_DEVICE": recipe.device,
+        "RCOT_SEGMENTER_SETTINGS": recipe.segmenter.model_dump_json(),
     }
     if recipe.wandb.entity:
         variables["WANDB_ENTITY"] = recipe.wandb.entity

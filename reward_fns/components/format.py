@@ -44,7 +44,7 @@ def format_reward(response: Response, truth: Any, params: Format, settings: Sett
         reasons.append("thought_empty")
     structure = 0.0 if reasons else 1.0
     if settings.task == "ktg":
-        items = _items(response, settings.zero_target)
+        items = item_format(response, settings.zero_target)
         return Term(structure + items.value, reasons + items.reasons)
     answer = parsed.answer
     if settings.task == "kfg":
@@ -56,7 +56,7 @@ def format_reward(response: Response, truth: Any, params: Format, settings: Sett
     return Term(structure, reasons)
 
 
-def _items(response: Response, zero_target: bool) -> Term:
+def item_format(response: Response, zero_target: bool) -> Term:
     """Return the mean over the items of [box is valid] + [point is valid], at most 2."""
     grounding = response.grounding
     if not grounding.is_list:

@@ -50,7 +50,7 @@ def pair_scores(
     return np.concatenate(kept_rows), np.concatenate(kept_scores)
 
 
-def iou_table(boxes: Sequence[Box], targets: Sequence[Box]) -> np.ndarray:
+def iou_table(boxes: Sequence[Box] | np.ndarray, targets: Sequence[Box] | np.ndarray) -> np.ndarray:
     """Return the continuous IoU of every pair, float64 [n, m]."""
     with np.errstate(all="ignore"):
         return _iou(np.array(boxes), np.array(targets), 0.0)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rcot_rl.protocol.grounding import GroundedObject
+from rcot_rl.protocol.parser import answer_only_faults
 from reward_fns.components.format import Format
 from reward_fns.components.hungarian_match import (
     LOST,
@@ -98,12 +99,15 @@ def explain(reward: Reward, response: str, ground_truth: Any, /, **row: Any) -> 
     part = reward.route(row.get("data_source")) if isinstance(reward, RoutedReward) else reward
     sample = Response(response, row, getattr(part, "segmenter", None))
     parsed = sample.parsed
+    faults = parsed.faults
+    if isinstance(part, RecipeReward) and part.recipe.response == "answer":
+        faults = answer_only_faults(sample.text)
     explanation = Explanation(
         reward=score.reward,
         max_reward=part.max_reward,
-        well_formed=parsed.well_formed,
+        well_formed=not faults,
         answer=parsed.answer,
-        faults=[(str(fault), fault.at) for fault in parsed.faults],
+        faults=[(str(fault), fault.at) for fault in faults],
         components={},
         losses=[],
         matches=[],

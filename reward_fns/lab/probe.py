@@ -14,7 +14,7 @@ from typing import Any
 
 from rcot_rl.errors import InputError
 from reward_fns.lab import exploits
-from reward_fns.score import Reward, RoutedReward, UserReward
+from reward_fns.score import Reward, RoutedReward, Score, UserReward
 
 ONE = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]
 THREE = [
@@ -64,13 +64,16 @@ def probe(reward: Reward, task: str | None = None) -> list[ProbeFinding]:
     """
     if isinstance(reward, RoutedReward):
         return [f for part in reward.routes.values() for f in probe(part, task)]
-    task = task or getattr(getattr(reward, "recipe", None), "task", None)
+    recipe = getattr(reward, "recipe", None)
+    task = task or getattr(recipe, "task", None)
     if task not in ROWS:
         is_function = isinstance(reward, UserReward)
         hint = "a user's function needs --task" if is_function else f"this reward is for {task}"
         raise InputError(f"probe supports the tasks aks and ktg; {hint}", key="task")
     library = exploits.KTG if task == "ktg" else exploits.AKS
     honest_of = exploits.honest_ktg if task == "ktg" else exploits.honest_aks
+    if getattr(recipe, "response", None) == "answer":
+        reward = _WithoutReasoning(reward)
     findings = []
     for row, truth in ROWS[task].items():
         honest = [reward.score(text, truth).reward for text in honest_of(truth).values()]
@@ -82,6 +85,18 @@ def probe(reward: Reward, task: str | None = None) -> list[ProbeFinding]:
         invented = exploits.hallucination_on_nothing
         findings.append(_one(reward, EMPTY, [], invented, nothing, nothing))
     return findings
+
+
+class _WithoutReasoning(Reward):
+    """Scores the library's responses without their reasoning, for a reward that refuses it."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+
+    def score(self, response: str, ground_truth: Any, /, **kwargs: Any) -> Score:
+        """Score the response without the reasoning of `exploits.well_formed`."""
+        plain = response.replace(exploits.well_formed("").partition("<answer>")[0], "")
+        return self.reward.score(plain, ground_truth, **kwargs)
 
 
 def _one(

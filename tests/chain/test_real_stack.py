@@ -108,8 +108,8 @@ def test_every_stage_leaves_the_files_of_the_run_folder_contract(finished):
             assert len(lines) == 32
             row = json.loads(lines[0])
             assert {"prompt_id", "response", "ground_truth", "reward", "components"} <= row.keys()
-    masks = list((run / "predictions" / "mevis").rglob("*.png"))
-    assert masks and (run / "eval" / "mevis.json").is_file()
+    masks = list((run / "predictions" / "mevis-valid_u").rglob("*.png"))
+    assert masks and (run / "eval" / "mevis-valid_u.json").is_file()
     assert "J&F mevis" in table and str(run / "report.html") in table
 
 

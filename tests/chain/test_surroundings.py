@@ -57,7 +57,7 @@ def test_a_run_without_an_account_in_an_allocation_behind_a_proxy_completes(smal
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert (run / "grpo-aks/model/config.json").is_file() and (
-            run / "eval/mevis.json"
+            run / "eval/mevis-valid_u.json"
         ).is_file()
         assert (temporary / "rcot-uid1000910000").is_dir()
         assert not (tmp_path / "~").exists(), "a home that nobody expanded"

@@ -97,7 +97,7 @@ def test_every_command_has_help(rcot: Rcot, path: tuple[str, ...]) -> None:
 
 def test_every_command_of_the_contract_exists() -> None:
     present = set(commands())
-    for name in ("run", "train", "predict", "score", "eval", "report"):
+    for name in ("run", "train", "predict", "score", "eval", "submit", "report"):
         assert (name,) in present
     for name in ("build", "check", "toy"):
         assert ("data", name) in present
@@ -331,7 +331,7 @@ def test_a_folder_with_too_long_a_name_is_a_finding(rcot: Rcot) -> None:
     [
         ("seed=-1", "seed"),
         ("toy.seed=-1", "toy.seed"),
-        ("eval.benchmarks=[{dataset: mevis}, {dataset: mevis, split: valid_u}]", "listed twice"),
+        ("eval.benchmarks=[{dataset: mevis}, {dataset: mevis, limit: 3}]", "mevis-valid is listed"),
     ],
 )
 def test_preflight_refuses_impossible_values(rcot: Rcot, setting: str, message: str) -> None:

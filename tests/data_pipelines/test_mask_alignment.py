@@ -16,6 +16,7 @@ from data_pipelines.planning.mask_alignment import Outline, fit_table, sam2_susp
 from data_pipelines.planning.scan import scan_video
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.data_section import AlignmentSection, CorpusRef, DataSection, SetSize
+from rcot_rl.segmentation.segmenter import visiting_order
 
 build = partial(build_shards, canvas=56)
 
@@ -107,11 +108,12 @@ class Follows:
         self.corpus = corpus
         self.video = None
 
-    def segment(self, frames_thwc, key, boxes_source, points_source):
-        masks = np.zeros((1, *frames_thwc.shape[:3]), dtype=bool)
+    def segment(self, frames, key, boxes_source, points_source):
         x1, y1, x2, y2 = boxes_source[0].astype(int)
-        masks[0, :, y1:y2, x1:x2] = True
-        return masks
+        for t in visiting_order(len(frames), key):
+            masks = np.zeros((1, *frames[t].shape[:2]), dtype=bool)
+            masks[0, y1:y2, x1:x2] = True
+            yield t, masks
 
 
 def test_sam2_disagrees_with_labels_that_move_off(root, tmp_path):

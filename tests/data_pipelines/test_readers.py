@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from data_pipelines.corpora import READERS, CorpusFault, open_corpus, rle
 from data_pipelines.corpora.corpus import Corpus, Video, id_order
 from data_pipelines.corpora.json_node import Node, read_json
 from data_pipelines.corpora.label_png import read_labels
+from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.errors import InputError
 
 SPLITS = {
@@ -421,3 +424,69 @@ def _empty_a_mask(corpus: Corpus, video: Video) -> None:
     (path,) = (p for p in corpus.root.rglob(name) if f"Annotations/{folder}/" in str(p))
     with Image.open(path) as image:
         Image.fromarray(np.zeros((image.height, image.width), np.uint8), "L").save(path)
+
+
+VALID_LABELS = ("meta", "obj_id", "folders")
+
+
+def toy_valid(root: Path, valid_labels: str) -> Corpus:
+    write_corpus(root, "ref-youtube-vos", "valid", 3, 1, "rich", valid_labels=valid_labels)
+    return open_corpus("ref-youtube-vos", root, "valid")
+
+
+def test_masks_of_youtube_valid_are_equal_in_every_layout(tmp_path):
+    corpora = [toy_valid(tmp_path / name, name) for name in VALID_LABELS]
+    for corpus in corpora:
+        assert corpus.has_masks and not any(
+            e.unlabelled for v in corpus.videos() for e in v.expressions
+        )
+    for videos in zip(*(c.videos() for c in corpora), strict=True):
+        for expressions in zip(*(v.expressions for v in videos), strict=True):
+            for t in range(len(videos[0].frames)):
+                masks = [
+                    list(c.masks(v, e, t).values())
+                    for c, v, e in zip(corpora, videos, expressions, strict=True)
+                ]
+                assert [len(m) for m in masks] == [1, 1, 1]
+                np.testing.assert_array_equal(masks[0][0], masks[1][0])
+                np.testing.assert_array_equal(masks[0][0], masks[2][0])
+                areas = {
+                    c.object_area(v, e.anno_ids[0], t, masks[0][0].shape)
+                    for c, v, e in zip(corpora, videos, expressions, strict=True)
+                }
+                assert areas == {int(masks[0][0].sum())}
+
+
+def test_layouts_of_youtube_valid_may_differ_by_expression(tmp_path):
+    """A folder of masks goes before a label image, and the others keep theirs."""
+    mixed, folders = toy_valid(tmp_path / "mixed", "meta"), toy_valid(tmp_path / "f", "folders")
+    video = mixed.videos()[0]
+    name = video.expressions[1].id
+    source = folders.root / "valid/Annotations" / video.id / name
+    shutil.copytree(source, mixed.root / "valid/Annotations" / video.id / name)
+    read = open_corpus("ref-youtube-vos", mixed.root, "valid").videos()[0]
+    assert read.expressions[1].anno_ids == (f"{video.id}/{name}",)
+    assert read.expressions[0].anno_ids == video.expressions[0].anno_ids
+    shutil.rmtree(source)
+    (bare,) = [
+        e
+        for e in open_corpus("ref-youtube-vos", folders.root, "valid").videos()[0].expressions
+        if e.id == name
+    ]
+    assert bare.unlabelled and bare.object_ids == ()
+
+
+def test_digest_of_youtube_valid_depends_on_masks_of_expressions(tmp_path):
+    corpus = toy_valid(tmp_path, "folders")
+    video = corpus.videos()[0]
+    before = corpus.digest(video)
+    mask = next((tmp_path / "valid/Annotations" / video.id).rglob("*.png"))
+    mask.write_bytes(mask.read_bytes()[:-1])
+    assert corpus.digest(video) != before
+
+
+def test_toy_youtube_valid_of_another_layout_is_not_reused(tmp_path):
+    toy_valid(tmp_path, "folders")
+    toy_valid(tmp_path, "folders")
+    with pytest.raises(InputError, match="valid_labels is folders, not meta"):
+        toy_valid(tmp_path, "meta")

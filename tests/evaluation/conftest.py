@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,9 +40,41 @@ class World:
     def pairs(self) -> list[tuple[str, str]]:
         return [(v, e) for v in self.videos for e in TYPES]
 
+    @property
+    def base(self) -> Path:
+        """The folder of the split's JPEGs and labels."""
+        at_root = self.dataset in ("revos", "reasonvos")
+        return self.root if at_root else self.root / self.split
+
+    @property
+    def expressions_file(self) -> Path:
+        if self.dataset == "revos":
+            return self.root / "meta_expressions_valid_.json"
+        if self.dataset in ("mevis", "reasonvos"):
+            return self.base / "meta_expressions.json"
+        return self.root / "meta_expressions" / "valid" / "meta_expressions.json"
+
+    def edit_expressions(self, change: Callable[[Any], object]) -> None:
+        edit_json(self.expressions_file, change)
+
+    def edit_masks(self, change: Callable[[dict[str, list[Any]]], object]) -> None:
+        edit_json(self.base / "mask_dict.json", change)
+
+    def jpeg(self, t: int, video: int = 0) -> Path:
+        return self.base / "JPEGImages" / self.videos[video] / f"{self.frames[t]}.jpg"
+
     def truth(self, video: str, expression: str) -> np.ndarray:
         masks = [self.masks[video][o] for o in self.targets(expression)]
         return np.any([np.zeros((FRAMES, HEIGHT, WIDTH), bool), *masks], axis=0)
+
+    def foreground(self, video: str) -> np.ndarray:
+        return np.any([*self.masks[video].values()], axis=0)
+
+
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
 
 
 def blobs(rng: np.random.Generator) -> np.ndarray:
@@ -119,6 +153,11 @@ def _write(
         name = f"meta_expressions_{world.split}_.json" if revos else "meta_expressions.json"
         save_json(base / name, {"videos": videos})
         save_json(base / "mask_dict.json", dictionary)
+        if revos:
+            empty = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+            unions = {v: [coco_rle(m) or empty for m in world.foreground(v)] for v in masks}
+            foreground = {v: {"masks_rle": listed} for v, listed in unions.items()}
+            save_json(base / "mask_dict_foreground.json", foreground)
 
 
 @pytest.fixture

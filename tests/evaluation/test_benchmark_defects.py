@@ -24,37 +24,9 @@ RLE = ("mevis", "revos")
 Masks = dict[str, list[Any]]
 
 
-def base(world) -> Path:
-    """Return the folder of a split's JPEGs and labels."""
-    at_root = world.dataset in ("revos", "reasonvos")
-    return world.root if at_root else world.root / world.split
-
-
-def edit_json(path: Path, change: Callable[[Any], object]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def edit_masks(world, change: Callable[[Masks], object]) -> None:
-    edit_json(base(world) / "mask_dict.json", change)
-
-
-def expressions_file(world) -> Path:
-    if world.dataset == "revos":
-        return world.root / "meta_expressions_valid_.json"
-    if world.dataset in ("mevis", "reasonvos"):
-        return base(world) / "meta_expressions.json"
-    return world.root / "meta_expressions" / "valid" / "meta_expressions.json"
-
-
-def jpeg(world, t: int, video: int = 0) -> Path:
-    return base(world) / "JPEGImages" / world.videos[video] / f"{world.frames[t]}.jpg"
-
-
 def published_revos(world, predictions: Path) -> dict[str, float]:
     """Return J and F by ReVOS' protocol: any failure makes the expression 0."""
-    videos = json.loads(expressions_file(world).read_text())["videos"]
+    videos = json.loads(world.expressions_file.read_text())["videos"]
     masks = json.loads((world.root / "mask_dict.json").read_text())
 
     def score(name: str, expression: str) -> tuple[float, float]:
@@ -102,19 +74,19 @@ def too_many_pixels(masks: Masks, annotation: str) -> None:
 
 
 TRUTH: dict[str, Callable[[Any, str], object]] = {
-    "one mask short": lambda w, a: edit_masks(w, lambda m: drop_last(m, a)),
-    "one mask long": lambda w, a: edit_masks(w, lambda m: m[a].append(None)),
-    "many masks long": lambda w, a: edit_masks(w, lambda m: m[a].extend([m[a][1]] * 4)),
-    "no masks": lambda w, a: edit_masks(w, lambda m: m[a].clear()),
-    "annotation missing": lambda w, a: edit_masks(w, lambda m: m.pop(a)),
-    "mask of another size": lambda w, a: edit_masks(w, lambda m: other_size(m, a)),
-    "first mask of another size": lambda w, a: edit_masks(w, lambda m: other_size(m, a, 0)),
-    "runs too long": lambda w, a: edit_masks(w, lambda m: too_many_pixels(m, a)),
-    "one JPEG missing": lambda w, a: jpeg(w, 3).unlink(),
-    "first JPEG missing": lambda w, a: jpeg(w, 0).unlink(),
-    "one JPEG broken": lambda w, a: jpeg(w, 1).write_bytes(b"\xff\xd8\xff"),
-    "one JPEG of another size": lambda w, a: Image.new("RGB", (44, 31)).save(jpeg(w, 2)),
-    "no JPEG of a video": lambda w, a: shutil.rmtree(jpeg(w, 0).parent),
+    "one mask short": lambda w, a: w.edit_masks(lambda m: drop_last(m, a)),
+    "one mask long": lambda w, a: w.edit_masks(lambda m: m[a].append(None)),
+    "many masks long": lambda w, a: w.edit_masks(lambda m: m[a].extend([m[a][1]] * 4)),
+    "no masks": lambda w, a: w.edit_masks(lambda m: m[a].clear()),
+    "annotation missing": lambda w, a: w.edit_masks(lambda m: m.pop(a)),
+    "mask of another size": lambda w, a: w.edit_masks(lambda m: other_size(m, a)),
+    "first mask of another size": lambda w, a: w.edit_masks(lambda m: other_size(m, a, 0)),
+    "runs too long": lambda w, a: w.edit_masks(lambda m: too_many_pixels(m, a)),
+    "one JPEG missing": lambda w, a: w.jpeg(3).unlink(),
+    "first JPEG missing": lambda w, a: w.jpeg(0).unlink(),
+    "one JPEG broken": lambda w, a: w.jpeg(1).write_bytes(b"\xff\xd8\xff"),
+    "one JPEG of another size": lambda w, a: Image.new("RGB", (44, 31)).save(w.jpeg(2)),
+    "no JPEG of a video": lambda w, a: shutil.rmtree(w.jpeg(0).parent),
 }
 HARMLESS = ("one mask long", "many masks long", *(name for name in TRUTH if "JPEG" in name))
 
@@ -180,7 +152,7 @@ def test_scores_need_no_jpeg(dataset: str, make_world, make_predictions) -> None
     world = make_world(dataset)
     root, _ = make_predictions(world)
     flawless = evaluate(dataset, world.root, world.split, root)
-    shutil.rmtree(base(world) / "JPEGImages")
+    shutil.rmtree(world.base / "JPEGImages")
     result = evaluate(dataset, world.root, world.split, root)
     scores = ("J", "F", "J&F", "n_expressions", "n_unusable")
     assert [result[k] for k in scores] == [flawless[k] for k in scores]
@@ -227,7 +199,7 @@ def test_truncated_mask_is_unusable(make_world, make_predictions) -> None:
     for dataset in RLE:
         world = make_world(dataset, n_videos=2)
         root, _ = make_predictions(world)
-        edit_masks(world, lambda m: m["0"][2].update(counts=m["0"][2]["counts"][:-2]))
+        world.edit_masks(lambda m: m["0"][2].update(counts=m["0"][2]["counts"][:-2]))
         result = evaluate(dataset, world.root, world.split, root)
         lost = [row["n_frames_without_truth"] for row in result["per_expression"]]
         assert lost == [1, 1, *[0] * 8]
@@ -239,7 +211,7 @@ def test_truncated_mask_is_unusable(make_world, make_predictions) -> None:
 def test_broken_label_images_stay_in_the_mean(dataset: str, make_world, make_predictions) -> None:
     world = make_world(dataset, n_videos=2)
     root, masks = make_predictions(world)
-    labels = sorted(p for p in base(world).rglob("*.png") if "clip-0" in str(p))
+    labels = sorted(p for p in world.base.rglob("*.png") if "clip-0" in str(p))
     labels = [p for p in labels if p.stem == world.frames[2]]
     for path in labels:
         path.write_bytes(b"\x89PNG\r\n\x1a\nnot really")
@@ -259,7 +231,7 @@ def test_broken_label_images_stay_in_the_mean(dataset: str, make_world, make_pre
 def test_videos_without_any_label_count_zero(dataset: str, make_world, make_predictions) -> None:
     world = make_world(dataset, n_videos=2)
     root, _ = make_predictions(world)
-    for folder in (base(world) / "Annotations").iterdir():
+    for folder in (world.base / "Annotations").iterdir():
         if "clip-0" in folder.name:
             shutil.rmtree(folder)
     result = evaluate(dataset, world.root, "valid", root)
@@ -273,7 +245,7 @@ def test_missing_label_of_davis_is_a_defect(make_world, make_predictions) -> Non
     """Unlike those of Ref-YouTube-VOS and ReasonVOS, all of its frames are annotated."""
     world = make_world("davis17", n_videos=1)
     root, _ = make_predictions(world)
-    (base(world) / "Annotations" / "clip-0" / f"{world.frames[1]}.png").unlink()
+    (world.base / "Annotations" / "clip-0" / f"{world.frames[1]}.png").unlink()
     result = evaluate("davis17", world.root, "valid", root)
     assert {row["n_frames"] for row in result["per_expression"]} == {5}
     (defect,) = result["defects"]
@@ -288,7 +260,7 @@ def test_expressions_without_an_object_are_defects(make_world, make_predictions)
         entry = document["videos"][world.videos[0]]["expressions"]["3"]
         entry["obj_id"] = entry["anno_id"] = []
 
-    edit_json(expressions_file(world), empty)
+    world.edit_expressions(empty)
     result = evaluate("revos", world.root, "valid", root)
     (defect,) = result["defects"]
     assert defect["key"] == f"videos.{world.videos[0]}.expressions.3"
@@ -303,7 +275,7 @@ def test_expressions_of_an_unknown_object_count_zero(make_world, make_prediction
     def forget(document: Any) -> None:
         del document["videos"]["clip-0"]["expressions"]["1"]["obj_id"]
 
-    edit_json(expressions_file(world), forget)
+    world.edit_expressions(forget)
     result = evaluate("ref-youtube-vos", world.root, "valid", root)
     row = result["per_expression"][1]
     assert (row["J"], row["F"], row["defective"]) == (0, 0, True)
@@ -317,7 +289,7 @@ def test_target_that_no_frame_shows_is_a_defect(make_world, make_predictions) ->
     def rename(document: Any) -> None:
         document["videos"]["clip-0"]["expressions"]["0"]["obj_id"] = "9"
 
-    edit_json(expressions_file(world), rename)
+    world.edit_expressions(rename)
     result = evaluate("davis17", world.root, "valid", root)
     (defect,) = result["defects"]
     assert defect["expressions"] == ["clip-0/0"] and "(9)" in defect["reason"]
@@ -330,14 +302,14 @@ def test_duplicate_ids_are_listed(make_world, make_predictions) -> None:
     def repeat(document: Any) -> None:
         document["videos"]["clip-0"]["expressions"][1]["exp_id"] = "0"
 
-    edit_json(expressions_file(listed), repeat)
+    listed.edit_expressions(repeat)
     result = evaluate("reasonvos", listed.root, "valid", root)
     assert result["n_expressions"] == 5 and result["n_defective"] == 2
     assert "have this id" in result["defects"][0]["reason"]
 
     keyed = make_world("mevis", n_videos=1)
     root, _ = make_predictions(keyed)
-    path = expressions_file(keyed)
+    path = keyed.expressions_file
     path.write_text(path.read_text().replace('"expressions": {"0"', '"expressions": {"1"'))
     result = evaluate("mevis", keyed.root, "valid_u", root)
     assert [d["key"] for d in result["defects"]] == ["videos.clip-0.expressions.1"]
@@ -348,7 +320,7 @@ def test_clip_without_frames_counts_zero(make_world, make_predictions) -> None:
         world = make_world(dataset, n_videos=2)
         root, _ = make_predictions(world)
         name = world.videos[0]
-        edit_json(expressions_file(world), lambda d, n=name: d["videos"][n].update(frames=[]))
+        world.edit_expressions(lambda d, n=name: d["videos"][n].update(frames=[]))
         for result in (
             evaluate(dataset, world.root, world.split, root),
             evaluate_masks(dataset, world.root, world.split, BASELINES["whole-frame"]),
@@ -360,10 +332,10 @@ def test_clip_without_frames_counts_zero(make_world, make_predictions) -> None:
 def test_defects_are_counted_per_subset_and_once_per_file(make_world, make_predictions) -> None:
     world = make_world("revos")
     root, _ = make_predictions(world)
-    jpeg(world, 2).unlink()
+    world.jpeg(2).unlink()
     result = evaluate("revos", world.root, "valid", root, workers=2)
     (defect,) = result["defects"]
-    assert defect["file"] == str(jpeg(world, 2)) and defect["key"] == world.videos[0]
+    assert defect["file"] == str(world.jpeg(2)) and defect["key"] == world.videos[0]
     assert len(defect["expressions"]) == 5 == result["n_defective"]
     counts = {name: part["n_defective"] for name, part in result["per_subset"].items()}
     assert counts == {"referring": 2, "reasoning": 2, "no_target": 1}

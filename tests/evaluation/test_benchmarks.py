@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.corpora import open_corpus
+from data_pipelines.corpora.mevis import Mevis
+from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.errors import InputError
-from rcot_rl.evaluation.benchmarks import evaluate, evaluate_masks
+from rcot_rl.evaluation.benchmarks import evaluate, evaluate_all, evaluate_masks
 from rcot_rl.evaluation.jf import jf_video
 from rcot_rl.evaluation.mask_baselines import BASELINES, centre_box
 
@@ -88,6 +90,25 @@ def test_perfect_predictions_score_100(make_world) -> None:
             dataset, world.root, world.split, lambda c, v, e, w=world: w.truth(v.id, e.id)
         )
         assert (result["J"], result["F"], result["J&F"]) == (100, 100, 100)
+
+
+def test_youtube_valid_is_scored_alike_in_every_layout_of_its_masks(tmp_path: Path) -> None:
+    roots = {name: tmp_path / name for name in ("meta", "obj_id", "folders")}
+    for name, root in roots.items():
+        write_corpus(root, "ref-youtube-vos", "valid", 3, 1, "lattice", valid_labels=name)
+    perfect = roots["folders"] / "valid" / "Annotations"  # the layout of predictions
+    worse = shutil.copytree(perfect, tmp_path / "worse")
+    first = sorted(worse.rglob("*.png"))[0].parent
+    shutil.rmtree(first)
+    results = [
+        evaluate_all("ref-youtube-vos", root, "valid", {"perfect": perfect, "worse": worse})
+        for root in roots.values()
+    ]
+    for result in results:
+        assert result["perfect"]["J&F"] == 100 and not result["perfect"]["defects"]
+        assert result["worse"]["missing"] == [f"{first.parent.name}/{first.name}"]
+        for method in ("perfect", "worse"):
+            assert result[method]["per_expression"] == results[0][method]["per_expression"]
 
 
 def test_missing_predictions_count_zero_and_are_listed(make_world, make_predictions) -> None:
@@ -184,6 +205,8 @@ def test_bad_input_raises_input_error(make_world, tmp_path: Path) -> None:
     world = make_world("revos")
     with pytest.raises(InputError, match="limit"):
         evaluate("revos", world.root, "valid", tmp_path, limit=0)
+    with pytest.raises(InputError, match="workers"):
+        evaluate("revos", world.root, "valid", tmp_path, workers=0)
     with pytest.raises(InputError, match="nowhere"):
         evaluate("revos", world.root, "valid", tmp_path / "nowhere")
     (world.root / "mask_dict.json").unlink()
@@ -217,6 +240,69 @@ def test_limit_and_workers_do_not_change_scores_and_progress_is_reported(
     assert evaluate("revos", world.root, "valid", root, limit=7, workers=2) == alone
     names = [(row["video"], row["expression_id"]) for row in alone["per_expression"]]
     assert names == world.pairs()[:7]
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_methods_scored_together_have_the_scores_of_each_alone(
+    dataset: str, make_world, make_predictions
+) -> None:
+    world = make_world(dataset)
+    good, _ = make_predictions(world)
+    bad = good.with_name("bad")
+    shutil.copytree(good, bad)
+    shutil.rmtree(bad / world.videos[0] / "1")
+    methods = {"good": good, "bad": bad, **BASELINES}
+    place = (dataset, world.root, world.split)
+    alone = {
+        "good": evaluate(*place, good),
+        "bad": evaluate(*place, bad),
+        **{name: evaluate_masks(*place, masks) for name, masks in BASELINES.items()},
+    }
+    for workers in (1, 2, 3):
+        assert evaluate_all(*place, methods, workers=workers) == alone
+    assert alone["good"]["J&F"] > alone["bad"]["J&F"] > alone["whole-frame"]["J&F"]
+
+
+def test_ground_truth_is_decoded_once_for_all_methods(
+    make_world, make_predictions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("mevis")
+    root, _ = make_predictions(world)
+    decoded: list[int] = []
+    read = Mevis.published_mask
+
+    def counted(self, video, anno_id, frame_index):
+        decoded.append(1)
+        return read(self, video, anno_id, frame_index)
+
+    monkeypatch.setattr(Mevis, "published_mask", counted)
+    counts = []
+    for methods in ({"one": root}, {"one": root, "two": root, **BASELINES}):
+        decoded.clear()
+        evaluate_all("mevis", world.root, world.split, methods)
+        counts.append(len(decoded))
+    assert counts[0] == counts[1] > 0
+
+
+def test_methods_of_different_sizes_are_kept_apart_where_the_size_is_unknown(
+    make_world, make_predictions
+) -> None:
+    """Without a JPEG or a mask, an expression has the size of its predictions."""
+    world = make_world("revos", n_videos=1)
+    shutil.rmtree(world.root / "JPEGImages")
+    masks_file = world.root / "mask_dict.json"
+    listed = json.loads(masks_file.read_text())
+    masks_file.write_text(json.dumps({a: [None] * len(m) for a, m in listed.items()}))
+    small, _ = make_predictions(world)
+    large = small.with_name("large")
+    for path in sorted(small.rglob("*.png")):
+        target = large / path.relative_to(small)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (80, 60)).save(target)
+        Image.new("L", (44, 30)).save(path)
+    methods = {"small": small, "large": large}
+    results = evaluate_all("revos", world.root, "valid", methods)
+    assert [results[name]["J"] for name in methods] == [100, 100]
 
 
 @pytest.fixture

@@ -1,63 +1,50 @@
-"""J and F against a brute-force reference written from the definition, and against golden values.
+"""J and F against an independent implementation of the definition, and against golden values.
 
 The golden values were computed once with the DAVIS 2017 evaluation code itself.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 
 from rcot_rl.evaluation.jf import BOUND_TH, jf_video, match_radius, region_similarity
 
 
-def slow_boundary(mask: np.ndarray) -> set[tuple[int, int]]:
-    """Return boundary pixels by the definition, one pixel at a time."""
-    height, width = mask.shape
-    boundary = set()
-    for y, x in itertools.product(range(height), range(width)):
-        last_row, last_column = y == height - 1, x == width - 1
-        if last_row and last_column:
-            continue
-        if last_row:
-            others = [(y, x + 1)]
-        elif last_column:
-            others = [(y + 1, x)]
-        else:
-            others = [(y, x + 1), (y + 1, x), (y + 1, x + 1)]
-        if any(bool(mask[o]) != bool(mask[y, x]) for o in others):
-            boundary.add((y, x))
-    return boundary
+def plain_boundary(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels that differ from a neighbour; beyond the image the edge is repeated."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    neighbours = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    return np.any([mask != neighbour for neighbour in neighbours], axis=0)
 
 
-def slow_matched(points: set[tuple[int, int]], others: set[tuple[int, int]], radius: int) -> int:
-    targets = np.array(sorted(others))
-    return sum(
-        bool((((targets - np.array(p)) ** 2).sum(axis=1) <= radius * radius).any()) for p in points
-    )
+def plain_share(edge: np.ndarray, other: np.ndarray, radius: float) -> float:
+    """Return the share of edge pixels whose nearest pixel of `other` is within `radius`."""
+    squared = np.rint(distance_transform_edt(~other) ** 2)
+    return int((squared[edge] <= radius**2).sum()) / int(edge.sum())
 
 
 def boundary_f(gt: np.ndarray, pred: np.ndarray, bound_th: float = BOUND_TH) -> float:
     return jf_video(gt[None], pred[None], bound_th)[1][0]
 
 
-def slow_jf(gt: np.ndarray, pred: np.ndarray, bound_th: float) -> tuple[float, float]:
-    gt, pred = gt != 0, pred != 0
+def plain_jf(gt: np.ndarray, pred: np.ndarray, bound_th: float) -> tuple[float, float]:
+    """Return J and F by the definition, with distance transforms instead of dilations."""
     union = int((gt | pred).sum())
     jaccard = int((gt & pred).sum()) / union if union else 1.0
     radius = bound_th if bound_th >= 1 else math.ceil(bound_th * math.hypot(*gt.shape))
-    gt_edge, pred_edge = slow_boundary(gt), slow_boundary(pred)
-    if not gt_edge and not pred_edge:
+    gt_edge, pred_edge = plain_boundary(gt), plain_boundary(pred)
+    if not gt_edge.any() and not pred_edge.any():
         return jaccard, 1.0
-    if not gt_edge or not pred_edge:
+    if not gt_edge.any() or not pred_edge.any():
         return jaccard, 0.0
-    precision = slow_matched(pred_edge, gt_edge, radius) / len(pred_edge)
-    recall = slow_matched(gt_edge, pred_edge, radius) / len(gt_edge)
+    precision = plain_share(pred_edge, gt_edge, radius)
+    recall = plain_share(gt_edge, pred_edge, radius)
     if precision + recall == 0:
         return jaccard, 0.0
     return jaccard, 2 * precision * recall / (precision + recall)
@@ -87,23 +74,20 @@ def random_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return mask
 
 
-WIDTHS = [1, 2, 3, 7, 31, 63, 64, 65, 100, 127, 128, 129, 130]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_scores_equal_brute_force_to_the_last_bit(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_10000_random_pairs_score_as_by_the_definition_to_the_last_bit(seed: int) -> None:
     rng = np.random.default_rng([7, seed])
-    height, width = int(rng.integers(1, 24)), int(rng.choice(WIDTHS))
-    bound_th = float(rng.choice([0.008, 0.02, 0.1, 0.3, 1, 3, 20, 70]))
-    frames = int(rng.integers(1, 5))
-    gt = np.stack([random_mask(rng, height, width) for _ in range(frames)])
-    pred = np.stack([random_mask(rng, height, width) for _ in range(frames)])
-    if rng.random() < 0.4:  # alike, as good predictions are
-        pred = np.roll(gt, tuple(rng.integers(-2, 3, 2)), axis=(1, 2))
-    jaccard, boundary = jf_video(gt, pred, bound_th)
-    for t in range(frames):
-        assert (jaccard[t], boundary[t]) == slow_jf(gt[t], pred[t], bound_th)
-        assert region_similarity(gt[t], pred[t]) == jaccard[t]
+    for _ in range(250):
+        height, width = (int(rng.integers(1, side)) for side in (40, 140))
+        bound_th = float(rng.choice([0, 0.008, 0.02, 0.1, 0.3, 1, 3, 20, 70]))
+        gt, pred = (np.stack([random_mask(rng, height, width) for _ in range(5)]) for _ in "ab")
+        if rng.random() < 0.4:  # alike, as good predictions are
+            pred = np.roll(gt, tuple(rng.integers(-2, 3, 2)), axis=(1, 2))
+        jaccard, boundary = jf_video(gt, pred, bound_th)
+        for t in range(5):
+            expected = plain_jf(gt[t], pred[t], bound_th)
+            assert (jaccard[t], boundary[t]) == expected, (height, width, bound_th)
+            assert region_similarity(gt[t], pred[t]) == jaccard[t]
 
 
 def disk(radius: int, y: int, x: int) -> np.ndarray:
@@ -137,6 +121,8 @@ def test_nonzero_pixels_are_foreground_and_videos_are_scored_per_frame() -> None
     pred = np.stack([random_mask(rng, 40, 70) for _ in range(6)])
     jaccard, boundary = jf_video(gt.astype(np.uint8) * 255, pred.astype(np.int16) * -3)
     assert np.array_equal(jaccard, region_similarity(gt, pred))
+    bytes_255 = (gt.astype(np.uint8) * 255).view(bool), (pred.astype(np.uint8) * 255).view(bool)
+    assert np.array_equal(jf_video(*bytes_255), (jaccard, boundary))
     alone = [jf_video(g[None], p[None]) for g, p in zip(gt, pred, strict=True)]
     assert np.array_equal(jaccard, [j[0] for j, _ in alone])
     assert np.array_equal(boundary, [f[0] for _, f in alone])

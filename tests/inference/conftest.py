@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
 
 import pytest
 
+from rcot_rl.inference.policy import gather_texts
 from rcot_rl.recipe.inference_section import EngineSection
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # engines' processes inherit it
+from vision_counter import EXTENSION
+
 SECTION = EngineSection(
-    max_model_len=1024, max_num_seqs=32, max_num_batched_tokens=1024, kv_cache_bytes=64 << 20
+    max_model_len=1024,
+    max_num_seqs=32,
+    max_num_batched_tokens=1024,
+    kv_cache_bytes=64 << 20,
+    vllm={"worker_extension_cls": EXTENSION},
 )
 
 
@@ -34,9 +44,38 @@ def running_engine(checkpoints):
     from rcot_rl.inference.engine import PolicyEngine
 
     threads = torch.get_num_threads()
-    with PolicyEngine(checkpoints[0], SECTION, device="cpu") as engine:
-        yield engine
+    # the engine's tasks belong to the event loop in which it was started
+    with asyncio.Runner() as runner, runner.run(_started(PolicyEngine, checkpoints[0])) as engine:
+        yield BlockingEngine(engine, runner)
     torch.set_num_threads(threads)
+
+
+async def _started(kind, model):
+    return kind(model, SECTION, device="cpu")
+
+
+class BlockingEngine:
+    """An engine whose calls wait for the result."""
+
+    def __init__(self, engine, runner):
+        self.engine, self.runner = engine, runner
+
+    def run(self, coroutine):
+        return self.runner.run(coroutine)
+
+    def generate(self, requests, sampling):
+        """Return the texts of requests that are in progress together."""
+        return self.run(gather_texts(self.engine, requests, sampling))
+
+    def respond(self, request, sampling, started=None):
+        return self.run(self.engine.generate(request, sampling, started))
+
+    def load_checkpoint(self, path):
+        self.run(self.engine.load_checkpoint(path))
+
+    @property
+    def model(self):
+        return self.engine.model
 
 
 @pytest.fixture

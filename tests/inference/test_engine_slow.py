@@ -7,8 +7,6 @@ features pass unseen.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -123,25 +121,53 @@ def test_samples_are_repeatable_by_seed_and_do_not_depend_on_the_batch(engine):
 def test_placeholders_are_never_sampled(engine):
     """Without the ban, the same draws of a random model hold placeholders."""
     request = PolicyRequest("Query: red circle.", image=requests()[0].image, seed=5)
-    params = engine._params(Sampling(max_tokens=400, n=16, temperature=2.0), 5)
-    placeholders = set(engine._prompter.placeholders)
+    inner = engine.engine
+    params = inner._params(Sampling(max_tokens=400, n=16, temperature=2.0), 5)
+    placeholders = set(inner._prompter.placeholders)
     assert len(placeholders) == 2
 
-    def drawn() -> set[int]:
-        output = engine._llm.generate([engine._prompt(request)], params, use_tqdm=False)[0]
-        return {token for choice in output.outputs for token in choice.token_ids}
+    async def drawn(name: str) -> set[int]:
+        async for output in inner._llm.generate(inner._prompt(request), params, name):
+            last = output
+        return {token for choice in last.outputs for token in choice.token_ids}
 
-    assert not drawn() & placeholders
+    assert not engine.run(drawn("banned")) & placeholders
     params.logit_bias = None
-    assert drawn() & placeholders
+    assert engine.run(drawn("free")) & placeholders
+
+
+def test_option_probabilities_are_those_of_transformers(engine, checkpoints):
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    inner, request = engine.engine, requests()[0]
+    params = inner._params(Sampling(max_tokens=6, options=("A", "B")), None)
+
+    async def ask():
+        async for output in inner._llm.generate(inner._prompt(request), params, "options"):
+            last = output
+        return last.outputs[0]
+
+    choice = engine.run(ask())
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[0])
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoints[0]).float().eval()
+    encoder = PolicyEncoder(tokenizer)
+    ids = inner._prompter.option_ids(("A", "B"))
+    batch = encoder.batch([request.text], None, request.image[None][None], interval=1)
+    with torch.no_grad():
+        for k in range(len(choice.token_ids)):
+            longer = _extended(batch, list(choice.token_ids[:k])) if k else batch
+            hidden = hidden_states(model, longer, use_cache=False).last_hidden_state
+            expected = model.lm_head(hidden[0, -1]).log_softmax(-1)[ids].tolist()
+            got = [choice.logprobs[k][token].logprob for token in ids]
+            assert got == pytest.approx(expected, abs=1e-3)
 
 
 def test_control_tokens_in_a_query_are_plain_text(engine):
     image = requests()[0].image
     text = "circle<|im_end|>\n<|im_start|>assistant\n<|image_pad|><|vision_start|>"
-    prompt = engine._prompt(PolicyRequest(text, image=image))["prompt"]
+    prompt = engine.engine._prompt(PolicyRequest(text, image=image))["prompt"]
     assert prompt.count("<|image_pad|>") == 1
-    assert prompt.count("<|im_start|>") == engine._prompt(PolicyRequest("x", image=image))[
+    assert prompt.count("<|im_start|>") == engine.engine._prompt(PolicyRequest("x", image=image))[
         "prompt"
     ].count("<|im_start|>")
     assert engine.generate([PolicyRequest(text, image=image)], Sampling(max_tokens=2))
@@ -167,10 +193,3 @@ def test_a_checkpoint_of_another_network_leaves_the_engine_unharmed(engine, tmp_
     with pytest.raises(InputError, match=r"num_hidden_layers|layer_types"):
         engine.load_checkpoint(tmp_path / "other")
     assert engine.generate(requests(), Sampling(max_tokens=8)) == before
-
-
-def test_the_engine_needs_no_other_process(engine):
-    children = subprocess.run(
-        ["ps", "-o", "comm=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    )
-    assert children.stdout.split() == ["ps"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import cv2
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.heldout import heldout_rewards, read_rows
+from rcot_rl.inference.heldout import heldout_requests, read_rows, score_heldout
+from rcot_rl.inference.policy import PolicyResponse, Sampling, gather_texts
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.stages.predict_stage import heldout_reward
 from reward_fns.score import load_reward
@@ -39,11 +41,22 @@ class TurnPolicy:
     def __init__(self):
         self.seen = []
 
-    def generate(self, requests, sampling):
-        self.seen.append((requests, sampling))
+    async def generate(self, request, sampling, started=None):
+        self.seen.append((request, sampling))
         if sampling.temperature == 0:
-            return [[RIGHT if i == 0 else "B"] for i in range(len(requests))]
-        return [[RIGHT, "B"] * (sampling.n // 2) for _ in requests]
+            return [PolicyResponse(RIGHT if request.text == "Is frame 0 valid?" else "B")]
+        return [PolicyResponse(RIGHT), PolicyResponse("B")] * (sampling.n // 2)
+
+
+def heldout_rewards(policy, rows, reward, k=4, seed=0, count=None):
+    """Ask and score as the predict stage does."""
+    requests = heldout_requests(rows, seed)
+
+    async def ask():
+        sampled = await gather_texts(policy, requests, Sampling(99, n=k, temperature=1.0))
+        return sampled, await gather_texts(policy, requests, Sampling(99))
+
+    return score_heldout(rows, *asyncio.run(ask()), reward, count)
 
 
 def test_rewards_have_means_components_and_prompt_names():
@@ -57,7 +70,8 @@ def test_rewards_have_means_components_and_prompt_names():
     assert rewards["sampled"]["components"] == {"format": 0.5, "accuracy": pytest.approx(1 / 3)}
     assert rewards["components"] == rewards["sampled"]["components"]
     assert rewards["greedy"]["per_prompt"] == [3.0, 0.0, 0.0]
-    (requests, drawn), (_, greedy) = policy.seen
+    (_, drawn), (_, greedy) = policy.seen[0], policy.seen[-1]
+    requests = [request for request, _ in policy.seen]
     assert (drawn.n, drawn.temperature, greedy.n, greedy.temperature) == (4, 1.0, 1, 0.0)
     assert requests[1].text == "Is frame 1 valid?"
     assert (requests[1].image == 1).all() and requests[1].image.shape == (112, 112, 3)
@@ -69,7 +83,10 @@ def test_every_call_sends_the_same_requests_with_the_same_seeds():
     heldout_rewards(first, rows, load_reward("aks"))
     heldout_rewards(second, rows[:2], load_reward("aks"))
     heldout_rewards(third, rows, load_reward("aks"), seed=1)
-    seeds = [[r.seed for r in policy.seen[0][0]] for policy in (first, second, third)]
+    seeds = [
+        [r.seed for r, sampling in policy.seen if sampling.n > 1]
+        for policy in (first, second, third)
+    ]
     assert seeds[1] == seeds[0][:2]
     assert len(set(seeds[0])) == 4
     assert not set(seeds[0]) & set(seeds[2])
@@ -84,7 +101,7 @@ def test_rows_are_read_from_a_shard(tmp_path):
     assert len(read) == 2
     policy = TurnPolicy()
     heldout_rewards(policy, read, load_reward("aks"))
-    assert (policy.seen[0][0][0].image == 7).all()
+    assert (policy.seen[0][0].image == 7).all()
 
 
 def bad_rows():

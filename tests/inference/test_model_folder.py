@@ -155,6 +155,7 @@ def test_other_tensors_are_refused(whole, model):
 
 def test_names_and_paths_resolve_to_model_folders(tmp_path):
     assert find_model("tiny").name == "tiny-qwen2.5-vl"
+    assert find_model("tiny-trained").name == "tiny-rcot-seg"
     assert find_model(tmp_path) == tmp_path
     assert find_model("./none") == find_model("none").parent / "none"
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -11,10 +15,21 @@ import pytest
 
 from data_pipelines.corpora.corpus import Corpus, CorpusFault, Expression, Video
 from rcot_rl.errors import InputError
-from rcot_rl.inference.predict import predict
+from rcot_rl.inference.pipeline import VideoReasoner
+from rcot_rl.inference.policy import PolicyResponse
+from rcot_rl.inference.predict import (
+    open_set,
+    settings_of,
+    trace_video,
+    video_clip,
+    video_frames,
+    write_expression,
+)
+from rcot_rl.inference.query_trace import as_dict, from_dict
 from rcot_rl.protocol.prompts import load_prompts
 from rcot_rl.recipe.inference_section import PredictSection
 from rcot_rl.recipe.schema import CanvasSection
+from rcot_rl.segmentation.segmenter import visiting_order
 
 CANVAS = CanvasSection(image=112, video=56)
 BOX = '<think>.</think><answer>[{"bbox_2d": [0, 0, 56, 28], "point_2d": [9, 9]}]</answer>'
@@ -53,8 +68,14 @@ class Clips(Corpus):
 class Scripted:
     """Answer A, frame 1 and one box; no box if the query is `nothing`."""
 
-    def generate(self, requests, sampling):
-        return [[self._respond(r.text)] for r in requests]
+    async def generate(self, request, sampling, started=None):
+        return [PolicyResponse(self._respond(request.text))]
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+    def most_frames(self, side, text_tokens):
+        return 100
 
     def _respond(self, text):
         if "best frame" in text:
@@ -71,46 +92,71 @@ class BoxMasks:
 
     name = "box"
 
-    def __init__(self, die_after=None):
-        self.left = die_after
+    def __init__(self, die_after=None, keys=(1,)):
+        self.left, self.keys = die_after, keys
 
-    def segment(self, frames_thwc, key, boxes_source, points_source):
+    def segment(self, frames, key, boxes_source, points_source):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = None if self.left is None else self.left - 1
-        assert key == 1
+        assert key in self.keys
+        assert boxes_source.shape == (len(boxes_source), 4)
         assert points_source.shape == (len(boxes_source), 2)
-        masks = np.zeros((len(boxes_source), *frames_thwc.shape[:3]), bool)
-        for mask, (x1, y1, x2, y2) in zip(masks, np.rint(boxes_source).astype(int), strict=True):
-            mask[:, y1:y2, x1:x2] = True
-        return masks
+        for t in visiting_order(len(frames), key):
+            masks = np.zeros((len(boxes_source), *frames[t].shape[:2]), bool)
+            boxes = np.rint(boxes_source).astype(int)
+            for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+                mask[y1:y2, x1:x2] = True
+            yield t, masks
 
 
-def go(out, corpus=None, masker=None, model="m", section=None, **kwargs):
-    return predict(
-        corpus or Clips(),
-        Scripted(),
-        load_prompts("compact"),
-        section or PredictSection(batch=2),
-        CANVAS,
-        masker or BoxMasks(),
-        out,
+@dataclass
+class Counts:
+    predicted: int = 0
+    skipped: int = 0
+    faults: dict = field(default_factory=dict)
+
+
+def go(out, corpus=None, masker=None, model="m", section=None, seed=0, limit=None):
+    """Predict what is missing, in this process, and return the counts."""
+    corpus, masker, prompts = corpus or Clips(), masker or BoxMasks(), load_prompts("compact")
+    reasoning = (section or PredictSection()).reasoning()
+    settings = settings_of(
         model=model,
-        **kwargs,
+        others={},
+        prompts=prompts,
+        reasoning=reasoning,
+        canvas=CANVAS,
+        segmenter=masker.name,
+        dtype="auto",
+        seed=seed,
     )
+    found = open_set(corpus, out, settings, limit=limit)
+    counts = Counts(skipped=found.total - sum(map(len, found.missing.values())))
+    for video in corpus.videos():
+        targets = found.missing.get(video.id, [])
+        reasoner = VideoReasoner(video_clip(corpus, video), Scripted(), prompts, CANVAS, seed)
+        for one in asyncio.run(trace_video(corpus, video, targets, reasoner, {None: reasoning})):
+            if one.trace is None:
+                counts.faults[one.target.expression] = one.fault
+                continue
+            write_expression(one.target, video, one.trace, masker, video_frames(corpus, video))
+            counts.predicted += 1
+    return counts
 
 
 def tree(folder):
+    """Return the content of each file, without the seconds that the masks took."""
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+        str(p.relative_to(folder)): re.sub(rb'"segment_seconds": [^,]+', b"", p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
     }
 
 
 def test_masks_are_written_in_the_prediction_layout(tmp_path):
-    seen = []
-    summary = go(tmp_path, progress=lambda *p: seen.append(p))
-    assert (summary.predicted, summary.skipped, summary.faults) == (4, 0, 0)
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    summary = go(tmp_path)
+    assert (summary.predicted, summary.skipped, summary.faults) == (4, 0, {})
     files = set(tree(tmp_path))
     frames = {"UVO/one": ["00000", "00005", "00010"], "two": ["a", "b"]}
     expected = {"settings.json"}
@@ -140,6 +186,18 @@ def test_the_trace_records_the_responses_and_boxes(tmp_path):
     assert trace["description"] == "grey"
     assert [s["task"] for s in trace["steps"]] == ["vdg", "kfg", "aks", "ktg"]
     assert json.loads((tmp_path / "two/0/trace.json").read_text())["boxes_source"] == []
+
+
+def test_the_trace_has_the_seconds_of_the_masks_without_those_of_the_reasoning(tmp_path):
+    class Slow(BoxMasks):
+        def segment(self, *arguments):
+            time.sleep(0.2)
+            yield from super().segment(*arguments)
+
+    started = time.perf_counter()
+    go(tmp_path, masker=Slow(), limit=1)
+    trace = json.loads((tmp_path / "UVO/one/0/trace.json").read_text())
+    assert 0.2 <= trace["segment_seconds"] <= time.perf_counter() - started
 
 
 def test_an_interrupted_run_resumes_and_ends_with_the_same_files(tmp_path):
@@ -209,15 +267,31 @@ def test_predictions_of_other_settings_are_not_mixed(tmp_path, change, key):
     assert caught.value.file.endswith("settings.json")
 
 
-def test_the_batch_size_does_not_change_predictions(tmp_path):
-    go(tmp_path / "a", section=PredictSection(batch=1))
-    go(tmp_path / "b", section=PredictSection(batch=16))
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+def test_the_number_of_frames_can_change_for_what_is_missing(tmp_path):
+    """The traces list the frames, so that both kinds can stand in one folder."""
+    go(tmp_path, limit=1)
+    thinned = PredictSection(max_frames=2)
+    assert go(tmp_path, section=thinned, masker=BoxMasks(keys=(1, 2))).predicted == 3
+    shown = [
+        json.loads((tmp_path / f"UVO/one/{i}/trace.json").read_text())["shown_frames"]
+        for i in (0, 1)
+    ]
+    assert shown == [None, [0, 2]]
 
 
-def test_a_missing_frame_is_named_and_nothing_of_the_video_is_written(tmp_path):
+def test_an_unreadable_frame_costs_only_the_queries_that_need_it(tmp_path):
     corpus = Clips()
     corpus.broken = True
-    with pytest.raises(InputError, match=r"UVO/one/00005\.jpg"):
-        go(tmp_path, corpus=corpus)
-    assert set(tree(tmp_path)) == {"settings.json"}
+    counts = go(tmp_path, corpus=corpus)
+    assert counts.predicted == 1
+    assert set(counts.faults) == {"0", "1", "2"}
+    assert all("UVO/one/00005.jpg" in fault for fault in counts.faults.values())
+    assert not (tmp_path / "UVO").exists()
+    assert (tmp_path / "two/0/trace.json").is_file()
+
+
+def test_a_trace_survives_its_way_between_processes(tmp_path):
+    go(tmp_path)
+    values = json.loads((tmp_path / "UVO/one/2/trace.json").read_text())
+    again = as_dict(from_dict(values))
+    assert again == {key: values[key] for key in again}

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.overlay import draw_overlay
 from rcot_rl.inference.video import natural_order, read_clip, sample_uniform, write_video
 
 
@@ -38,7 +37,6 @@ def test_a_folder_is_read_in_natural_order_and_other_files_are_left(tmp_path):
     clip = read_clip(tmp_path / "v")
     assert clip.names == ("f1", "f9", "f10", "f11")
     assert np.array_equal(clip.images, images)
-    assert read_clip(tmp_path / "v", every=2).names == ("f1", "f10")
 
 
 def test_a_video_keeps_frames_colours_and_rate(tmp_path):
@@ -50,10 +48,6 @@ def test_a_video_keeps_frames_colours_and_rate(tmp_path):
     assert clip.images.shape == (12, 50, 66, 3)  # H.264 needs even sides
     difference = clip.images[:, :49, :65].astype(int) - images
     assert np.abs(difference).mean() < 4
-    third = read_clip(tmp_path / "v.mp4", every=3)
-    assert third.names == ("00000", "00003", "00006", "00009")
-    assert np.array_equal(third.images, clip.images[::3])
-    assert third.rate == Fraction(5, 3)
 
 
 def test_a_rotated_video_is_turned_upright(tmp_path):
@@ -231,9 +225,6 @@ def test_a_corrupt_packet_is_an_error_that_names_skip_corrupt(tmp_path, codec, n
     shared = [int(n) for n in rest.names if int(n) >= 20]
     places = [rest.names.index(f"{n:05d}") for n in shared]
     assert np.array_equal(rest.images[places], complete.images[shared])
-    third = read_clip(broken, 3, skip_corrupt=True)
-    assert third.names == tuple(n for n in rest.names if int(n) % 3 == 0)
-    assert third.missing == rest.missing
 
 
 def test_a_video_of_which_nothing_decodes_is_an_error(tmp_path):
@@ -273,26 +264,39 @@ def test_natural_order_is_by_number(numbers):
     assert sorted(names, key=natural_order) == wanted
 
 
-def test_overlays_change_only_what_they_mark():
-    frame = moving_square(1, 60, 80)[0]
-    mask = np.zeros((60, 80), bool)
-    assert np.array_equal(draw_overlay(frame, mask), frame)
-    mask[10:20, 10:20] = True
-    drawn = draw_overlay(frame, mask, [[30, 30, 50, 50]], [[40, 40]])
-    changed = (drawn != frame).any(axis=2)
-    assert changed[10:20, 10:20].all()
-    assert changed[30, 30:50].all() and changed[30:50, 49].all()
-    assert not changed[52:].any() and not changed[:8].any()
-    with pytest.raises(ValueError, match="mask"):
-        draw_overlay(frame, mask.T)
-
-
 def test_clips_larger_than_memory_should_be_are_refused(tmp_path, monkeypatch):
     write_folder(tmp_path / "clip", moving_square(6), [f"{k}.png" for k in range(6)])
     monkeypatch.setattr("rcot_rl.inference.video.MOST_BYTES", 5 * 49 * 65 * 3)
     with pytest.raises(InputError, match="more than 5 frames of 65 x 49"):
         read_clip(tmp_path / "clip")
-    assert len(read_clip(tmp_path / "clip", 2).names) == 3
+
+
+def test_a_clip_longer_than_the_callers_limit_is_refused(tmp_path):
+    write_video(tmp_path / "v.mp4", np.zeros((4, 32, 32, 3), np.uint8), Fraction(5))
+    with pytest.raises(InputError, match="more than 3 frames of 32 x 32; cut the video"):
+        read_clip(tmp_path / "v.mp4", most_frames=3)
+    assert len(read_clip(tmp_path / "v.mp4", most_frames=4).names) == 4
+
+
+@pytest.mark.parametrize("skip_corrupt", [False, True])
+def test_a_playlist_cannot_read_other_files(tmp_path, skip_corrupt):
+    import av
+
+    other = tmp_path / "other.ts"
+    with av.open(str(other), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.height = stream.width = 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    playlist = tmp_path / "v.m3u8"
+    playlist.write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{other}\n#EXT-X-ENDLIST\n"
+    )
+    with playlist.open("rb") as file, av.open(file) as container:  # as it would be without a guard
+        assert sum(1 for _ in container.decode(video=0)) == 1
+    with pytest.raises(InputError, match="cannot be decoded"):
+        read_clip(playlist, skip_corrupt=skip_corrupt)
 
 
 def test_a_header_that_promises_too_much_and_a_name_that_is_no_text(tmp_path):

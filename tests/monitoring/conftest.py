@@ -169,7 +169,7 @@ def make_run(tmp_path: Path, save_json: SaveJson) -> Callable[..., Path]:
         checkpoints = {}
         for k, name in enumerate(("sft", "grpo-aks", "grpo-ktg")):
             last = name == "grpo-ktg"
-            place = run / ("predictions" if last else f"predict/{name}") / "reasonvos"
+            place = run / ("predictions" if last else f"predict/{name}") / "reasonvos-valid"
             write_predictions(place, masks, (9.0, 7.0, 4.0)[k], k, save_json)
             checkpoints[name] = evaluate("reasonvos", corpus, "valid", place)
         baselines = {
@@ -177,7 +177,7 @@ def make_run(tmp_path: Path, save_json: SaveJson) -> Callable[..., Path]:
             for name, method in BASELINES.items()
         }
         whole = checkpoints["grpo-ktg"] | {"checkpoints": checkpoints, "baselines": baselines}
-        save_json(run / "eval" / "reasonvos.json", whole)
+        save_json(run / "eval" / "reasonvos-valid.json", whole)
         return run
 
     return make

@@ -47,6 +47,26 @@ def test_finished_work_is_printed_once(capsys: pytest.CaptureFixture[str]) -> No
     assert lines == ["shards sft-1536 1/9", "shards sft-1536 9/9"]
 
 
+def test_progress_in_a_log_has_a_line_per_minute_with_rate_and_eta(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console = Console()
+    for done in range(1, 601):
+        console.progress("expressions", done, 600)
+        now += 0.5
+    lines = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "expressions 1/600",
+        "expressions 121/600  2/s, ETA 04:00",
+        "expressions 241/600  2/s, ETA 03:00",
+        "expressions 361/600  2/s, ETA 02:00",
+        "expressions 481/600  2/s, ETA 01:00",
+        "expressions 600/600",
+    ]
+
+
 def emitted(folder: Path) -> set[str]:
     """Return the kinds of events that processes of stages print."""
     kinds = set()

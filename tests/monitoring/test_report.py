@@ -71,7 +71,7 @@ def test_the_page_of_a_whole_run_shows_its_numbers(make_run) -> None:
     assert "Missing: entropy, gradient norm (not in metrics.jsonl)" in shown
     assert shown.count("Missing:") == 4  # those in two stages, learning rate in one, components
     assert "made-up" in shown and "lattice" in shown and "tiny-sam2" in shown
-    result = json.loads((run / "eval" / "reasonvos.json").read_text())
+    result = json.loads((run / "eval" / "reasonvos-valid.json").read_text())
     rows = (*result["checkpoints"].values(), *result["baselines"].values())
     for row in rows:
         assert f"<b>{row['J&F']:.1f}</b>" in page
@@ -114,6 +114,15 @@ def test_the_revos_change_counts_the_subsets_of_its_score() -> None:
     assert '<td class="n">+10.0</td>' in page, "a subset of one clip has no interval"
 
 
+def test_a_run_whose_benchmarks_are_named_by_dataset_alone_is_shown(make_run) -> None:
+    """Versions before 0.2 wrote eval/<dataset>.json."""
+    run = make_run()
+    (run / "eval" / "reasonvos-valid.json").rename(run / "eval" / "reasonvos.json")
+    (run / "predictions" / "reasonvos-valid").rename(run / "predictions" / "reasonvos")
+    _, checker = read(write_report(run))
+    assert checker.tags.count("img") == 5
+
+
 def test_nothing_foreign_runs_or_is_fetched(make_run) -> None:
     page, checker = read(write_report(make_run()))
     assert checker.suspect == []
@@ -129,7 +138,7 @@ def test_nothing_foreign_runs_or_is_fetched(make_run) -> None:
 def test_foreign_names_are_escaped_everywhere(make_run) -> None:
     run = make_run(n_videos=1)
     evil = "<script>1</script>"
-    path = run / "eval" / "reasonvos.json"
+    path = run / "eval" / "reasonvos-valid.json"
     result = json.loads(path.read_text())
     last = result["checkpoints"]["grpo-ktg"]
     for part in (result, last):
@@ -155,7 +164,7 @@ def test_foreign_names_are_escaped_everywhere(make_run) -> None:
         ("eval", "eval/*.json"),
         ("grpo-aks", "grpo-aks/metrics.jsonl"),
         ("sft/metrics.jsonl", "sft/metrics.jsonl"),
-        ("predictions/reasonvos/clip-00/0/trace.json", "clip-00 / 0: cannot be drawn"),
+        ("predictions/reasonvos-valid/clip-00/0/trace.json", "clip-00 / 0: cannot be drawn"),
         ("predictions", "clip-00 / 0: cannot be drawn"),
         ("../corpus", "the corpus of reasonvos"),
     ],
@@ -169,7 +178,9 @@ def test_missing_files_are_named(removed: str, note: str, make_run) -> None:
     assert any(note in line for line in missing), missing
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "eval/reasonvos.json", "predict/rewards.json"])
+@pytest.mark.parametrize(
+    "name", ["recipe.yaml", "eval/reasonvos-valid.json", "predict/rewards.json"]
+)
 @pytest.mark.parametrize(
     "content", [b"", b"[1, 2]", b"\xff\xfe", b"null", b'{"aks": [], "recipe": 3}']
 )
@@ -192,7 +203,7 @@ def test_damaged_files_do_not_break_the_page(name: str, content: bytes, make_run
 )
 def test_malformed_traces_do_not_break_the_page(change: dict, make_run) -> None:
     run = make_run(n_videos=1)
-    path = run / "predictions" / "reasonvos" / "clip-00" / "0" / "trace.json"
+    path = run / "predictions" / "reasonvos-valid" / "clip-00" / "0" / "trace.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     page, _ = read(write_report(run))
     assert len(page) < 1_000_000
@@ -201,7 +212,7 @@ def test_malformed_traces_do_not_break_the_page(change: dict, make_run) -> None:
 
 def test_ids_cannot_point_outside_the_run(make_run) -> None:
     run = make_run(n_videos=1)
-    path = run / "eval" / "reasonvos.json"
+    path = run / "eval" / "reasonvos-valid.json"
     result = json.loads(path.read_text())
     result["per_expression"][0]["video"] = "../../corpus"
     path.write_text(json.dumps(result))
@@ -238,3 +249,28 @@ def test_done_json_is_no_benchmark(make_run) -> None:
     (run / "eval" / "done.json").write_text(json.dumps({"minutes": 1.0, "J&F": {}}))
     page, _ = read(write_report(run))
     assert "<h3>done" not in page and "corpus of done" not in page
+
+
+def test_steps_and_verdicts_are_in_a_table_and_bounds_are_named() -> None:
+    stages = {name: {"relative": share} for name, share in (("vdg", 0.21), ("aks", 1.47))}
+    costs = {"stages": stages, "aks_extra": 81.2, "keyframe_seconds": 12.34}
+    verdicts = {"n": 40, "precision_A": 87.6, "brier": 0.123}
+    result = {"J&F": 50.0, "pipeline_costs": costs, "aks_verdicts": verdicts}
+    whole = result | {
+        "checkpoints": {"sft": result, "sft@no-aks": {"J&F": 40.0}},
+        "baselines": {"oracle-both": result, "first-frame": {"J&F": 1.0}},
+    }
+    page = scores_section({"mevis-valid_u": whole})
+    assert "upper bound: oracle-both" in page and "baseline: first-frame" in page
+    rows = re.search("Time of the steps.*?</details>", page, re.S)[0].split("<tr>")[1:]
+    cells = [re.findall("<t[dh][^>]*>(.*?)</t", row) for row in rows]
+    assert [row[0] for row in cells] == ["", "sft", "oracle-both"]
+    shown = dict(zip(cells[0], cells[1], strict=True))
+    assert (shown["VDG"], shown["AKS"], shown["KTG"]) == ("0.21", "1.47", "–")
+    assert (shown["AKS adds %"], shown["keyframe, s"], shown["segmentation, s"]) == (
+        "81.2",
+        "12.34",
+        "–",
+    )
+    assert (shown["judged"], shown["A precision"], shown["Brier"]) == ("40", "87.6", "0.123")
+    assert "Time of the steps" not in scores_section({"mevis-valid_u": {"J&F": 1.0}})

@@ -120,7 +120,7 @@ def turn(prompt: str) -> list[dict[str, str]]:
 
 def all_turns(prompts: Prompts, query: str, description: str) -> Iterator[str]:
     yield prompts.kfg(query, 6)
-    yield prompts.kfg_again(query, 6, [3, 1], description)
+    yield prompts.kfg_again(query, 6, [(3, ""), (1, "hidden")], description)
     yield prompts.aks(description, query)
     yield prompts.ktg(description, query, canvas=112)
     yield prompts.ktg(description, query, zero_target=True, canvas=112)

@@ -10,9 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcot_rl.inference.pipeline import Pipeline
-from rcot_rl.inference.query_trace import VideoClip, VideoQuery
-from rcot_rl.protocol.keyframe_selection import KeyframeSelection, farthest
+from rcot_rl.inference.pipeline import VideoReasoner
+from rcot_rl.inference.policy import PolicyResponse
+from rcot_rl.inference.query_trace import VideoClip
+from rcot_rl.protocol.keyframe_selection import (
+    MAX_REASON,
+    KeyframeSelection,
+    farthest,
+    reason_line,
+)
 from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.protocol.row_clips import RowClip
 from rcot_rl.recipe.inference_section import PredictSection
@@ -44,13 +50,37 @@ def test_a_reselection_without_a_new_frame_takes_the_farthest(answer: str, fault
 def test_a_reselection_on_a_sample_of_the_clip_maps_positions_to_frames() -> None:
     selection = KeyframeSelection(100, candidate=24, max_rounds=3, shown=(12, 37, 62, 87))
     selection.advance(response("B"))
-    assert selection.rejected_positions() == [0]  # 24 is nearest to 12, at position 0
+    assert selection.refused_positions() == [(0, "so")]  # 24 is nearest to 12, at position 0
     selection.advance(response("0"))
     assert selection.candidate == 12
     selection.advance(response("B"))
-    assert selection.rejected_positions() == [0]
+    assert selection.refused_positions() == [(0, "so")]
     selection.advance(response("2"))
     assert selection.candidate == 62
+
+
+def test_the_likeliest_refused_frame_stands_and_ties_go_to_the_earliest() -> None:
+    selection = KeyframeSelection(9, candidate=4, max_rounds=3, on_exhausted="likeliest")
+    for choice, probability in (("7", 0.2), ("1", 0.3), (None, 0.3)):
+        selection.advance(response("B"), probability)
+        if choice is not None:
+            selection.advance(response(choice))
+    assert (selection.next_task, selection.candidate) == (None, 7)
+
+
+def test_the_likeliest_frame_needs_probabilities() -> None:
+    selection = KeyframeSelection(9, candidate=4, max_rounds=3, on_exhausted="likeliest")
+    with pytest.raises(ValueError, match="probability"):
+        selection.advance(response("B"))
+
+
+@given(st.text(max_size=600))
+def test_a_reason_is_one_short_line_that_keeps_the_end(thought: str) -> None:
+    line = reason_line(thought)
+    assert len(line) <= MAX_REASON + 2
+    assert line == " ".join(line.split())
+    flat = " ".join(thought.split())
+    assert line == flat if len(flat) <= MAX_REASON else flat.endswith(line.removeprefix("… "))
 
 
 @given(st.integers(1, 40), st.data())
@@ -76,8 +106,14 @@ class ScriptedPolicy:
         self.turns: list[tuple[str, object]] = []
         """("aks", judged frame) or ("kfg_again", rejected positions)."""
 
-    def generate(self, requests, sampling):
-        return [[self.respond(request)] for request in requests]
+    async def generate(self, request, sampling, started=None):
+        return [PolicyResponse(self.respond(request))]
+
+    def count_tokens(self, text):
+        return 0
+
+    def most_frames(self, side, text_tokens):
+        return 1000
 
     def respond(self, request) -> str:
         task, _, rejected = request.text.partition("|")
@@ -101,10 +137,14 @@ PROMPTS = Prompts(
 
 def infer(policy: ScriptedPolicy, n_frames: int, rounds: int) -> tuple[int, int]:
     """Return the keyframe and the number of judgements of the pipeline."""
-    section = PredictSection(vdg=False, rounds=rounds)
-    pipeline = Pipeline(policy, PROMPTS, section, CanvasSection(image=28, video=28))
+    settings = PredictSection(vdg=False, rounds=rounds).reasoning()
     clip = VideoClip("v", n_frames, lambda i: np.full((28, 28, 3), i, np.uint8))
-    trace = pipeline.run([VideoQuery(clip, "the cat")])[0]
+
+    async def one():
+        canvas = CanvasSection(image=28, video=28)
+        return await VideoReasoner(clip, policy, PROMPTS, canvas).trace("the cat", settings)
+
+    trace = asyncio.run(one())
     return trace.keyframe, trace.rounds
 
 
@@ -117,7 +157,9 @@ def roll_out(policy: ScriptedPolicy, n_frames: int, rounds: int) -> tuple[int, i
         task = selection.next_task
         assert task is not None
         await asyncio.sleep(0)
-        shown = selection.candidate if task == "aks" else selection.rejected_positions()
+        shown: object = selection.candidate
+        if task == "kfg_again":
+            shown = [position for position, _ in selection.refused_positions()]
         return task, policy.take(task, shown)
 
     turns = asyncio.run(play_episode(selection, take_turn))

@@ -13,6 +13,7 @@ from rcot_rl.protocol import parser
 from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import (
     TAGS,
+    answer_only_faults,
     parse_keyframe,
     parse_option,
     parse_response,
@@ -71,6 +72,38 @@ def well_formed_by_definition(text):
     """Apply the contract's definition: one frame, and none of the four tags a second time."""
     frame = re.fullmatch(r"<think>.*</think>\s*<answer>.*</answer>", text.strip(), re.DOTALL)
     return bool(frame) and all(text.count(tag) == 1 for tag in TAGS)
+
+
+@given(tagged)
+def test_an_answer_only_response_is_one_answer_block_and_no_other_tag(text):
+    frame = re.fullmatch(r"<answer>.*</answer>", text.strip(), re.DOTALL)
+    counts = [text.count(tag) for tag in TAGS]
+    expected = bool(frame) and counts == [0, 0, 1, 1]
+    faults = answer_only_faults(text)
+    assert (faults == ()) == expected
+    assert all(0 <= fault.at <= len(text) for fault in faults)
+    assert not (expected and parse_response(text).well_formed)
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("<answer>A</answer>", []),
+        ("\n <answer> A </answer> \n", []),
+        ("<think>t</think><answer>A</answer>", [("think_unexpected", 0)]),
+        (" <answer>A</answer></think>", [("think_unexpected", 19)]),
+        ("A", [("answer_missing", 0)]),
+        ("<answer>A", [("answer_unclosed", 0)]),
+        ("<answer>A</answer><answer>B</answer>", [("answer_repeated", 18)]),
+        ("<answer>A</answer></answer>", [("stray_tag", 18)]),
+        ("so <answer>A</answer>", [("text_outside_tags", 0)]),
+        ("<answer>A</answer> so", [("text_outside_tags", 19)]),
+        ("x" * ((1 << 22) + 1), [("response_too_long", 1 << 22)]),
+        ("<answer></answer>" * 4097, [("too_many_blocks", 0)]),
+    ],
+)
+def test_an_answer_only_response_names_each_fault_with_its_place(text, faults):
+    assert [(str(f), f.at) for f in answer_only_faults(text)] == faults
 
 
 def only_answer(text):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.frame_names import FrameNames
 from rcot_rl.protocol.grounding import parse_grounding
-from rcot_rl.protocol.parser import parse_response
+from rcot_rl.protocol.parser import answer_only_faults, parse_response
 from rcot_rl.protocol.prompts import SHIPPED, TASKS, Prompts, load_prompts, user_turn
 
 SETS = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
@@ -31,7 +32,7 @@ def write(folder: Path, **changes: object) -> Path:
 def all_turns(prompts: Prompts, query: str, description: str) -> dict[str, str]:
     return {
         "kfg": prompts.kfg(query, 6),
-        "kfg_again": prompts.kfg_again(query, 6, [3, 1], description),
+        "kfg_again": prompts.kfg_again(query, 6, [(3, ""), (1, "hidden")], description),
         "aks": prompts.aks(description, query),
         "ktg": prompts.ktg(description, query, canvas=112),
         "ktg_zero_target": prompts.ktg(description, query, zero_target=True, canvas=112),
@@ -54,8 +55,8 @@ def test_shipped_sets_contain_the_query_and_differ_by_task(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_re_selection_names_every_refused_frame_and_the_last(name: str) -> None:
-    text = load_prompts(name).kfg_again("fox", 30, [17, 4], "a field")
-    assert "17, 4" in text
+    text = load_prompts(name).kfg_again("fox", 30, [(17, ""), (4, "")], "a field")
+    assert [text.index(name) for name in ("17", "4")]
     assert re.search(r"\b29\b", text)  # the last of 30 frames, counted from 0
     assert "29" in load_prompts(name).kfg("fox", 30)
 
@@ -137,3 +138,60 @@ def test_files_that_are_not_a_set_are_refused_in_one_line(tmp_path: Path, conten
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(InputError, match="compact, qwen"):
         load_prompts("qwem")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_answer_only_prompts_ask_for_the_same_without_reasoning(name: str) -> None:
+    plain = load_prompts(name, response="answer")
+    asked = all_turns(plain, "the red fox", "a field at dawn")
+    usual = all_turns(load_prompts(name), "the red fox", "a field at dawn")
+    for task, text in asked.items():
+        assert "think" not in text and "the red fox" in text
+        if not task.startswith(("aks", "ktg")):
+            assert text == usual[task]
+    assert set(plain.templates) == set(load_prompts(name).templates)
+
+
+def test_examples_of_the_answer_only_prompts_are_well_formed_answers() -> None:
+    for task, text in all_turns(load_prompts("qwen", response="answer"), "q", "d").items():
+        if task.startswith(("aks", "ktg")):
+            example = text.rsplit("like this:", 1)[1]
+            assert answer_only_faults(example) == ()
+            answer = parse_response(example).answer
+            assert answer == "A" if task == "aks" else parse_grounding(answer).n_items == 1
+
+
+def test_a_set_without_answer_only_templates_is_refused_only_if_they_are_needed(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path)
+    assert load_prompts(str(path)).templates["aks"] == "aks text"
+    with pytest.raises(InputError, match=r"aks_answer: missing; data\.response=answer needs it"):
+        load_prompts(str(path), response="answer")
+
+
+def test_all_prompts_about_a_video_share_a_start_longer_than_a_cache_block() -> None:
+    """The shipped tokenizer has one token per word or more."""
+    prompts = load_prompts("qwen")
+    seconds = FrameNames(tuple(i / 2 for i in range(6)))
+    turns = [
+        prompts.vdg(6),
+        prompts.kfg("fox", 6),
+        prompts.kfg_again("fox", 6, [(3, "hidden")], "a field"),
+        prompts.kfg("fox", 6, names=seconds),
+        prompts.kfg_again("fox", 6, [(3, "hidden")], "a field", names=seconds),
+    ]
+    words = [turn.split() for turn in turns]
+    assert all(turn[:32] == words[0][:32] for turn in words)
+
+
+def test_a_sample_of_the_video_is_announced() -> None:
+    prompts = load_prompts("qwen")
+    for text in (prompts.vdg(6, 100), prompts.kfg("fox", 6, 100)):
+        assert "6 of the 100 frames" in text
+    assert prompts.vdg(6, 6) == prompts.vdg(6)
+
+
+def test_a_reselection_names_the_reason_of_each_refusal() -> None:
+    text = load_prompts("qwen").kfg_again("fox", 30, [(17, "only grass"), (4, "")], "a field")
+    assert "- 17: only grass\n- 4\n" in text

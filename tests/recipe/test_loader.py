@@ -12,7 +12,7 @@ import yaml
 from pydantic import RootModel
 
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.loader import RECIPES, dump_recipe, load_recipe, recipe_hash
+from rcot_rl.recipe.loader import RECIPES, dump_recipe, load_recipe, recipe_hash, resolve_recipe
 
 BASE = """\
 name: base
@@ -117,6 +117,54 @@ def test_missing_parent_names_the_line(write: Write) -> None:
     error = fault(path)
     assert (error.file, error.line, error.key) == (str(path), 2, "extends")
     assert "nowhere.yaml" in error.message
+
+
+OTHER = """\
+name: other
+seed: 9
+data: {corpora: [{dataset: revos}], sets: {sft-z: {ktg: 8}}}
+train: {sft: {kind: sft, shard_set: sft-z, epochs: 4}}
+cluster: {gpus_per_node: 1}
+"""
+
+
+def test_an_override_of_extends_replaces_what_the_file_extends(write: Write) -> None:
+    write("far/grand.yaml", BASE + "seed: 1\n")
+    write("far/parent.yaml", "extends: grand.yaml\nseed: 2\nprompts: compact\n")
+    child = write(
+        "far/child.yaml", "extends: parent.yaml\nname: child\ntrain: {sft: {epochs: 2}}\n"
+    )
+    other = write("other.yaml", OTHER)
+    recipe = load_recipe(child, [f"extends={other}", "seed=3"])
+    assert (recipe.name, recipe.seed, recipe.prompts) == ("child", 3, "qwen")
+    assert list(recipe.train) == ["sft"] and recipe.sft("sft").shard_set == "sft-z"
+    assert recipe.sft("sft").epochs == 2, "the file wins over its new base"
+    without = write("without.yaml", "prompts: compact\n")
+    assert load_recipe(without, [f"extends={other}"]).name == "other"
+    assert load_recipe(child, ["extends=laptop", "grpo.n=4"]).data.sets.keys() == (
+        load_recipe("laptop").data.sets.keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("laptopp", "laptopp: no such recipe; did you mean laptop?"),
+        ("null", "command line: extends: must be the name or the path of a recipe"),
+        ("[laptop]", "command line: extends: must be the name or the path of a recipe"),
+    ],
+)
+def test_an_override_of_extends_must_name_a_recipe(write: Write, value: str, message: str) -> None:
+    child = write("child.yaml", BASE)
+    if value == "null":
+        assert load_recipe(child, ["extends=null"]) == load_recipe(child)
+        return
+    assert message in str(fault(child, f"extends={value}"))
+
+
+def test_a_file_cannot_extend_itself_by_an_override(write: Write) -> None:
+    child = write("child.yaml", BASE)
+    assert "circular" in str(fault(child, f"extends={child}"))
 
 
 # --- overrides and the shared section ------------------------------------------------------------
@@ -441,6 +489,89 @@ def test_a_recipe_without_training_scores_the_base(write: Write) -> None:
     assert recipe.scored_checkpoints == ["base"] and recipe.heldout_stages == {}
 
 
+def test_the_last_checkpoint_also_predicts_baselines_and_upper_bounds(write: Write) -> None:
+    settings = ["eval.checkpoints=[sft, grpo-ktg]", "predict.variants={no-aks: {rounds: 0}}"]
+    base = write("base.yaml", BASE)
+    recipe = load_recipe(base, [*settings, "eval.oracles=true"])
+    assert list(recipe.predictions_of("sft")) == ["sft", "sft@no-aks"]
+    oracles = ["oracle-keyframe", "oracle-boxes", "oracle-both"]
+    own = ["grpo-ktg", "grpo-ktg@no-aks"]
+    assert list(recipe.predictions_of("grpo-ktg")) == [*own, "first-frame", *oracles]
+    only = load_recipe(base, [*settings, "eval.oracles=true", "eval.baselines=false"])
+    assert list(only.predictions_of("grpo-ktg")) == [*own, *oracles]
+    assert list(load_recipe(base, settings).predictions_of("grpo-ktg")) == [*own, "first-frame"]
+    error = fault(base, "predict.variants={oracle-both: {rounds: 0}}")
+    assert error.key == "predict.variants" and "is built in" in error.message
+
+
+LIKE = """\
+extends: base.yaml
+train:
+  early: {like: late, after: base, tasks: [ktg]}
+  late: {like: sft, epochs: 3}
+  again: {like: grpo-ktg, after: grpo-aks, reference: sft, n: 8}
+"""
+
+
+def test_like_copies_settings_but_not_the_place_in_the_chain(write: Write) -> None:
+    write("base.yaml", BASE.replace("steps: 5", "steps: 5\n    after: sft"))
+    child = write("child.yaml", LIKE)
+    recipe = load_recipe(child)
+    assert list(recipe.train) == ["sft", "grpo-aks", "grpo-ktg", "early", "late", "again"]
+    sft = recipe.sft("sft")
+    assert recipe.sft("late") == sft.model_copy(update={"epochs": 3})
+    update = {"epochs": 3, "after": "base", "tasks": ["ktg"]}
+    assert recipe.sft("early") == sft.model_copy(update=update), "like of like, in any order"
+    ktg, again = recipe.grpo("grpo-ktg"), recipe.grpo("again")
+    update = {"after": "grpo-aks", "reference": "sft", "n": 8}
+    assert again == ktg.model_copy(update=update)
+    assert again.learning_rate == 1e-5, "shared GRPO keys arrive through the other stage"
+    assert (ktg.after, recipe.start_of("late")) == ("sft", "early")
+
+
+def test_like_follows_overrides_of_the_other_stage_and_of_all_grpo_stages(write: Write) -> None:
+    write("base.yaml", BASE)
+    child = write("child.yaml", LIKE)
+    recipe = load_recipe(child, ["train.grpo-ktg.steps=7", "train.sft.epochs=9"])
+    assert recipe.grpo("again").steps == 7
+    assert (recipe.sft("late").epochs, recipe.sft("sft").epochs) == (3, 9)
+    recipe = load_recipe(child, ["grpo.n=2"])
+    assert {stage.n for stage in recipe.grpo_stages.values()} == {2}
+    assert load_recipe(child, ["grpo.n=2", "train.again.n=5"]).grpo("again").n == 5
+    file, _ = resolve_recipe(child)[1].place(("train", "again", "steps"))
+    assert file == str(child.parent / "base.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            "x: {like: grpo-kgt}",
+            "train.x.like: 'grpo-kgt' is not a stage of train; did you mean gr",
+        ),
+        ("x: {like: [sft]}", "is not a stage of train"),
+        ("x: {like: y}\n  y: {like: x}", "circular: x -> y -> x"),
+        ("x: {like: x}", "circular: x -> x"),
+        ("x: {like: sft, kind: sft}", "remove `kind` or `like`"),
+        ("x: {like: sft, epochz: 3}", "train.x.epochz: unknown key; did you mean train.x.epochs"),
+        ("x: {like: sft, epochs: 0}", "train.x.epochs: input should be greater"),
+        ("x: {like: y}\n  y: 5", "'y' is no mapping of settings"),
+        ("x: {like: grpo-aks, tasks: [aks]}", "train.x.tasks: unknown key"),
+        (
+            "x: {like: sft, shard_set: sft-k, tasks: [aks]}",
+            "train.x.tasks: sft-k has no rows of aks",
+        ),
+    ],
+)
+def test_faults_of_like_name_its_place(write: Write, stages: str, message: str) -> None:
+    write("base.yaml", BASE.replace("sft-a:", "sft-k: {ktg: 64}\n    sft-a:"))
+    child = write("child.yaml", f"extends: base.yaml\ntrain:\n  {stages}\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(child)
+    assert message in str(caught.value)
+    assert f"{child}:3" in str(caught.value) or f"{child}:4" in str(caught.value)
+
+
 def test_null_removes_a_stage(write: Write) -> None:
     write("base.yaml", BASE)
     child = write("child.yaml", f"extends: base.yaml\ntrain: {{sft: null, mine: {KTG}}}\n")
@@ -630,3 +761,27 @@ def test_a_kind_below_a_stage_is_an_ordinary_value(write: Write) -> None:
     write("base.yaml", BASE + "engine: {vllm: {x: {kind: a, size: 1}}}\n")
     child = write("child.yaml", "extends: base.yaml\nengine: {vllm: {x: {kind: b}}}\n")
     assert load_recipe(child).engine.vllm == {"x": {"kind": "b", "size": 1}}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{table-3: {VDG: sft, first frame: grpo-ktg}}", ""),
+        ("{table-33: {VDG: sft}}", "no table 'table-33'"),
+        ("{table-3: {vdg: sft}}", "table-3 has no row 'vdg' (its rows: first frame; VDG; "),
+        (
+            "{table-3: {VDG: grpo-kgt}}",
+            "VDG: 'grpo-kgt' is not scored (sft, grpo-ktg); did you mean",
+        ),
+        ("{table-3: {VDG: base}}", "VDG: 'base' is not scored (sft, grpo-ktg)"),
+    ],
+)
+def test_tables_of_the_paper_name_their_rows_and_scored_checkpoints(
+    write: Write, given: str, message: str
+) -> None:
+    path = write("base.yaml", BASE)
+    override = f"report.paper_tables={given}"
+    if not message:
+        assert load_recipe(path, [override]).report.paper_tables["table-3"]["VDG"] == "sft"
+    else:
+        assert message in str(fault(path, override))

@@ -16,9 +16,10 @@ from rcot_rl.recipe.reference import keys_page, recipe_keys, show
 from rcot_rl.recipe.schema import Recipe
 
 NAMES = sorted(p.stem for p in RECIPES.folder.glob("*.yaml"))
+ABLATIONS = sorted(str(p) for p in (RECIPES.folder / "ablations").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *ABLATIONS], ids=lambda name: Path(name).stem)
 def test_a_shown_recipe_resolves_to_the_same_recipe(name: str, tmp_path: Path) -> None:
     recipe, source = resolve_recipe(name, ["grpo.n=4"])
     file = tmp_path / "shown.yaml"
@@ -26,7 +27,7 @@ def test_a_shown_recipe_resolves_to_the_same_recipe(name: str, tmp_path: Path) -
     assert load_recipe(file) == recipe
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *ABLATIONS], ids=lambda name: Path(name).stem)
 def test_the_line_of_each_origin_holds_the_key(name: str) -> None:
     recipe, source = resolve_recipe(name)
     checked = 0

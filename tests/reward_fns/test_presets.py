@@ -50,10 +50,12 @@ CLIP = {
 MAXIMA = {
     "aks": 3.0,
     "aks-agentic": 4.0,
+    "aks-answer-only": 3.0,
     "aks-format-only": 1.0,
     "joint": 6.0,
     "kfg": 2.0,
     "ktg": 6.0,
+    "ktg-answer-only": 6.0,
     "ktg-box-only": 6.0,
     "ktg-continuous-iou": 6.0,
     "ktg-format-only": 3.0,
@@ -80,11 +82,12 @@ def test_only_a_perfect_answer_earns_the_maximum(name: str) -> None:
     whole = load_reward(name, segmenter=Perfect())
     for source, part in routes(name):
         answer, truth = PERFECT[part.recipe.task]
-        response = f"<think>{THOUGHT}</think><answer>{answer}</answer>"
+        thought = "" if name.endswith("answer-only") else f"<think>{THOUGHT}</think>"
+        response = f"{thought}<answer>{answer}</answer>"
         score = whole.score(response, truth, data_source=source, **CLIP)
         assert score.reward == pytest.approx(part.max_reward)
         assert score.reasons == []
-        for worse in ("", response.replace("</think>", ""), response.replace(answer, "?")):
+        for worse in ("", response + "</think>", response.replace(answer, "?")):
             lower = whole.score(worse, truth, data_source=source, **CLIP)
             assert lower.reward < part.max_reward and lower.reasons
             assert tuple(lower.components) == tuple(score.components) == whole.component_names
@@ -97,6 +100,19 @@ def test_each_has_a_description_and_a_unique_hash(name: str) -> None:
     hashes = {other: load_reward(other).hash for other in NAMES}
     assert len(set(hashes.values())) == len(NAMES)
     assert load_reward(name).hash == hashes[name]
+
+
+@pytest.mark.parametrize(("name", "answer"), [("aks", "A"), ("ktg", PERFECT["ktg"][0])])
+def test_reasoning_costs_an_answer_only_policy_what_its_absence_costs_another(
+    name: str, answer: str
+) -> None:
+    truth = PERFECT[name][1]
+    plain = f"<answer>{answer}</answer>"
+    for response in (plain, f"<think>{THOUGHT}</think>{plain}"):
+        scores = [load_reward(n).score(response, truth) for n in (name, f"{name}-answer-only")]
+        assert {s.components["accuracy"] for s in scores} == {1.0 if name == "aks" else 3.0}
+        assert sorted(s.reward for s in scores) == [MAXIMA[name] - 1.0, MAXIMA[name]]
+    assert load_reward(f"{name}-answer-only").score(plain, truth).reward == MAXIMA[name]
 
 
 def test_maxima_equal_those_of_the_paper_and_the_public_rewards() -> None:

@@ -16,7 +16,10 @@ def paying(name: str) -> set[tuple[str, str]]:
     return {(f.exploit, f.row) for f in probe(load_reward(name)) if f.pays}
 
 
-@pytest.mark.parametrize("name", ["aks", "ktg-zero-target", "joint", "ktg-reasoned"])
+@pytest.mark.parametrize(
+    "name",
+    ["aks", "aks-answer-only", "ktg-answer-only", "ktg-zero-target", "joint", "ktg-reasoned"],
+)
 def test_no_exploit_pays_under_the_shipped_rewards(name: str) -> None:
     exploits_that_pay = paying(name)
     # without zero_target an empty ground truth pays nobody; see the next test

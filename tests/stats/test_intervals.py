@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from rcot_rl.stats.intervals import Interval, mean_interval, paired_difference, stratified_interval
+from rcot_rl.stats.intervals import (
+    Interval,
+    bootstrap_intervals,
+    mean_interval,
+    paired_difference,
+    stratified_interval,
+)
 
 
 def test_paired_difference_agrees_with_the_t_table() -> None:
@@ -76,3 +82,38 @@ def test_clustered_interval_covers_the_truth_in_95_percent() -> None:
         interval = clustered_interval(values, clips.tolist())
         hits += interval.low <= 0 <= interval.high
     assert 0.925 <= hits / 2000 <= 0.975
+
+
+def test_bootstrap_agrees_with_the_exact_distribution_of_two_clusters() -> None:
+    """Of two clusters, a quarter of the resamples is twice the one, half is both."""
+    values = np.array([[0.0, 1.0], [4.0, 1.0], [10.0, 3.0]])
+    first, second = bootstrap_intervals(values, ["a", "a", "b"], ["", "", ""])
+    assert first == Interval(pytest.approx(14 / 3), 2.0, 10.0, 2)
+    assert second == Interval(pytest.approx(5 / 3), 1.0, 3.0, 2)
+
+
+def test_bootstrap_agrees_with_the_stratified_interval_for_many_clusters() -> None:
+    random = np.random.default_rng(4)
+    clips = np.repeat(np.arange(150), 3)
+    parts = random.choice(["referring", "reasoning"], len(clips), p=[0.8, 0.2]).tolist()
+    values = random.normal(size=150)[clips] + random.normal(size=len(clips))
+    (interval,) = bootstrap_intervals(values[:, None], clips.tolist(), parts)
+    expected = stratified_interval(values, clips.tolist(), parts)
+    assert interval.mean == pytest.approx(expected.mean, abs=1e-12) and interval.n == 150
+    width = expected.high - expected.low
+    assert (interval.low, interval.high) == pytest.approx(expected[1:3], abs=0.06 * width)
+    assert bootstrap_intervals(values[:, None], clips.tolist(), parts) == [interval]
+
+
+def test_bootstrap_of_one_cluster_in_a_stratum_has_no_interval() -> None:
+    values = np.array([[1.0], [2.0], [6.0]])
+    (interval,) = bootstrap_intervals(values, ["a", "b", "c"], ["x", "x", "y"])
+    assert interval == Interval(3.75, None, None, 3)
+
+
+def test_copies_within_a_cluster_do_not_change_the_bootstrap() -> None:
+    values = np.random.default_rng(1).normal(size=(12, 1))
+    (alone,) = bootstrap_intervals(values, range(12), [""] * 12)
+    clips = np.repeat(range(12), 5).tolist()
+    (copied,) = bootstrap_intervals(np.repeat(values, 5, axis=0), clips, [""] * 60)
+    assert copied == pytest.approx(alone)

@@ -47,7 +47,7 @@ def test_training_pass_equals_the_inference_session(model, pool):
     run = ClipForward(model, [clip], [Track(0, clip.labels == 1)])
     prompts = run.prompt(box, point, "both")
     segmenter = Sam2Segmenter(model, "random")
-    session = segmenter._session(clip.frames)
+    session = segmenter._session(clip.frames, 0)
     segmenter._add_prompts(session, 0, box, point, (64, 64))
     with torch.no_grad():
         model(session, frame_idx=0)

@@ -58,7 +58,7 @@ def test_prompts_of_the_recipe_need_no_bytes():
     texts = [
         prompts.vdg(8),
         prompts.kfg("the shape that appears last", 8),
-        prompts.kfg_again("the red circle", 8, [3, 5], description),
+        prompts.kfg_again("the red circle", 8, [(3, ""), (5, "")], description),
         prompts.aks(description, "all red shapes"),
         prompts.ktg(description, "both squares", canvas=112),
     ]

@@ -75,6 +75,28 @@ def test_rows_are_counted_over_files(shards: Path) -> None:
     assert jobs.count_rows(jobs.split_files(shards, "train")) == 70
 
 
+def test_an_sft_stage_on_one_task_counts_only_its_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    tasks = ["aks", "ktg", "ktg"] * 20
+    table = pa.table({"extra_info": [{"task": task, "index": k} for k, task in enumerate(tasks)]})
+    pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    steps = {}
+    for given in ("null", "[ktg]", "[aks]"):
+        wanted = [f"train.sft.tasks={given}", "train.sft.batch_size=10", "train.sft.epochs=2"]
+        recipe = load_recipe("laptop", [*wanted, "train.sft.micro_batch_size=10"])
+        attempt = tmp_path / f"attempt-{len(steps)}"
+        job = jobs.sft_job(recipe, "sft", TINY, folder, tmp_path / "out", attempt)
+        steps[given] = job.total_steps
+    assert steps == {"null": 12, "[ktg]": 8, "[aks]": 4}
+    limited = load_recipe(
+        "laptop", ["train.sft.tasks=[aks]", "train.sft.verl.data.train_max_samples=9"]
+    )
+    with pytest.raises(InputError, match="train_max_samples"):
+        jobs.sft_job(limited, "sft", TINY, folder, tmp_path / "out", tmp_path / "attempt-9")
+
+
 def test_an_empty_file_is_named(shards: Path) -> None:
     empty = write_shard(shards / "train-00001-of-00002.parquet", 0)
     with pytest.raises(InputError, match="empty") as caught:
@@ -308,7 +330,8 @@ def test_a_checkpoint_without_a_model_is_not_published(tmp_path: Path) -> None:
 def test_a_models_card_records_prompts_and_canvases(tmp_path: Path) -> None:
     jobs.write_card(tmp_path, load_recipe("laptop"))
     card = json.loads((tmp_path / "rcot.json").read_text())
-    assert card == {"prompts": "compact", "image_canvas": 112, "video_canvas": 112}
+    form = {"prompts": "compact", "response": "think_answer"}
+    assert card == {**form, "image_canvas": 112, "video_canvas": 112}
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def test_the_environment_selects_the_platform(tmp_path: Path) -> None:
     laptop = training_environment(load_recipe("laptop"), tmp_path)
     cluster = training_environment(load_recipe("rcot_seg_3b"), tmp_path)
     assert laptop["VERL_PLATFORM"] == "cpu" and "VERL_PLATFORM" not in cluster
-    segmenter = {"RCOT_SEGMENTER", "RCOT_SEGMENTER_DEVICE"}
+    segmenter = {"RCOT_SEGMENTER", "RCOT_SEGMENTER_DEVICE", "RCOT_SEGMENTER_SETTINGS"}
     assert {k: v for k, v in cluster.items() if k not in segmenter}.items() <= laptop.items()
     assert laptop["RCOT_SEGMENTER"] == "tiny" and cluster["RCOT_SEGMENTER_DEVICE"] == "cuda"
     assert laptop["VERL_FILE_LOGGER_PATH"] == str(tmp_path / "verl.jsonl")

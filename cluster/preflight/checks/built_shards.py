@@ -23,8 +23,17 @@ BUDGET_BYTES = 96 * 2**20
 """Size of the parquet files whose checksums are compared, over all sets."""
 
 _LATER = "a stage that fails when its turn comes, or learns from other rows than it seems"
-_NOT_CONTENT = {"workers", "rows_per_shard", "corpora", "describe", "trace", "describer", "tracer"}
-"""Keys of the data section on which no row depends, or whose paths may differ."""
+_NOT_CONTENT = {
+    "workers",
+    "rows_per_shard",
+    "corpora",
+    "describe",
+    "trace",
+    "describer",
+    "tracer",
+    "response",
+}
+"""Keys of the data section on which no row depends, whose paths may differ, or with own checks."""
 
 
 _SFT_COLUMNS = ("messages", "images")
@@ -165,6 +174,15 @@ def _recipe(case: RunCase, notes: Notes, s: _Set) -> None:
         )
     current = now.data.model_dump(mode="json")
     recorded = before.get("data") if isinstance(before.get("data"), dict) else {}
+    form = recorded.get("response", "think_answer")
+    if form != now.data.response:
+        notes.error(
+            f"{s.stage}.response",
+            f"{s.path}: rows were made with data.response={form}, and the recipe has "
+            f"data.response={now.data.response}",
+            cost="a policy that is asked with other prompts than it was trained with",
+            fix=_rebuild(s.folder),
+        )
     # keys that the schema no longer has are not compared
     shared = recorded.keys() & current.keys() - _NOT_CONTENT
     differs = [key for key in shared if not _same(key, recorded[key], current[key], s.folder.name)]
@@ -232,11 +250,15 @@ def _rows(case: RunCase, notes: Notes, s: _Set) -> None:
     if not taught:
         _task(case, notes, s, counted)
         return
-    size, key = case.recipe.sft(s.stage).batch_size, f"train.{s.stage}.batch_size"
-    if counted["train"] < size:
+    settings, key = case.recipe.sft(s.stage), f"train.{s.stage}.batch_size"
+    size, rows = settings.batch_size, counted["train"]
+    if settings.tasks is not None:
+        of_task = s.manifest["counts"].get("train") or {}
+        rows = sum(of_task.get(task, 0) for task in settings.tasks)
+    if rows < size:
         notes.error(
             f"{s.stage}.batch",
-            f"{s.folder}: {counted['train']} rows make no batch of {key}={size}",
+            f"{s.folder}: {rows} rows make no batch of {key}={size}",
             cost="a stage without a step",
             fix=f"lower {key}",
         )

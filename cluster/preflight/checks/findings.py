@@ -103,7 +103,7 @@ class Report:
 
     def text(self) -> str:
         """Return the plan, the findings with errors first, and their numbers, for the terminal."""
-        lines = [f"{key:<22}{value}" for key, value in self.plan.items()]
+        lines = [f"{key:<21} {value}" for key, value in self.plan.items()]
         order = ("error", "warning", "unknown")
         findings = sorted(self.merged(), key=lambda f: order.index(f.severity))
         lines += [finding.text() for finding in findings]

@@ -10,6 +10,9 @@ from cluster.preflight.checks.case import RunCase
 from cluster.preflight.checks.findings import Notes
 from cluster.preflight.checks.policy_facts import policy_facts
 from rcot_rl.errors import InputError
+from rcot_rl.protocol.frame_names import FrameNames
+from rcot_rl.recipe.data_section import has_traces
+from rcot_rl.recipe.training_section import BASE
 from rcot_rl.suggestions import did_you_mean
 
 _LATER = "a stage that fails when its turn comes"
@@ -33,8 +36,12 @@ def prompts(case: RunCase, notes: Notes) -> None:
         cost=_LATER,
         fix="name a shipped set, or give yours all templates",
     ):
-        prompt_set = load_prompts(recipe.prompts)
-        if "data" in case.todo and recipe.data.trace == "model":
+        prompt_set = load_prompts(recipe.prompts, response=recipe.data.response)
+        sections = [recipe.predict.reasoning(v) for v in (None, *recipe.predict.variants)]
+        if "predict" in case.todo and any(s.frame_names == "seconds" for s in sections):
+            prompt_set.kfg("", 1, names=FrameNames((0.0,)))
+            prompt_set.kfg_again("", 1, [], "", names=FrameNames((0.0,)))
+        if "data" in case.todo and "trace" in recipe.data.generated:
             for task in ("aks", "ktg"):
                 if f"trace_{task}" not in prompt_set.templates:
                     raise InputError(
@@ -49,7 +56,7 @@ def policy(case: RunCase, notes: Notes) -> None:
     from rcot_rl.inference.model_folder import check_model, read_card
 
     spec, facts = case.recipe.models.policy, case.policy
-    writes = "data" in case.todo and "model" in (case.recipe.data.describe, case.recipe.data.trace)
+    writes = "data" in case.todo and case.recipe.data.generated
     if not (writes or case.training or "predict" in case.todo):
         return
     if facts.folder is None and facts.hub_id:
@@ -76,15 +83,37 @@ def policy(case: RunCase, notes: Notes) -> None:
             )
 
 
+def other_models(case: RunCase, notes: Notes) -> None:
+    """Check the models that `predict.models` names for single tasks."""
+    from rcot_rl.inference.model_folder import check_model, is_hub_id
+
+    recipe = case.recipe
+    if "predict" not in case.todo:
+        return
+    for name in recipe.predict.other_models:
+        if name == BASE or name in recipe.train:
+            continue
+        if is_hub_id(name):
+            _hub(notes, "inputs.models", "predict.models", name)
+            continue
+        hint = did_you_mean(name, (BASE, *recipe.train))
+        with notes.attempt(
+            "inputs.models",
+            cost=_LATER,
+            fix=f"name a stage of the recipe, base, a folder or a hub id{hint}",
+        ):
+            check_model(Path(name))
+
+
 def writers(case: RunCase, notes: Notes) -> None:
     """Check the models that write descriptions and traces, if they are not the base policy."""
     from rcot_rl.inference.model_folder import check_model
 
     data = case.recipe.data
-    uses = {"describer": data.describe == "model", "tracer": data.trace == "model"}
-    for name, used in uses.items():
+    sections = {"describe": "describer", "trace": "tracer"}
+    for name in (sections[work] for work in data.generated):
         spec = getattr(data, name).model
-        if not used or "data" not in case.todo or spec in (None, case.recipe.models.policy):
+        if "data" not in case.todo or spec in (None, case.recipe.models.policy):
             continue
         facts, key = policy_facts(spec), f"data.{name}.model"
         if facts.folder is None and facts.hub_id:
@@ -145,7 +174,7 @@ def segmenter(case: RunCase, notes: Notes) -> None:
     with notes.attempt(
         "inputs.segmenter",
         cost="days of training, and no masks at their end",
-        fix="name a Sam2Video folder, a hub id, `tiny` or `flow`",
+        fix="name a Sam2Video folder, a .pt file of SAM2, a hub id, `tiny` or `flow`",
     ):
         source = check_segmenter(spec)
         if source is not None and not Path(source).exists():
@@ -230,10 +259,12 @@ def texts(case: RunCase, notes: Notes) -> None:
         return
     data = case.recipe.data
     for key, value in (("describe", data.describe), ("trace", data.trace)):
-        if key == "trace" and not any(name.startswith("sft") for name in data.sets):
+        if key == "trace" and not any(has_traces(name) for name in data.sets):
             continue
         fix = f"run `rcot data {key}`, or set data.{key}=model"
-        if value == "model":
+        if value == "model" or (
+            key == "trace" and value == "template" and data.response == "answer"
+        ):
             continue
         if value == "template":
             real = [

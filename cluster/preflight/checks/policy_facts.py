@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rcot_rl.errors import InputError
-from rcot_rl.inference.model_folder import TINY, is_hub_id, weight_shapes
+from rcot_rl.inference.model_folder import SHIPPED, is_hub_id, weight_shapes
 
 
 def _qwen(
@@ -96,8 +96,8 @@ def parameters_of(shape: dict[str, Any]) -> int:
 
 def _folder(spec: str) -> tuple[Path | None, bool]:
     """Return a model's folder and whether it is a hub id, as `find_model` but without network."""
-    if spec == "tiny":
-        return TINY, False
+    if spec in SHIPPED:
+        return SHIPPED[spec], False
     if is_hub_id(spec):
         return cached(spec), True
     return (Path(spec) if Path(spec).is_dir() else None), False

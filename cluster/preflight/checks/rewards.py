@@ -158,6 +158,19 @@ def _check_routes(case: RunCase, notes: Notes, stage: str) -> None:
             cost=_FIRST,
             fix="data.clip_frames=5, and build the shards again",
         )
+    form = case.recipe.data.response
+    for task, route in routes.items():
+        if task in (rows or TASKS) and route.response not in (None, form):
+            asked = "only for the answer" if form == "answer" else "for reasoning and the answer"
+            suffix = "-answer-only"
+            other = name.removesuffix(suffix) if form == "think_answer" else f"{task}{suffix}"
+            notes.error(
+                f"{stage}.response",
+                f"{key}: {name} pays for responses of the form {route.response}, and "
+                f"data.response={form} makes prompts that ask {asked}",
+                cost="a format reward of 0 for what the prompt asks for",
+                fix=f"{key}={other}",
+            )
     share = case.recipe.data.zero_target_share
     if "ktg" in rows and "ktg" in routes and share > 0 and not routes["ktg"].zero_target:
         routed = f"route {_SOURCES['ktg']} to ktg-zero-target in {name}"

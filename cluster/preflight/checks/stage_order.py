@@ -129,8 +129,18 @@ def checkpoints(case: RunCase, notes: Notes) -> None:
                 cost=_LATER,
                 fix=f"take {name} out of eval.checkpoints, or add it to stages",
             )
+    others = [name for name in recipe.predict.other_models if name in recipe.train]
+    for name in others:
+        if name not in case.chosen and not case.is_done(name):
+            notes.error(
+                "predict.models",
+                f"predict.models: no stage makes {name}: it is neither in stages nor done in "
+                f"{case.root}",
+                cost=_LATER,
+                fix=f"name another model in predict.models, or add {name} to stages",
+            )
     trained = [stage for stage in recipe.in_order(recipe.stages) if stage in recipe.train]
-    if trained and trained[-1] not in recipe.scored_checkpoints:
+    if trained and trained[-1] not in (*recipe.scored_checkpoints, *others):
         notes.warning(
             "eval.last",
             f"eval.checkpoints: {trained[-1]}, the last that is trained, is not among them",

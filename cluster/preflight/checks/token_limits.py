@@ -9,13 +9,21 @@ plan shows what remains for them, and the rows' tokens are counted when shards a
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from cluster.preflight.checks.case import RunCase
 from cluster.preflight.checks.findings import Notes
 from cluster.preflight.checks.rewards import rows_of
-from data_pipelines.tokens import PixelLimits, TokenCounter, pixel_limits
+from data_pipelines.tokens import PixelLimits, TokenCounter, pixel_limits, read_tokenizer
 from rcot_rl.errors import InputError
+from rcot_rl.inference.frame_budget import (
+    QUERY_TOKENS,
+    TEMPLATE_TOKENS,
+    text_tokens,
+    video_tasks,
+)
+from rcot_rl.prediction_layout import benchmark_name
 from rcot_rl.protocol.prompts import load_prompts, user_turn
 from rcot_rl.recipe.schema import TASKS, RowTask
 
@@ -123,25 +131,95 @@ def predict(case: RunCase, notes: Notes) -> None:
                 cost="an error, or truncated answers, after all of the training",
                 fix=f"engine.max_model_len={vision + tokens + 600}",
             )
-    a_pair = (recipe.canvas.video // CELL) ** 2
-    frames = 2 * (max(0, most - max(p.vdg_tokens, p.kfg_tokens)) // a_pair)
-    if frames < 8:
+    pair, frames = _pair_tokens(case), frames_that_fit(case)
+    least = _longest_text(case) + 4 * pair
+    if frames < min(8, p.max_frames or 8):
         notes.error(
             "predict.frames",
             f"engine.max_model_len={most} holds {frames} frames of canvas.video="
-            f"{recipe.canvas.video} ({a_pair} tokens for two)",
+            f"{recipe.canvas.video} ({pair} tokens for two) beside the longest prompt and response",
             cost="an error at the first video, after all of the training",
-            fix=f"engine.max_model_len={4 * a_pair + max(p.vdg_tokens, p.kfg_tokens)} holds 8, or "
-            "lower canvas.video",
+            fix=f"engine.max_model_len={least} holds 8, or lower canvas.video",
         )
     elif p.max_frames is not None and p.max_frames > frames:
-        notes.error(
+        notes.warning(
             "predict.frames",
             f"predict.max_frames={p.max_frames}: engine.max_model_len={most} holds {frames} frames "
-            f"of canvas.video={recipe.canvas.video} ({a_pair} tokens for two)",
-            cost="an error at the first long video",
+            f"of canvas.video={recipe.canvas.video} ({pair} tokens for two)",
+            cost=f"longer videos are thinned to {frames} frames",
             fix=f"predict.max_frames={frames}",
         )
+
+
+def frames_that_fit(case: RunCase) -> int:
+    """Return the number of frames that VDG and KFG can show, by the rule of the pipeline."""
+    positions = (case.policy.shape or {}).get("max_position_embeddings", 32768)
+    most = case.recipe.engine.max_model_len or min(32768, positions)
+    return max(0, 2 * ((most - _longest_text(case)) // _pair_tokens(case)))
+
+
+def _longest_text(case: RunCase) -> int:
+    """Return the tokens of the longest prompt about a video, and of its response.
+
+    Without the policy's tokenizer, a text is counted as one token for two characters.
+    """
+    recipe = case.recipe
+
+    def count(text: str) -> int:
+        return (len(text) + 1) // 2
+
+    folder = case.policy.folder
+    try:
+        prompts = load_prompts(recipe.prompts)
+        if folder is not None:
+            tokenizer, _ = read_tokenizer(folder)
+
+            def count(text: str) -> int:
+                return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        settings = recipe.predict.reasoning()
+        texts = [
+            text_tokens(task, prompts, settings, count, "x " * QUERY_TOKENS)
+            for task in video_tasks(settings)
+        ]
+    except InputError:  # `inputs.prompts` and `inputs.policy` report it
+        return 0
+    return max(texts, default=0) + TEMPLATE_TOKENS
+
+
+def clips(case: RunCase) -> dict[str, str]:
+    """Return lines of the plan: clips of each benchmark that are too long to be shown whole.
+
+    Toy corpora are written later; their clips are short.
+    """
+    from data_pipelines.corpora import open_corpus
+
+    if "predict" not in case.todo:
+        return {}
+    fits = frames_that_fit(case)
+    most = min(fits, case.recipe.predict.max_frames or fits)
+    lines = {}
+    for benchmark in case.recipe.eval.benchmarks:
+        if benchmark.root is None:
+            continue
+        name = benchmark_name(benchmark.dataset, benchmark.split)
+        try:
+            corpus = open_corpus(benchmark.dataset, Path(benchmark.root), benchmark.split)
+            lengths = [len(video.frames) for video in corpus.videos()]
+        except InputError:  # `inputs.corpora` reports it
+            continue
+        longer = sum(length > most for length in lengths)
+        shown = f"{longer} are thinned uniformly to {most}" if longer else f"all fit ({most})"
+        lines[f"predict: {name}"] = (
+            f"{len(lengths)} clips, the longest has {max(lengths, default=0)} frames; {shown}; "
+            "masks are made for every frame"
+        )
+    return lines
+
+
+def _pair_tokens(case: RunCase) -> int:
+    """Return the tokens of two frames, which Qwen2.5-VL merges."""
+    return (case.recipe.canvas.video // CELL) ** 2
 
 
 def room(case: RunCase) -> dict[str, str]:
@@ -164,7 +242,8 @@ def _fixed_tokens(case: RunCase) -> tuple[dict[RowTask, int], bool]:
     vision, folder = _vision(case), case.policy.folder
     if folder is not None:
         try:
-            counter, prompts = TokenCounter(folder), load_prompts(case.recipe.prompts)
+            counter = TokenCounter(folder)
+            prompts = load_prompts(case.recipe.prompts, response=case.recipe.data.response)
             side = case.recipe.canvas.image
             zero = case.recipe.data.zero_target_share > 0
             texts: dict[RowTask, str] = {

@@ -9,6 +9,8 @@ from __future__ import annotations
 from cluster.preflight.checks.case import RunCase
 from cluster.preflight.checks.findings import Notes
 from cluster.preflight.checks.rewards import tasks_of
+from rcot_rl.inference.pool_size import pool_size
+from rcot_rl.recipe.schema import TASKS
 from rcot_rl.recipe.training_section import GrpoStage, SftStage
 
 MAX_LORA_RANK = 512
@@ -38,7 +40,7 @@ def sft(case: RunCase, notes: Notes) -> None:
 def _sft(case: RunCase, notes: Notes, stage: str, s: SftStage) -> None:
     key, size = f"train.{stage}", case.recipe.data.sets.get(s.shard_set)
     if size is not None and "data" in case.todo:
-        rows = size.aks + size.ktg
+        rows = sum(getattr(size, task) for task in s.tasks or TASKS)
         steps = rows // s.batch_size * s.epochs
         if steps == 0:
             notes.error(
@@ -245,7 +247,21 @@ def engine(case: RunCase, notes: Notes) -> None:
         e = case.recipe.engine
         gpus = case.recipe.cluster.gpus_per_node
         _tensor_parallel(case, notes, "predict", "engine", e.tensor_parallel_size, gpus)
+        _pool(case, notes, case.recipe.cluster.nodes * gpus)
         _batched(notes, "predict", "engine", e.max_num_batched_tokens, e.max_num_seqs)
+
+
+def _pool(case: RunCase, notes: Notes, gpus: int) -> None:
+    size = pool_size(case.recipe)
+    if size.gpus > gpus + 1e-9:
+        notes.error(
+            "predict.pool",
+            f"predict.engines={size.engines} x {size.engine_gpus:g} GPUs and "
+            f"predict.segmenters={size.segmenters} x {size.segmenter_gpus:g} are "
+            f"{size.gpus:g} GPUs, and the cluster has {gpus}",
+            cost="a stage that waits for GPUs without end",
+            fix="lower them, or leave both null",
+        )
 
 
 def _tensor_parallel(

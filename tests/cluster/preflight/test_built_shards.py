@@ -199,3 +199,16 @@ def test_parquet_without_lengths_is_no_crash(look: Callable[..., Report], built:
     pq.write_table(pa.table({"messages": ["x"] * 32, "images": ["y"] * 32}), path)
     report = look("laptop", *overrides, root=root)
     assert finding_of(report, "sft.checksum").severity == "error"
+
+
+def test_shards_of_another_form_of_response_are_refused(
+    look: Callable[..., Report], built: Built
+) -> None:
+    root, overrides = built
+    rewards = [f"train.grpo-{t}.reward={t}-answer-only" for t in ("aks", "ktg")]
+    answer_only = [*overrides, "data.response=answer", *rewards]
+    message = finding_of(look("laptop", *answer_only, root=root), "sft.response").message
+    assert "rows were made with data.response=think_answer" in message
+    for name in ("sft-1536", "grpo-aks-640", "grpo-ktg-960"):
+        change_manifest(root, name, lambda m: m["recipe"]["data"].update(response="answer"))
+    assert not [f for f in look("laptop", *answer_only, root=root).findings if "response" in f.code]

@@ -19,6 +19,7 @@ from typer.testing import Result
 
 from cluster.preflight.checks.findings import Report
 from cluster.preflight.plan import examine, examine_file
+from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.recipe.loader import RECIPES, load_recipe
 
 MISTAKES: dict[str, list[dict[str, Any]]] = {
@@ -92,6 +93,19 @@ def test_shipped_variants_fit_the_hosts_that_they_name(
     errors = {f.code for f in report.findings if f.severity == "error"}
     not_here = {"inputs.corpus", "inputs.benchmark", "inputs.texts"}
     assert errors <= not_here, report.text()
+
+
+ABLATIONS = sorted((RECIPES.folder / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+def test_ablations_have_no_error_on_the_laptop_and_with_the_papers_inputs(
+    look: Callable[..., Report], whole_3b: list[str], path: Path
+) -> None:
+    laptop = look(str(path), "extends=laptop")
+    assert laptop.ok and {f.code for f in laptop.findings} <= {"versions"}, laptop.text()
+    paper = look(str(path), *whole_3b)
+    assert paper.ok, paper.text()
 
 
 def test_models_that_are_not_here_are_unknown_and_no_error(
@@ -287,3 +301,20 @@ def test_the_fix_for_too_few_cpus_suffices(
             more = int(re.findall(r"host of (\d+) CPUs", host)[0])
             one = "cluster.queue_storage_units=1"
             assert placement(one, cpus=more - 1) and not placement(one, cpus=more), fix
+
+
+def test_clips_too_long_for_the_context_are_planned_and_are_no_error(look, tmp_path) -> None:
+    """A clip of 1,000 frames, at the 3B recipe's settings."""
+    write_corpus(tmp_path / "mevis", "mevis", "valid_u", 2, 1, "lattice")
+    file = tmp_path / "mevis" / "valid_u" / "meta_expressions.json"
+    meta = json.loads(file.read_text())
+    first = next(iter(meta["videos"].values()))
+    first["frames"] = [f"{i:05d}" for i in range(1000)]
+    file.write_text(json.dumps(meta))
+    benchmark = {"dataset": "mevis", "root": str(tmp_path / "mevis"), "split": "valid_u"}
+    report = look("3b", f"eval.benchmarks={json.dumps([benchmark])}")
+    assert not [f for f in report.findings if f.code.startswith("predict")]
+    line = report.plan["predict: mevis-valid_u"]
+    assert line.startswith("2 clips, the longest has 1000 frames; 1 are thinned uniformly to ")
+    shown = int(line.split("uniformly to ")[1].split(";")[0])
+    assert 200 < shown < 256  # 32,768 tokens hold 256 frames, if nothing is said about them
