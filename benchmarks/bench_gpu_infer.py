@@ -18,12 +18,13 @@ a CPU use `--shape tiny --device cpu`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
+import itertools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from gpu.random_model import SHAPES, write_model
 from gpu.record import BenchRecord, GpuMemory
+from vision_counter import EXTENSION, vision_passes
+
+from rcot_rl.inference.policy import PolicyResponse
 
 PARTS = ("rollout", "pipeline", "sam2", "jf")
 REFUSALS = 2
@@ -41,9 +45,12 @@ LENGTHS = {"vdg": 256, "kfg": 128, "aks": 200, "ktg": 300}
 """Tokens per response; all differ, since the scripted policy recognizes a task by its limit."""
 
 
+NUMBERS = itertools.count()
+
+
 @dataclass
 class ScriptedPolicy:
-    """Generates with the real engine, but returns answers that fix the pipeline's path."""
+    """One query's policy: generates with the real engine, but fixes the pipeline's path."""
 
     engine: Any
     read_prefix: bool
@@ -51,54 +58,55 @@ class ScriptedPolicy:
     tokens: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
 
-    def generate(self, requests: Sequence[Any], sampling: Any) -> list[list[str]]:
-        """Generate `sampling.max_tokens` tokens for each request; returns scripted answers."""
+    async def generate(self, request: Any, sampling: Any, started: Any = None) -> list[Any]:
+        """Generate `sampling.max_tokens` tokens, and return a scripted answer."""
         task = next(t for t, n in LENGTHS.items() if n == sampling.max_tokens)
-        started = time.perf_counter()
-        count = run_engine(self.engine, requests, sampling, read_prefix=self.read_prefix)
-        self.seconds[task] = self.seconds.get(task, 0.0) + time.perf_counter() - started
-        self.tokens[task] = self.tokens.get(task, 0) + count
         self.calls[task] = self.calls.get(task, 0) + 1
-        turn = self.calls[task]
+        turn, before = self.calls[task], time.perf_counter()
+        count = await generate_exactly(
+            self.engine, request, sampling, read_prefix=self.read_prefix, started=started
+        )
+        self.seconds[task] = self.seconds.get(task, 0.0) + time.perf_counter() - before
+        self.tokens[task] = self.tokens.get(task, 0) + count
         answer = {
             "vdg": "a clip",
             "kfg": str(turn),
             "aks": "B" if turn <= REFUSALS else "A",
             "ktg": '[{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]',
         }[task]
-        return [[f"<think>scripted</think><answer>{answer}</answer>"] for _ in requests]
+        return [PolicyResponse(f"<think>scripted</think><answer>{answer}</answer>")]
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return self.engine.count_tokens(text)
+
+    def most_frames(self, side: int, text_tokens: int) -> int:
+        """Return the number of frames that fit beside a text."""
+        return self.engine.most_frames(side, text_tokens)
 
 
-def run_engine(
-    engine: Any, requests: Sequence[Any], sampling: Any, *, read_prefix: bool = True
+async def generate_exactly(
+    engine: Any,
+    request: Any,
+    sampling: Any,
+    *,
+    read_prefix: bool = True,
+    started: asyncio.Event | None = None,
 ) -> int:
     """Generate responses of exactly `sampling.max_tokens` tokens; return the number of tokens."""
-    prompts = [engine._prompt(request) for request in requests]
-    params = [engine._params(sampling, request.seed) for request in requests]
-    for each in params:
-        each.ignore_eos = True
-        each.skip_reading_prefix_cache = not read_prefix
-    outputs = engine._llm.generate(prompts, params, use_tqdm=False)
-    return sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
+    params = engine._params(sampling, request.seed, stream=started is not None)
+    params.ignore_eos = True
+    params.skip_reading_prefix_cache = not read_prefix
+    prompt = await asyncio.to_thread(engine._prompt, request)
+    last: Any = None
+    async for output in engine._llm.generate(prompt, params, f"bench-{next(NUMBERS)}"):
+        last = output
+        if started is not None:
+            started.set()
+    return sum(len(choice.token_ids) for choice in last.outputs)
 
 
-class VisionPasses:
-    """Count the media that the vision tower of an engine in this process encodes."""
-
-    def __init__(self, engine: Any) -> None:
-        self.media = 0
-        worker = engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
-        runner = worker.worker.model_runner
-        encode = runner._execute_mm_encoder
-
-        def counted(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-            self.media += sum(len(v) for v in scheduled.scheduled_encoder_inputs.values())
-            return encode(scheduled, *args, **kwargs)
-
-        runner._execute_mm_encoder = counted
-
-
-def rollout(engine: Any, record: BenchRecord, side: int) -> None:
+async def rollout(engine: Any, record: BenchRecord, side: int) -> None:
     """Measure the rollouts of a GRPO step."""
     from rcot_rl.inference.policy import PolicyRequest, Sampling
 
@@ -108,22 +116,25 @@ def rollout(engine: Any, record: BenchRecord, side: int) -> None:
         images = rng.integers(0, 255, (16, side, side, 3), dtype=np.uint8)
         requests = [PolicyRequest(text, image=image, seed=i) for i, image in enumerate(images)]
         started = time.perf_counter()
-        tokens = run_engine(engine, requests, Sampling(300, n=8, temperature=1.0))
+        sampling = Sampling(300, n=8, temperature=1.0)
+        tokens = sum(
+            await asyncio.gather(*(generate_exactly(engine, r, sampling) for r in requests))
+        )
         seconds = time.perf_counter() - started
         row = {"part": "rollout", "run": label, "seconds": seconds, "tokens": tokens}
         record.add(row | {"tokens_per_s": tokens / seconds})
 
 
-def pipeline(engine: Any, record: BenchRecord, canvas: Any, lengths: tuple[int, ...]) -> None:
+async def pipeline(engine: Any, record: BenchRecord, canvas: Any, lengths: tuple[int, ...]) -> None:
     """Measure both stages of reasoning, on new videos each time."""
-    from rcot_rl.inference.pipeline import Pipeline
-    from rcot_rl.inference.query_trace import VideoClip, VideoQuery
+    from rcot_rl.inference.pipeline import VideoReasoner
+    from rcot_rl.inference.query_trace import VideoClip
     from rcot_rl.protocol.prompts import load_prompts
     from rcot_rl.recipe.inference_section import PredictSection
 
     tokens_of = {f"{task}_tokens": n for task, n in LENGTHS.items()}
-    section = PredictSection.model_validate({"rounds": 5, **tokens_of})
-    passes = VisionPasses(engine)
+    settings = PredictSection.model_validate({"rounds": 5, **tokens_of}).reasoning()
+    prompts = load_prompts("qwen")
     rng = np.random.default_rng(1)
     for n_frames in lengths:
         for n_queries in (1, 8):
@@ -131,19 +142,25 @@ def pipeline(engine: Any, record: BenchRecord, canvas: Any, lengths: tuple[int, 
                 if record.left() < 30:
                     return
                 videos = rng.integers(0, 255, (n_queries, n_frames, 64, 64, 3), dtype=np.uint8)
-                queries = [
-                    VideoQuery(
-                        VideoClip(f"{rng.random()}", n_frames, video.__getitem__), "the last one"
+                policies = [ScriptedPolicy(engine, read_prefix) for _ in videos]
+                reasoners = [
+                    VideoReasoner(
+                        VideoClip(f"{rng.random()}", n_frames, video.__getitem__),
+                        policy,
+                        prompts,
+                        canvas,
                     )
-                    for video in videos
+                    for video, policy in zip(videos, policies, strict=True)
                 ]
-                policy = ScriptedPolicy(engine, read_prefix)
-                passes.media = 0
+                before = await vision_passes(engine)
                 started = time.perf_counter()
-                traces = Pipeline(policy, load_prompts("qwen"), section, canvas).run(queries)
+                traces = await asyncio.gather(
+                    *(reasoner.trace("the last one", settings) for reasoner in reasoners)
+                )
                 seconds = time.perf_counter() - started
+                after = await vision_passes(engine)
                 assert all(t.rounds == REFUSALS + 1 and t.boxes_source for t in traces)
-                tokens = sum(policy.tokens.values())
+                tokens = sum(sum(policy.tokens.values()) for policy in policies)
                 record.add(
                     {
                         "part": "pipeline",
@@ -152,10 +169,10 @@ def pipeline(engine: Any, record: BenchRecord, canvas: Any, lengths: tuple[int, 
                         "prefix_cache": read_prefix,
                         "seconds": seconds,
                         "seconds_per_query": seconds / n_queries,
-                        "seconds_of_task": policy.seconds,
                         "tokens": tokens,
                         "tokens_per_s": tokens / seconds,
-                        "media_encoded": passes.media,
+                        "videos_encoded": after["video"] - before["video"],
+                        "images_encoded": after["image"] - before["image"],
                         "images_shown": n_queries * (REFUSALS + 2),
                         "videos": n_queries,
                     }
@@ -261,7 +278,6 @@ def main() -> None:
 
 def with_engine(record: BenchRecord, options: Any, model: Path, parts: list[str]) -> None:
     """Start one engine for the parts that need it."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # for VisionPasses
     from rcot_rl.inference.engine import PolicyEngine
     from rcot_rl.recipe.inference_section import EngineSection
     from rcot_rl.recipe.schema import CanvasSection
@@ -274,15 +290,22 @@ def with_engine(record: BenchRecord, options: Any, model: Path, parts: list[str]
         enforce_eager=options.eager,
         max_num_seqs=128,
         gpu_memory_utilization=0.4,
-        vllm={} if options.eager or tiny else {"compilation_config": graphs},
+        vllm={
+            "worker_extension_cls": EXTENSION,
+            **({} if options.eager or tiny else {"compilation_config": graphs}),
+        },
     )
-    started = time.perf_counter()
-    with PolicyEngine(model.resolve(), section, device=options.device) as engine:
-        record.add({"part": "engine", "start_s": time.perf_counter() - started})
-        if "rollout" in parts:
-            rollout(engine, record, canvas.image)
-        if "pipeline" in parts:
-            pipeline(engine, record, canvas, (8, 16) if tiny else (32, 128))
+
+    async def run() -> None:
+        started = time.perf_counter()
+        with PolicyEngine(model.resolve(), section, device=options.device) as engine:
+            record.add({"part": "engine", "start_s": time.perf_counter() - started})
+            if "rollout" in parts:
+                await rollout(engine, record, canvas.image)
+            if "pipeline" in parts:
+                await pipeline(engine, record, canvas, (8, 16) if tiny else (32, 128))
+
+    asyncio.run(run())
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def _benchmark(name: str, result: Any) -> str:
     stages, baselines = (_mapping(result.get(key)) for key in ("checkpoints", "baselines"))
     if not stages:
         stages = {"predictions": result}
-    reference, base = next(iter(stages.items()))
+    # a variant of the settings is compared with its checkpoint, not the other way round
+    reference = next((name for name in stages if "@" not in name), next(iter(stages)))
+    base = stages[reference]
     rows = [_score_row(n, r, base, "") for n, r in stages.items()]
     for other, r in baselines.items():
         kind = "upper bound" if other in ORACLES else "baseline"

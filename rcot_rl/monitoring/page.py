@@ -132,7 +132,7 @@ th, td { padding: 7px 10px; text-align: left; vertical-align: top;
 tbody tr:last-child td { border-bottom: 0; }
 th { font-weight: 500; font-size: 13px; color: var(--soft); }
 th.n, td.n { text-align: right; }
-td.n { white-space: nowrap; }
+td.n, td:first-child { white-space: nowrap; }
 .up { color: var(--good); } .down { color: var(--bad); }
 .bar { display: inline-block; width: 60px; height: 8px; margin-right: 10px; border-radius: 2px;
   background: var(--line); vertical-align: middle; overflow: hidden; }
