@@ -6,18 +6,15 @@ from typing import Annotated, Literal, cast
 
 import typer
 
+from rcot_rl.cli.segment_command import Device, Model, PromptSet, Sam2
 from rcot_rl.errors import InputError
 
 
 def app_command(
-    model: Annotated[
-        str, typer.Option(help="A Qwen2.5-VL folder or hub id, `tiny-trained` or `tiny`.")
-    ] = "tiny-trained",
-    sam2: Annotated[str, typer.Option(help="A SAM2 folder or hub id, `tiny` or `flow`.")] = "tiny",
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt set (default: the model's).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    model: Model = "tiny-trained",
+    sam2: Sam2 = "tiny",
+    prompts: PromptSet = None,
+    device: Device = "cpu",
     port: Annotated[
         int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)
     ] = 7860,

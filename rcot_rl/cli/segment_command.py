@@ -11,6 +11,14 @@ import typer
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.inference_section import LIGHT_FRAMES
 
+Model = Annotated[
+    str,
+    typer.Option(help="A Qwen2.5-VL folder or hub id, `tiny-trained` or `tiny`."),
+]
+Sam2 = Annotated[str, typer.Option(help="A SAM2 folder or hub id, `tiny` or `flow`.")]
+PromptSet = Annotated[str | None, typer.Option(help="A prompt set (default: the model's).")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
 
 def segment(
     video: Annotated[
@@ -25,14 +33,10 @@ def segment(
         Path,
         typer.Option(help="Output folder for masks, overlay and trace; OUT/<number> for several."),
     ] = Path("segmented"),
-    model: Annotated[
-        str, typer.Option(help="A Qwen2.5-VL folder or hub id, `tiny-trained` or `tiny`.")
-    ] = "tiny-trained",
-    sam2: Annotated[str, typer.Option(help="A SAM2 folder or hub id, `tiny` or `flow`.")] = "tiny",
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt set (default: the model's).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    model: Model = "tiny-trained",
+    sam2: Sam2 = "tiny",
+    prompts: PromptSet = None,
+    device: Device = "cpu",
     rounds: Annotated[
         int | None, typer.Option(help="Maximum number of keyframe judgements (default: 5).", min=0)
     ] = None,

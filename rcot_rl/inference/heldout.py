@@ -72,18 +72,21 @@ def read_rows(
     return rows
 
 
-def heldout_requests(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> list[PolicyRequest]:
+def heldout_requests(
+    rows: Sequence[Mapping[str, Any]], seed: int = 0, first: int = 0, last: int | None = None
+) -> list[PolicyRequest]:
     """Return the requests of verl RL rows, each with one user message that starts with its image.
 
     Args:
         seed: The prompts' seeds derive from it.
+        first, last: Positions of the first row to take, and of the first one not to take.
 
     Raises:
         InputError: A row is invalid; the error names row and key.
     """
     if not rows:
         raise InputError("no held-out rows to compare on")
-    return [_request(row, index, seed) for index, row in enumerate(rows)]
+    return [_request(rows[index], index, seed) for index in range(len(rows))[first:last]]
 
 
 def score_heldout(

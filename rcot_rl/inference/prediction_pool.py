@@ -24,7 +24,7 @@ from typing import Any
 
 from data_pipelines.corpora.corpus import Corpus, Video
 from rcot_rl.errors import InputError
-from rcot_rl.inference.policy import PolicySet, Sampling, gather_texts
+from rcot_rl.inference.policy import PolicyRequest, PolicySet, Sampling, gather_texts
 from rcot_rl.inference.pool_size import pool_size
 from rcot_rl.inference.predict import (
     CorpusSplit,
@@ -208,8 +208,11 @@ class ReasoningProcess:
     async def _answer(self, work: HeldoutWork, policies: PolicySet) -> dict[str, Any]:
         from rcot_rl.inference.heldout import heldout_requests, read_rows
 
-        rows = read_rows([Path(file) for file in work.files], work.limit, work.task)
-        requests = heldout_requests(rows, self._recipe.seed)[work.first : work.last]
+        def read() -> list[PolicyRequest]:
+            rows = read_rows([Path(file) for file in work.files], work.limit, work.task)
+            return heldout_requests(rows, self._recipe.seed, work.first, work.last)
+
+        requests = await asyncio.to_thread(read)
         policy = policies.checkpoint
         sampling = Sampling(work.max_tokens, n=work.samples, temperature=work.temperature)
         return {

@@ -124,14 +124,15 @@ def work_off(plan: dict[str, Any]) -> None:
     work: list[VideoWork | HeldoutWork] = []
     for name, folder in plan["checkpoints"]:
         work += [*heldout.missing(name, folder), *benchmarks.missing(name, folder)]
-    size = pool_size(recipe)
-    emit("note", message=f"{len(work)} rows for {size.engines} engines, {size.segmenters} SAM2")
-    with ray_session(recipe, LOGICAL_CPUS + size.engines + size.segmenters):
-        for result in run_pool(recipe, Path(plan["recipe"]), work, plan["others"]):
-            if isinstance(result, HeldoutAnswers):
-                heldout.add(result)
-            else:
-                benchmarks.add(result)
+    if work:  # Ray takes seconds to start
+        size = pool_size(recipe)
+        emit("note", message=f"{len(work)} rows for {size.engines} engines, {size.segmenters} SAM2")
+        with ray_session(recipe, LOGICAL_CPUS + size.engines + size.segmenters):
+            for result in run_pool(recipe, Path(plan["recipe"]), work, plan["others"]):
+                if isinstance(result, HeldoutAnswers):
+                    heldout.add(result)
+                else:
+                    benchmarks.add(result)
     benchmarks.finish()
 
 

@@ -92,6 +92,13 @@ def test_every_call_sends_the_same_requests_with_the_same_seeds():
     assert not set(seeds[0]) & set(seeds[2])
 
 
+def test_a_part_of_the_rows_sends_the_requests_of_the_whole():
+    rows = [row(i) for i in range(5)]
+    seeds = [request.seed for request in heldout_requests(rows, 3)]
+    parts = [heldout_requests(rows, 3, first, first + 2) for first in (0, 2, 4)]
+    assert [request.seed for part in parts for request in part] == seeds
+
+
 def test_rows_are_read_from_a_shard(tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "7.png").write_bytes(png(7))
