@@ -172,7 +172,7 @@ def write_set(
             files |= note["files"]
             lengths[split] += note["lengths"]
             done += len(rows)
-            progress(f"shards {spec.name}", done, total)
+            progress(f"rows of shards {spec.name}", done, total)
     if failed:
         raise RowsFailed(failed)
     statistics = token_statistics(lengths, spec.limits, maker.counter)
@@ -283,7 +283,7 @@ class _ShardWork:
                     writer.write_table(pa.Table.from_pylist(group, schema=schema))
                     group.clear()
                     done, total = self.position
-                    self.progress(f"shards {self.spec.name}", done + count, total)
+                    self.progress(f"rows of shards {self.spec.name}", done + count, total)
         if failed:
             part.unlink()
             return {"files": {}, "lengths": []}

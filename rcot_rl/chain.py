@@ -13,9 +13,11 @@ from typing import Any
 
 from cluster.supervise.processes import Host
 from cluster.supervise.retries import run_with_retries
+from cluster.supervise.run_tracking import RunTracking, send_rest
 from cluster.supervise.verdict import FailureHistory
-from rcot_rl.monitoring.console import Console
-from rcot_rl.monitoring.metrics import read_metrics
+from rcot_rl.monitoring.run_files.metrics import read_metrics
+from rcot_rl.monitoring.terminal.console import Console
+from rcot_rl.monitoring.terminal.status_writer import StatusWriter
 from rcot_rl.recipe.loader import require
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import RunFolder
@@ -66,7 +68,7 @@ def run(
 
     chosen = recipe.in_order(stages or recipe.stages)
     require(recipe, stages or chosen)
-    console = Console()
+    console = Console(chosen)
     if not checked:
         check_run(recipe, root, chosen, console.line)
     folder = RunFolder.claim(root, recipe)
@@ -78,16 +80,20 @@ def run(
                 console.line(f"{stage}: done before ({minutes:.1f} min)")
                 _warn_if_short(folder, stage, console)
         if not todo:
+            send_rest(recipe, folder.root, console)
             return folder
         folder.pin("rewards", reward_hashes(recipe))
-        with Host(
+        status = console.status = StatusWriter(folder.root, chosen)
+        host = Host(
             {"RCOT_RL_PLUGIN": "required", **data_stage.platform_of(recipe)},
             jobs.PRELOAD if recipe.device == "cpu" and _is_heavy(recipe, todo) else (),
             folder.root / "zygote.log",
             own_ray=recipe.cluster.ray_address == "local",
             held=(lock,),
-        ) as host:
-            state = StageRun(recipe, folder, host, console)
+        )
+        followers = RunTracking(recipe, folder.root, host, console, status.track)
+        with status, host, followers as tracking:
+            state = StageRun(recipe, folder, host, console, tracking)
             for stage in todo:
                 _run_stage(state, stage)
     return folder
@@ -105,11 +111,13 @@ def _run_stage(run: StageRun, stage: str) -> None:
     started = time.monotonic()
     run.host.memory.restart()
     run.console.stage(stage)
+    if run.tracking is not None:
+        run.tracking.poll()
     facts = _supervised(run, stage)
     minutes = (time.monotonic() - started) / 60
     peak = run.host.memory.peak_bytes() / 2**30
     run.folder.mark_done(stage, minutes=round(minutes, 2), peak_gib=round(peak, 2), **facts)
-    run.console.line(f"{stage}: done in {minutes:.1f} min (peak {peak:.1f} GiB)")
+    run.console.line(f"{stage}: done in {minutes:.1f} min, peak memory {peak:.1f} GiB")
 
 
 def work_of(recipe: Recipe, stage: str) -> Stage:

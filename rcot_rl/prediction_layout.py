@@ -1,6 +1,9 @@
 """Paths of predictions on disk, for the code that writes them and the code that reads them.
 
     RUN/predict/rewards.json                      held-out rewards of each checkpoint and task
+    RUN/predict/heldout/<task>/<checkpoint>-<way>.jsonl
+                                                  held-out responses, sampled and greedy, in the
+                                                  format of a step's rollouts
     RUN/predict/<name>/<benchmark>/               predictions of the other checkpoints, baselines,
                                                   upper bounds, and variants (named
                                                   <checkpoint>@<variant>)
@@ -17,6 +20,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from rcot_rl.errors import InputError
 
@@ -28,6 +32,13 @@ TRACE_FILE = "trace.json"
 def heldout_rewards_file(run: Path) -> Path:
     """Return the path of a run's held-out rewards."""
     return run / "predict" / "rewards.json"
+
+
+def heldout_responses_file(
+    run: Path, task: str, checkpoint: str, way: Literal["sampled", "greedy"]
+) -> Path:
+    """Return the path of a checkpoint's scored responses to the held-out prompts of a task."""
+    return run / "predict" / "heldout" / task / f"{checkpoint}-{way}.jsonl"
 
 
 def benchmark_name(dataset: str, split: str) -> str:

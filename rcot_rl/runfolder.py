@@ -58,7 +58,7 @@ _INFERENCE = ("engine.", "predict.")
 
 
 RECORD = "recipe.yaml"
-BEFORE_STAGES = {RECORD, ".lock", "zygote.log"}
+BEFORE_STAGES = {RECORD, ".lock", "zygote.log", "status.json"}
 """Contents of a run folder in which no stage has started."""
 
 OTHER_FOLDER = "choose another folder with --out"
@@ -348,7 +348,7 @@ def _variants(recorded: Mapping[str, Any]) -> set[str]:
 
 def is_execution_only(key: str) -> bool:
     """Return True if a key changes where and how a run is executed, not what it computes."""
-    where = key.startswith(("cluster.", "wandb.", "report.")) or key == "stages"
+    where = key.startswith(("cluster.", "wandb.", "tracking.", "report.")) or key == "stages"
     return where or key.endswith(_EXECUTION_ONLY)
 
 

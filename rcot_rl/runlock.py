@@ -138,9 +138,11 @@ def _holders(path: Path) -> list[int]:
 def _writers(root: Path) -> list[int]:
     """Return the other processes of this host that write into folders below RUN.
 
-    Ancestors of this process are left out: they may write its log there.
+    Ancestors of this process are left out: they may write its log there. RUN/tracking has locks of
+    its own, and nothing there concerns a stage.
     """
     below = str(root.resolve()) + os.sep
+    apart = below + "tracking" + os.sep
     ancestors = {process.pid for process in psutil.Process().parents()}
     writers: list[int] = []
     for pid, file in _open_files():
@@ -148,7 +150,8 @@ def _writers(root: Path) -> list[int]:
             continue
         with contextlib.suppress(OSError):
             target = os.readlink(file)
-            if os.sep in target.removeprefix(below) and target.startswith(below) and _writes(file):
+            inside = target.startswith(below) and os.sep in target.removeprefix(below)
+            if inside and not target.startswith(apart) and _writes(file):
                 writers.append(pid)
     return writers
 

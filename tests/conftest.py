@@ -6,13 +6,19 @@ fixture that returns it.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,22 @@ from rcot_rl.system import disk
 from rcot_rl.system.logs import LOGGERS
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def dashboard() -> dict[str, Any]:
+    """Return the Grafana dashboard."""
+    text = (CHECKOUT / "docs" / "grafana" / "rcot.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+@pytest.fixture(scope="session")
+def dashboard_names(dashboard: dict[str, Any]) -> set[str]:
+    """Return the names of metrics in the dashboard's expressions."""
+    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    texts = [target["expr"] for target in targets]
+    return {name for text in texts for name in re.findall(r"\b(?:ray_|vllm:)[a-z0-9_]+", text)}
 
 
 @pytest.fixture
@@ -188,3 +210,127 @@ def restored_loggers() -> Iterator[None]:
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[BrowserPage]:
+    """Return a tab of a headless Chromium with an empty profile."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with _chromium(tmp_path / "profile") as page:
+        yield page
+
+
+class BrowserPage:
+    """One tab of headless Chromium, over its DevTools protocol."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._last = 0
+        self.log: list[str] = []
+        """Exceptions, console errors and blocked loads of the pages."""
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Run a DevTools command and return its result."""
+        self._last += 1
+        self._connection.send(
+            json.dumps({"id": self._last, "method": method, "params": parameters})
+        )
+        while True:
+            message = json.loads(self._connection.recv(timeout=60))
+            if message.get("id") == self._last:
+                assert "error" not in message, message["error"]
+                return message["result"]
+            details = message.get("params", {})
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.log.append(json.dumps(details["exceptionDetails"]))
+            elif message.get("method") == "Log.entryAdded":
+                self.log.append(f"{details['entry']['text']} {details['entry'].get('url', '')}")
+
+    def value(self, expression: str) -> Any:
+        """Return the JSON value of a JavaScript expression, promises awaited."""
+        result = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait_for(self, condition: str, seconds: float = 120) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.value(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"{condition}; {self.log}"
+            time.sleep(0.2)
+
+    def open(self, url: str) -> None:
+        """Load a page."""
+        self.call("Page.navigate", url=url)
+        self.wait_for(f"location.href === {url!r} && document.readyState === 'complete'")
+
+    def look(self, width: int, *, dark: bool = False) -> None:
+        """Set the window's width in pixels, and light or dark."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key, such as `Tab` with the code 9."""
+        typed = {"text": "\r"} if key == "Enter" else {"text": " "} if key == " " else {}
+        for kind, extra in (("keyDown", typed), ("keyUp", {})):
+            values = {"key": key, "code": key, "windowsVirtualKeyCode": code} | extra
+            self.call("Input.dispatchKeyEvent", type=kind, **values)
+
+    def screenshot(self, path: Path) -> None:
+        """Write the whole page as PNG."""
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+
+@contextmanager
+def _chromium(profile: Path) -> Iterator[BrowserPage]:
+    """Start a browser with an empty profile folder, and end it."""
+    from websockets.sync.client import connect
+
+    assert CHROMIUM is not None
+    options = [
+        "--headless=new",
+        "--remote-debugging-port=0",
+        f"--user-data-dir={profile}",
+        "--no-first-run",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--autoplay-policy=no-user-gesture-required",
+        *(["--no-sandbox"] if os.getuid() == 0 else []),
+    ]
+    with (profile.parent / "chromium.log").open("wb") as log:
+        process = subprocess.Popen(
+            [CHROMIUM, *options, "about:blank"], stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        with connect(_page_address(profile), max_size=None) as connection:
+            yield BrowserPage(connection)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _page_address(profile: Path) -> str:
+    """Return the address of the browser's first tab."""
+    file = profile / "DevToolsActivePort"
+    for _ in range(300):
+        if file.is_file() and "\n" in (text := file.read_text()):
+            port = text.split("\n")[0]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
+                tabs = [tab for tab in json.load(reply) if tab["type"] == "page"]
+            if tabs:
+                return tabs[0]["webSocketDebuggerUrl"]
+        time.sleep(0.1)
+    raise AssertionError(f"{CHROMIUM} did not start; see {profile.parent / 'chromium.log'}")

@@ -30,6 +30,8 @@ from rcot_rl.recipe.schema import Recipe
 _RECIPE_FOLDER = Path("/etc/rcot")
 _DRIVER = "rcot_driver"
 _LABEL = {"app.kubernetes.io/name": "rcot-rl"}
+_HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+"""KubeRay's names and Ray's defaults."""
 
 
 def manifest(recipe: Recipe) -> list[dict[str, Any]]:
@@ -55,8 +57,20 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def text(objects: list[dict[str, Any]]) -> str:
-    """Render objects as YAML documents, for kubectl."""
-    return yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True)
+    """Render objects as YAML documents, for kubectl; the recipe is readable as a literal block."""
+    return yaml.dump_all(objects, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True)
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes texts of several lines as literal blocks (`|`)."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_BlockDumper.add_representer(str, _represent_text)
 
 
 def submit(recipe: Recipe, objects: list[dict[str, Any]]) -> str:
@@ -154,6 +168,8 @@ def _start(recipe: Recipe, *, gpus: bool) -> dict[str, str]:
         params["resources"] = json.dumps(json.dumps({_DRIVER: 1}))
     if recipe.cluster.object_store_bytes is not None:
         params["object-store-memory"] = str(recipe.cluster.object_store_bytes)
+    if recipe.cluster.metrics_port is not None:
+        params["metrics-export-port"] = str(recipe.cluster.metrics_port)
     return params
 
 
@@ -194,7 +210,19 @@ def _pod(
         spec["imagePullSecrets"] = [{"name": n} for n in kube.image_pull_secrets]
     if kube.service_account:
         spec["serviceAccountName"] = kube.service_account
-    return {"metadata": {"labels": dict(_LABEL)}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": dict(_LABEL)}
+    port = recipe.cluster.metrics_port
+    if port is not None:
+        # the head's service has the ports that its container names, or else all of Ray's
+        ports = {"metrics": port} | (_HEAD_PORTS if container == "ray-head" else {})
+        named = [{"name": name, "containerPort": number} for name, number in ports.items()]
+        spec["containers"][0]["ports"] = named
+        metadata["annotations"] = {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(port),
+            "prometheus.io/path": "/metrics",
+        }
+    return {"metadata": metadata, "spec": spec}
 
 
 def _environment(recipe: Recipe) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ def ray_arguments(
     gpus: int,
     cpus: int | None,
     object_store: int | None,
+    metrics_port: int | None,
     temporary: Path,
 ) -> list[str]:
     """Return the arguments of `ray start`.
@@ -53,6 +54,7 @@ def ray_arguments(
         head: `ip:port` of the head; None if this node is the head.
         cpus: CPUs of this node; None: as many as Ray finds.
         object_store: Bytes of the object store; None: Ray's default.
+        metrics_port: Port of the Prometheus endpoint; None: the last of `ports`.
         temporary: Folder for Ray's logs and sockets.
     """
     names = (
@@ -69,6 +71,8 @@ def ray_arguments(
         arguments += ["--include-dashboard=false"]
     else:
         arguments += [f"--address={head}"]
+    if metrics_port is not None:
+        ports = [*ports[:-1], metrics_port]
     arguments += [f"--node-ip-address={node.ip}", f"--temp-dir={temporary}"]
     arguments += [f"--{name}={port}" for name, port in zip(names, ports[2:], strict=True)]
     arguments += [f"--num-gpus={gpus}"]
@@ -129,6 +133,7 @@ def serve(args: argparse.Namespace) -> int:
             gpus=args.gpus,
             cpus=args.cpus,
             object_store=args.object_store,
+            metrics_port=args.metrics_port,
             temporary=Path(host.environment["RAY_TMPDIR"]),
         )
         if is_head:
@@ -187,6 +192,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--cpus", type=int)
     parser.add_argument("--object-store", type=int)
+    parser.add_argument("--metrics-port", type=int)
     parser.add_argument("--tmp", type=Path, default=Path("/tmp"))
     return parser.parse_args()
 

@@ -132,6 +132,8 @@ def _settings(recipe: Recipe, folder: Path, workdir: Path, python: str, words: l
         node.append(f"--interface={slurm.interface}")
     if recipe.cluster.object_store_bytes is not None:
         node.append(f"--object-store={recipe.cluster.object_store_bytes}")
+    if recipe.cluster.metrics_port is not None:
+        node.append(f"--metrics-port={recipe.cluster.metrics_port}")
     health = render.health_options(recipe, folder, nodes, nodes)
     singles = {
         "nodes": nodes,

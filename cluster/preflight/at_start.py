@@ -41,15 +41,24 @@ def check_disk(root: Path, free: int | None = None) -> None:
 
 def check_wandb(recipe: Recipe) -> None:
     """Raise InputError if W&B would ask for a login. Follows wandb's rules without importing it."""
-    if recipe.wandb.mode != "online":
-        return
+    if recipe.wandb.mode == "online":
+        check_login(", or keep wandb.mode=offline", key="wandb.mode")
+
+
+def check_login(otherwise: str = "", key: str | None = None) -> None:
+    """Raise InputError if W&B has no login for its server.
+
+    Args:
+        otherwise: What else the user can do.
+        key: The recipe's key that needs the login.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return
     settings = _wandb_settings()
     url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
     host = urlsplit(url).netloc
     if not host:
-        raise InputError(f"W&B's server {url} is no URL; write https://HOST", key="wandb.mode")
+        raise InputError(f"W&B's server {url} is no URL; write https://HOST", key=key)
     netrc_path = os.environ.get("NETRC")
     places = [netrc_path] if netrc_path else ["~/.netrc", "~/_netrc"]
     paths = [Path(os.path.expanduser(place)) for place in places]  # needs no home, unlike Path
@@ -57,9 +66,9 @@ def check_wandb(recipe: Recipe) -> None:
     if not settings.get("api_key") and not _has_password(path, host):
         option = f" --host={url}" if host != "api.wandb.ai" else ""
         raise InputError(
-            f"no W&B login for {host} in {path}: run `wandb login{option}`, set WANDB_API_KEY, or "
-            "keep wandb.mode=offline",
-            key="wandb.mode",
+            f"no W&B login for {host} in {path}: run `wandb login{option}`, or set WANDB_API_KEY"
+            f"{otherwise}",
+            key=key,
         )
 
 

@@ -2,9 +2,9 @@
 
 `rcot run` and `rcot launch` make the same checks first: errors stop them, warnings are printed.
 Imports no torch, ray, vllm, verl or transformers. All checks run, not only up to the first fault.
-Each finding has a code, what it would cost later, and the fix. The plan of the run shows how each
-estimate is derived. What this host cannot check (a hub model that is not here, say) is a finding of
-severity `unknown`.
+Each finding has a code, what it would cost later, and the fix. The plan of the run shows, on
+request, how each estimate is derived. What this host cannot check (a hub model that is not here,
+say) is a finding of severity `unknown`.
 
 The checks are functions `check(case, notes)` in `checks/`; docs/preflight.md lists the codes. Not
 checked: real rows and images (`rcot data check`), other hosts (`rcot launch` asks them).
@@ -59,6 +59,7 @@ CHECKS: tuple[tuple[Callable[[RunCase, Notes], None], Needs], ...] = (
     (host.provenance, "host"),
     (host.attention, "host"),
     (host.accounts, "host"),
+    (host.trackers, "host"),
     (host.ray, "host"),
     (host.devices, "host"),
     (host.shared_memory, "host"),
@@ -121,7 +122,8 @@ def examine(
     notes = Notes()
     for check, _ in CHECKS:
         check(case, notes)
-    return Report(recipe.name, plan_of(case), notes.findings, recipe.grpo_stages)
+    brief = plan_of(case, explain=False)
+    return Report(recipe.name, plan_of(case), notes.findings, recipe.grpo_stages, brief)
 
 
 def check_run(
@@ -211,8 +213,8 @@ def _recipe_finding(error: InputError) -> Finding:
     return Finding(code, "error", error.faults[0], "nothing: no command accepts this recipe", fix)
 
 
-def plan_of(case: RunCase) -> dict[str, Any]:
-    """Return what the run will do, as lines to print."""
+def plan_of(case: RunCase, explain: bool = True) -> dict[str, Any]:
+    """Return what the run will do, as lines to print; explain: derive the estimates."""
     recipe = case.recipe
     plan: dict[str, Any] = {
         "recipe": recipe.name,
@@ -233,4 +235,4 @@ def plan_of(case: RunCase) -> dict[str, Any]:
             f"{g.steps * each} responses of {longest} tokens at most; "
             f"{each // (case.ranks * g.micro_batch_size)} micro-batches a rank; reward {g.reward}"
         )
-    return plan | token_limits.room(case) | token_limits.clips(case) | estimates.plan(case)
+    return plan | token_limits.room(case) | token_limits.clips(case) | estimates.plan(case, explain)

@@ -30,6 +30,7 @@ from typing import Any, Self
 import psutil
 
 from cluster.supervise import keeper
+from cluster.supervise.companion import Companion
 from cluster.supervise.zygote import write_client
 from rcot_rl.system import variables
 from rcot_rl.system.machine import pss_bytes
@@ -156,11 +157,12 @@ class Host:
         self._started: set[int] = set()
         self._held = tuple(held)
         self._keepers: dict[int, subprocess.Popen[bytes]] = {}
+        self._companions: list[Companion] = []
         self._zygote: subprocess.Popen[bytes] | None = None
         self._zygote_pid: int | None = None
         self._ready = threading.Event()
         self._folder: Path | None = None
-        self.memory = MemoryWatch()
+        self.memory = MemoryWatch(self._companion_pids)
 
     def __enter__(self) -> Self:
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -186,6 +188,8 @@ class Host:
             if self._zygote is not None and self._zygote.stdin is not None:
                 with contextlib.suppress(OSError):
                     self._zygote.stdin.close()
+            for companion in self._companions:
+                companion.kill()
             self.end_children(patience=0.0 if kind else 5.0)
             for child in list(self._keepers.values()):
                 self._end_keeper(child)
@@ -254,15 +258,54 @@ class Host:
         if code != 0:
             raise StageFailed(f"ended with status {code}", log)
 
+    def start_companion(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> Companion:
+        """Start a process that is kept while stages start and end, with its own children.
+
+        It does not hold the descriptors `held`, and its memory is not part of `memory`. Its output
+        is lost if the log cannot be opened.
+
+        Args:
+            arguments: Of the Python interpreter.
+            log: The output is appended here.
+            environment: Added to the children's environment.
+        """
+        with contextlib.ExitStack() as stack:
+            output: Any = subprocess.DEVNULL
+            with contextlib.suppress(OSError):
+                log.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(log.open("ab"))
+            process = self._start(
+                [sys.executable, *arguments],
+                self.environment | dict(environment),
+                held=(),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        companion = Companion(process)
+        self._companions.append(companion)
+        return companion
+
+    def _companion_pids(self) -> set[int]:
+        """Return the pids of companions and of all processes below them."""
+        running = [c.pid for c in self._companions if c.status is None]
+        return {pid for root in running for pid in (root, *keeper.descendants(root))}
+
     def _start(
-        self, command: Sequence[str], environment: Mapping[str, str], **options: Any
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        held: Sequence[int] | None = None,
+        **options: Any,
     ) -> subprocess.Popen[bytes]:
         """Start a command below a keeper; the result has the keeper's pid and status."""
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())],
             env={**environment, keeper.COMMAND: json.dumps(list(command))},
             start_new_session=True,
-            pass_fds=self._held,
+            pass_fds=self._held if held is None else held,
             **options,
         )
         self._started.add(child.pid)
@@ -363,11 +406,14 @@ class Host:
 
     def _descendants(self, keep: frozenset[int]) -> list[psutil.Process]:
         _reap(self._started | self._before)
+        tree = psutil.Process().children(recursive=True)
+        # listed after the tree: what is below a companion stays below it while its keeper lives
+        kept = self._before | self._keepers.keys() | keep | self._companion_pids()
         descendants = []
-        for process in psutil.Process().children(recursive=True):
+        for process in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 dead = process.status() == psutil.STATUS_ZOMBIE
-                if not dead and process.pid not in self._before | self._keepers.keys() | keep:
+                if not dead and process.pid not in kept:
                     descendants.append(process)
         return descendants
 
@@ -417,9 +463,15 @@ def _remove_silent(stacks: Path) -> None:
 
 
 class MemoryWatch:
-    """Samples the memory of this process tree: the peak of its summed PSS since `restart`."""
+    """Samples the memory of this process tree: the peak of its summed PSS since `restart`.
 
-    def __init__(self, interval_s: float = 3.0) -> None:
+    Args:
+        excluded: Returns pids that do not count, such as those of trackers: the peak is a stage's.
+        interval_s: Seconds between two samples.
+    """
+
+    def __init__(self, excluded: Callable[[], set[int]] = set, interval_s: float = 3.0) -> None:
+        self._excluded = excluded
         self._peak_bytes = 0
         self._lock = threading.Lock()
         self._interval_s = interval_s
@@ -454,8 +506,8 @@ class MemoryWatch:
     def _sample(self) -> None:
         me = psutil.Process()
         with self._lock:  # a sample that started before `restart` must not count after it
-            tree = [me, *me.children(recursive=True)]
-            self._peak_bytes = max(self._peak_bytes, sum(pss_bytes(p.pid) for p in tree))
+            tree = {p.pid for p in (me, *me.children(recursive=True))} - self._excluded()
+            self._peak_bytes = max(self._peak_bytes, sum(pss_bytes(pid) for pid in tree))
 
 
 def _reap(excluded: set[int]) -> None:

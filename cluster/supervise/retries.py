@@ -16,7 +16,7 @@ from typing import TypeVar
 from cluster.supervise.processes import StageFailed
 from cluster.supervise.verdict import FailureHistory, FailureVerdict
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.console import Console
+from rcot_rl.monitoring.terminal.console import Console
 from rcot_rl.runfolder import attempts_in
 from rcot_rl.system import disk
 from rcot_rl.training.checkpoint_store import room_needed
@@ -56,7 +56,7 @@ def run_with_retries(
                 raise InputError(verdict.text) from error
             if not verdict.retry:
                 raise StageFailed(verdict.text, error.log) from error
-            console.line(verdict.text)
+            console.line("\n".join(verdict.sentences))
             if verdict.cause == "disk":
                 _wait_for_space(verdict, error.log, history, console)
             time.sleep(history.backoff_s())

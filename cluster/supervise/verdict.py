@@ -65,6 +65,8 @@ class FailureVerdict:
     retry: bool
     text: str
     """The verdict in one paragraph."""
+    sentences: tuple[str, ...] = ()
+    """The same for people: what ended and when, why, the last error, what happens next."""
     place: str = ""
     """With cause `disk`: the folder that has no room."""
 
@@ -101,9 +103,14 @@ class FailureHistory:
         signature = _signature(error if cause == "error" else f"{cause} {error}")
         same = bool(before) and (before[-1]["step"], before[-1]["signature"]) == (step, signature)
         retry, decision = self._decide(cause, same, len(before) + 1)
-        text = (
-            f"{self.stage.name} {log.parent.name} {message} after step {step}. {explanation} "
-            f"The last error in its log: {error.rstrip('.') or 'none'}. {decision}"
+        sentences = tuple(
+            " ".join(sentence.split())
+            for sentence in (
+                f"{self.stage.name} {log.parent.name} {message} after step {step}.",
+                explanation,
+                f"The last error in its log: {error.rstrip('.') or 'none'}.",
+                decision,
+            )
         )
         verdict = FailureVerdict(
             stage=self.stage.name,
@@ -114,7 +121,8 @@ class FailureHistory:
             error=error,
             signature=signature,
             retry=retry,
-            text=" ".join(text.split()),
+            text=" ".join(sentences),
+            sentences=sentences,
             place=str(lack.place) if lack is not None and cause == "disk" else "",
         )
         with contextlib.suppress(OSError):  # a full disk must not hide the verdict

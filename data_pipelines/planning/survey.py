@@ -109,7 +109,7 @@ def scan(
 
     for facts in ordered_map(scan_item, items, workers):
         out.append(facts)
-        progress("scan", len(out), len(items))
+        progress("videos surveyed", len(out), len(items))
     return [*out, *(f for c, corpus in enumerate(corpora) for f in unreadable_videos(corpus, c))]
 
 

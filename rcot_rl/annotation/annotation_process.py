@@ -17,6 +17,8 @@ from rcot_rl.system.files import write_text
 
 Annotation = Literal["describe", "trace"]
 FILES: dict[Annotation, str] = {"describe": "descriptions.jsonl", "trace": "traces.jsonl"}
+TEXTS: dict[Annotation, str] = {"describe": "descriptions", "trace": "traces"}
+"""What the console calls the results."""
 
 PRELOAD = (
     "ray",

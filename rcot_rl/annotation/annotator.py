@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.traces.response_cache import ResponseCache
-from rcot_rl.annotation.annotation_process import Annotation
+from rcot_rl.annotation.annotation_process import TEXTS, Annotation
 from rcot_rl.events import emit
 from rcot_rl.inference.batch import Ask, BatchEngine
 from rcot_rl.inference.model_folder import check_model, find_model, fingerprint
@@ -41,7 +41,7 @@ class Annotator:
         """
         self.model = find_model(section.model or recipe.models.policy)
         check_model(self.model)
-        self.recipe, self.section, self.what = recipe, section, what
+        self.recipe, self.section, self.texts = recipe, section, TEXTS[what]
         tokens = section.max_tokens or recipe.predict.vdg_tokens
         self.sampling = Sampling(
             tokens, temperature=section.temperature, top_p=section.top_p, top_k=section.top_k
@@ -76,7 +76,7 @@ class Annotator:
         if not asks:
             return
         if self._engine is None:
-            emit("note", message=f"starting {self.section.engines} vLLM engine(s) on {self.model}")
+            emit("note", message=f"vLLM starts on {self.model}, engines: {self.section.engines}")
             self._engine = BatchEngine(
                 self.model,
                 self.recipe.engine,
@@ -85,7 +85,7 @@ class Annotator:
                 batch=self.section.batch,
                 seed=self.recipe.seed,
             )
-        meter = _Meter(self.what, len(asks))
+        meter = _Meter(self.texts, len(asks))
         for answer in self._engine.answers(asks, self.sampling):
             record: dict[str, Any] = {"response": answer.text, "tokens": answer.tokens}
             if answer.fault:
@@ -98,8 +98,8 @@ class Annotator:
 class _Meter:
     """Progress and throughput, reported every few seconds."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total = what, total
+    def __init__(self, texts: str, total: int) -> None:
+        self.texts, self.total = texts, total
         self.done = self.tokens = 0
         self.started: float | None = None
         self.shown = time.monotonic()
@@ -114,9 +114,9 @@ class _Meter:
     def show(self) -> None:
         self.shown = time.monotonic()
         seconds = max(self.shown - (self.started or self.shown), 1e-3)
-        rate = f"{self.tokens} tokens, {self.tokens / seconds:.0f}/s" if seconds > 1 else ""
+        rate = f"{self.tokens / seconds:.0f} tokens/s" if seconds > 1 else ""
         if self.done:
-            emit("progress", what=self.what, done=self.done, total=self.total, rate=rate)
+            emit("progress", what=self.texts, done=self.done, total=self.total, rate=rate)
 
 
 def key_of(*parts: object, prompt: str) -> str:

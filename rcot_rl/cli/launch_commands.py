@@ -7,6 +7,7 @@ request or manifest is printed, or written to a file below `--out`.
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ import typer
 from rcot_rl.cli.faults import exit_with
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.system.lines import width_of
 
 launch_app = typer.Typer(
     no_args_is_help=True, help="Submit a run: to this host, Ray Jobs, Slurm or KubeRay."
@@ -46,13 +48,13 @@ def local(
     with launcher.surroundings(loaded):
         result = launcher.preflight(loaded)
         if not dry_run:
-            typer.echo(result.text(), err=True)
+            typer.echo(result.text(width=min(100, width_of(sys.stderr))), err=True)
             if result.ok:
                 launcher.become_run(loaded, reference, overrides or [])
     if dry_run:
         _show(result.text() + "\n", out, "plan.txt")
     if not result.ok:
-        exit_with(result.errors)
+        exit_with(result.errors, shown=not dry_run)
 
 
 @launch_app.command()

@@ -29,8 +29,11 @@ from rcot_rl.cli.launch_commands import launch_app
 from rcot_rl.cli.recipe_commands import recipe_app
 from rcot_rl.cli.score_commands import score_app
 from rcot_rl.cli.segment_command import segment
+from rcot_rl.cli.wandb_commands import wandb_app
+from rcot_rl.cli.watch_command import watch_command
 from rcot_rl.errors import InputError
 from rcot_rl.system import variables
+from rcot_rl.system.lines import wrapped
 from rcot_rl.system.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(score_app, name="score")
 app.add_typer(launch_app, name="launch")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(wandb_app, name="wandb")
 app.command("app")(app_command)
 
 RecipeArgument = Annotated[
@@ -127,14 +131,19 @@ def preflight_command(
     gpu_gib: Annotated[
         float | None, typer.Option(help="GiB of one GPU (default: this host's, or 48).", min=1)
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show how each estimate is derived.")
+    ] = False,
 ) -> None:
     """Check a run before any GPU is allocated, and print its plan and costs."""
     from cluster.preflight.plan import examine_file
+    from rcot_rl.system.lines import width_of
 
     result = examine_file(recipe, overrides or [], out, gpu_gib=gpu_gib, strict=not as_json)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.text())
+    text = result.text(explain=explain, width=min(100, width_of(sys.stdout)))
+    typer.echo(json.dumps(result.as_dict()) if as_json else text)
     if not result.ok:
-        exit_with(result.errors)
+        exit_with(result.errors, shown=not as_json and sys.stdout.isatty())
 
 
 @app.command()
@@ -157,7 +166,7 @@ def _run_stages(
     except KeyboardInterrupt:  # typer would print only "Aborted"
         _fail("interrupted; rerun the same command to resume", 130)
     if stages is None:
-        from rcot_rl.monitoring.run_summary import summary_table
+        from rcot_rl.monitoring.terminal.run_summary import summary_table
 
         typer.echo(summary_table(folder.root))
 
@@ -187,8 +196,8 @@ def evaluate(
     """
     from rcot_rl.evaluation.benchmarks import benchmark_document, evaluate_all
     from rcot_rl.evaluation.score_table import score_table
-    from rcot_rl.monitoring.console import Console
-    from rcot_rl.monitoring.run_summary import evaluation_lines
+    from rcot_rl.monitoring.terminal.console import Console
+    from rcot_rl.monitoring.terminal.run_summary import evaluation_lines
     from rcot_rl.system.files import write_text
 
     methods = {str(folder): folder for folder in predictions}
@@ -223,8 +232,8 @@ def submit(
 ) -> None:
     """Write the archive that a benchmark's evaluation server scores, and check it."""
     from rcot_rl.evaluation.submission import write_submission
-    from rcot_rl.monitoring.console import Console
-    from rcot_rl.monitoring.run_summary import submission_lines
+    from rcot_rl.monitoring.terminal.console import Console
+    from rcot_rl.monitoring.terminal.run_summary import submission_lines
 
     written = write_submission(
         dataset,
@@ -242,7 +251,7 @@ def submit(
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Write a run's report, one self-contained HTML page."""
-    from rcot_rl.monitoring.report import write_report
+    from rcot_rl.monitoring.pages.report import write_report
 
     typer.echo(str(write_report(run_dir)))
 
@@ -256,7 +265,8 @@ def compare(
 
     Differences are paired and have 95 % confidence intervals.
     """
-    from rcot_rl.monitoring.compare import comparison_page, comparison_table
+    from rcot_rl.monitoring.pages.compare import comparison_table
+    from rcot_rl.monitoring.pages.compare_page import comparison_page
     from rcot_rl.system.files import write_text
 
     typer.echo(comparison_table(runs))
@@ -265,19 +275,28 @@ def compare(
 
 
 app.command()(segment)
+app.command("watch")(watch_command)
 
 
 @app.command()
 def doctor() -> None:
-    """Compare the installed packages with the pinned versions."""
-    from rcot_rl.system.doctor import examine
+    """List this host's versions, GPUs and memory, and compare the packages with the lock.
 
+    The exit status is 2 if a package is missing or has another version than its pin.
+    """
+    from rcot_rl.system.doctor import examine, inventory, lock_of_host
+    from rcot_rl.system.lines import fold, width_of
+
+    for name, value in inventory():
+        lines = fold(value, width_of(sys.stdout), f"{name:<14} ", " " * 15)
+        typer.echo("\n".join(lines))
     faults = examine()
+    sys.stdout.flush()
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
         raise typer.Exit(2)
-    typer.echo("all packages have their pinned versions")
+    typer.echo(f"{lock_of_host().name:<14} all packages have their pinned versions")
 
 
 def main() -> None:
@@ -328,7 +347,7 @@ def _terminated(number: int, frame: Any) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"rcot: {message}", file=sys.stderr, flush=True)
+        print(wrapped(f"rcot: {message}", sys.stderr), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -138,8 +138,8 @@ def replay(
     ] = None,
 ) -> None:
     """Rescore a run's rollouts and compare means, spreads, advantages and rankings."""
-    from rcot_rl.monitoring.reward_replay import replay as replay_run
-    from rcot_rl.monitoring.reward_replay import replay_text, write_replay
+    from rcot_rl.monitoring.pages.reward_replay import replay as replay_run
+    from rcot_rl.monitoring.pages.reward_replay import replay_text, write_replay
     from reward_fns.score import load_reward
 
     if len(reward) < 2:

@@ -61,7 +61,7 @@ def segment(
     from rcot_rl.inference.demo_clip import DEMO_INDEX, unseen_clip, write_clip_video
     from rcot_rl.inference.segment import SegmentModels, check_new_folder
     from rcot_rl.inference.segment import segment as segment_video
-    from rcot_rl.monitoring.console import Console
+    from rcot_rl.monitoring.terminal.console import Console
     from rcot_rl.recipe.inference_section import PredictSection
 
     if device not in ("cpu", "cuda"):
@@ -89,7 +89,8 @@ def segment(
         scene, query = unseen_clip(DEMO_INDEX)
         video, queries, out = folder / "clip.mp4", [query.text], folder / "segmented"
         write_clip_video(video, scene)
-        console.line(f'the same as: rcot segment {video} "{query.text}" --out {out}')
+        console.line("the same as this command:")
+        typer.echo(f'rcot segment {video} "{query.text}" --out {out}', err=True)  # to be copied
     assert video is not None and queries is not None
     outcomes = segment_video(
         video,

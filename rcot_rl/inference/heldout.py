@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ class Rewards(TypedDict):
 
 
 class Heldout(TypedDict):
-    """Result of `score_heldout`."""
+    """Rewards of one checkpoint on the held-out rows of one task."""
 
     prompts: list[str]
     """A name per row (`extra_info.index` if present, else its position), to pair results by."""
@@ -41,6 +41,14 @@ class Heldout(TypedDict):
     greedy: Rewards
     components: dict[str, float]
     """Components of the samples."""
+
+
+class ScoredHeldout(NamedTuple):
+    """Result of `score_heldout`."""
+
+    rewards: Heldout
+    responses: dict[Literal["sampled", "greedy"], list[dict[str, Any]]]
+    """The scored responses, with the keys of a line of RUN/<stage>/rollouts/STEP.jsonl."""
 
 
 def read_rows(
@@ -95,8 +103,8 @@ def score_heldout(
     greedy: list[list[str]],
     reward: Reward,
     count: Callable[[str], int] | None = None,
-) -> Heldout:
-    """Return the rewards of the responses to held-out rows of one task.
+) -> ScoredHeldout:
+    """Score the responses to held-out rows of one task.
 
     Args:
         sampled: k responses per row.
@@ -107,13 +115,15 @@ def score_heldout(
     Raises:
         InputError: A row is invalid; the error names row and key.
     """
-    of_samples = _score(rows, sampled, reward, count)
-    return Heldout(
+    of_samples, sampled_lines = _score(rows, sampled, reward, count)
+    of_greedy, greedy_lines = _score(rows, greedy, reward, count)
+    rewards = Heldout(
         prompts=[_name(row, index) for index, row in enumerate(rows)],
         sampled=of_samples,
-        greedy=_score(rows, greedy, reward, count),
+        greedy=of_greedy,
         components=of_samples["components"],
     )
+    return ScoredHeldout(rewards, {"sampled": sampled_lines, "greedy": greedy_lines})
 
 
 def _score(
@@ -121,18 +131,42 @@ def _score(
     responses: list[list[str]],
     reward: Reward,
     count: Callable[[str], int] | None,
-) -> Rewards:
-    per_prompt, components = [], []
+) -> tuple[Rewards, list[dict[str, Any]]]:
+    per_prompt, components, lines = [], [], []
     for index, (row, choices) in enumerate(zip(rows, responses, strict=True)):
         scores = [_scored(row, index, response, reward, count) for response in choices]
         per_prompt.append(float(np.mean([score.reward for score in scores])))
         components += [score.components for score in scores]
+        for sample, (response, score) in enumerate(zip(choices, scores, strict=True)):
+            line = _line(row, index, sample, response, score)
+            lines.append(line | ({} if count is None else {"response_tokens": count(response) + 1}))
     names = dict.fromkeys(name for values in components for name in values)
-    return Rewards(
+    rewards = Rewards(
         mean=float(np.mean(per_prompt)),
         per_prompt=per_prompt,
         components={n: float(np.mean([c[n] for c in components if n in c])) for n in names},
     )
+    return rewards, lines
+
+
+def _line(
+    row: Mapping[str, Any], index: int, sample: int, response: str, score: Score
+) -> dict[str, Any]:
+    """Return a scored response as training writes its rollouts."""
+    extra = row.get("extra_info")
+    info = extra if isinstance(extra, Mapping) else {}
+    return {
+        "prompt_id": _name(row, index),
+        "sample": sample,
+        "data_source": row.get("data_source"),
+        "prompt": _get(row, index, "prompt")[0]["content"],
+        "response": response,
+        "ground_truth": _get(row, index, "reward_model", "ground_truth"),
+        "reward": score.reward,
+        "components": score.components,
+        "reasons": score.reasons,
+        **{key: info.get(key) for key in ("index", "video", "expression_id")},
+    }
 
 
 def _scored(

@@ -41,6 +41,8 @@ def ray_session(recipe: Recipe, cpus: int = LOGICAL_CPUS) -> Iterator[None]:
                 runtime["py_executable"] = os.environ["RCOT_ZYGOTE_PYTHON"]
         if recipe.cluster.object_store_bytes is not None:
             arguments["object_store_memory"] = recipe.cluster.object_store_bytes
+        if recipe.cluster.metrics_port is not None:
+            arguments["_metrics_export_port"] = recipe.cluster.metrics_port
     ray.init(address=address, runtime_env=runtime, **arguments)
     try:
         yield

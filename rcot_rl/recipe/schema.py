@@ -26,6 +26,7 @@ from rcot_rl.recipe.inference_section import (
 )
 from rcot_rl.recipe.launch_section import LaunchSection
 from rcot_rl.recipe.supervise_section import SuperviseSection
+from rcot_rl.recipe.tracking_section import TrackingSection, WandbSection
 from rcot_rl.recipe.training_section import BASE, ClusterSection, GrpoStage, SftStage, TrainStage
 from rcot_rl.suggestions import did_you_mean
 from rcot_rl.system.paths import HandedOnPath, PathText
@@ -38,7 +39,16 @@ AFTER_TRAINING = ("predict", "eval", "report")
 """Stages that run after those of `train`, in order."""
 
 RESERVED = frozenset(
-    {*BEFORE_TRAINING, *AFTER_TRAINING, BASE, "corpora", "shards", "texts", "predictions"}
+    {
+        *BEFORE_TRAINING,
+        *AFTER_TRAINING,
+        BASE,
+        "corpora",
+        "shards",
+        "texts",
+        "predictions",
+        "tracking",
+    }
 )
 """Names that a training stage cannot have: other stages and folders of a run."""
 
@@ -182,19 +192,6 @@ class ReportSection(Section):
         return given
 
 
-class WandbSection(Section):
-    """Weights & Biases."""
-
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    """`offline` writes to the run's folder; `online` needs `wandb login` or WANDB_API_KEY."""
-
-    project: str = "rcot-rl"
-    """W&B project."""
-
-    entity: str | None = None
-    """W&B user or team. None: the account's default."""
-
-
 class Recipe(Section):
     """A run, from corpora to report."""
 
@@ -229,6 +226,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     report: ReportSection = ReportSection()
     wandb: WandbSection = WandbSection()
+    tracking: TrackingSection = TrackingSection()
     supervise: SuperviseSection = Field(default=SuperviseSection(), exclude=True)
     """Retries and timeouts. Not part of the recipe's hash."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rcot_rl.recipe.base import Section
 from rcot_rl.system.paths import HandedOnPath
@@ -221,6 +221,10 @@ def _looked_up(values: Any, key: str, otherwise: Any) -> Any:
     return otherwise
 
 
+_RESERVED_PORTS = frozenset({6379, 8265, *range(10001, 32000)})
+"""Ray's head, dashboard, client and workers, and the ports of `cluster.launch.rendezvous`."""
+
+
 class ClusterSection(Section):
     """The nodes, GPUs and Ray workers of a training stage."""
 
@@ -245,5 +249,21 @@ class ClusterSection(Section):
     object_store_bytes: int | None = Field(default=None, ge=80 * 2**20)
     """Size of Ray's object store, for `ray_address: local`. None: Ray's default."""
 
+    metrics_port: int | None = Field(default=None, ge=1024, le=65535)
+    """Port of Ray's Prometheus endpoint on every node that the run or its launcher starts. With it,
+    the rollout engines of training serve statistics too, and RUN/tracking/prometheus lists all
+    addresses (docs/system-metrics.md). None: no statistics of engines, and a port of Ray's choice.
+    """
+
     stall_timeout_s: int = Field(default=1800, ge=30)
     """Seconds without output in a stage's log after which the stage is ended as hung."""
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _outside_other_ranges(cls, port: int | None) -> int | None:
+        if port in _RESERVED_PORTS:
+            raise ValueError(
+                "is used by Ray or the launchers (6379, 8265, 10001 to 31999); choose another, "
+                "such as 8090"
+            )
+        return port

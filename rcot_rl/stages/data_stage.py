@@ -9,7 +9,7 @@ from cluster.supervise.processes import Host
 from rcot_rl.annotation import annotation_process
 from rcot_rl.annotation.annotation_process import Annotation
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.console import Console
+from rcot_rl.monitoring.terminal.console import Console
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import RunFolder
 from rcot_rl.segmentation.segmenter import label_judge
@@ -125,10 +125,11 @@ def annotate(recipe: Recipe, work: Annotation, out: Path) -> Path:
 def _annotate(
     host: Host, console: Console, recipe: Recipe, work: Annotation, out: Path, log: Path
 ) -> Path:
-    console.line(f"{work}: starting, log {log}")
+    label = annotation_process.TEXTS[work]
+    console.line(f"{label}: starting, log {log}")
     arguments = annotation_process.child_arguments(work, recipe, out, log)
     timeout = recipe.cluster.stall_timeout_s
-    run_child(host, console, work, arguments, log, stall_timeout_s=timeout)
+    run_child(host, console, label, arguments, log, stall_timeout_s=timeout)
     return out / annotation_process.FILES[work]
 
 

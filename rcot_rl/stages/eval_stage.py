@@ -35,7 +35,7 @@ def _score(run: StageRun, stage: str, benchmark: Benchmark) -> dict[str, Any] | 
     from data_pipelines.corpora import open_corpus
     from rcot_rl.evaluation.benchmarks import BASELINES, Predict, benchmark_document, evaluate_all
     from rcot_rl.evaluation.score_table import score_table
-    from rcot_rl.monitoring.run_summary import fault_lines, public_lines
+    from rcot_rl.monitoring.terminal.run_summary import fault_lines, public_lines
 
     recipe, folder, console = run.recipe, run.folder, run.console
     dataset, split = benchmark.dataset, benchmark.split

@@ -25,6 +25,7 @@ from rcot_rl.prediction_layout import (
     FAILURES_FILE,
     benchmark_name,
     benchmark_predictions,
+    heldout_responses_file,
     heldout_rewards_file,
 )
 from rcot_rl.recipe.inference_section import ORACLES
@@ -35,6 +36,7 @@ from rcot_rl.runfolder import write_json
 from rcot_rl.stages.data_stage import corpus_root
 from rcot_rl.stages.stage_run import StageRun
 from rcot_rl.system.files import write_text
+from rcot_rl.system.prometheus_targets import targets_file, write_targets
 from rcot_rl.training import jobs
 
 if TYPE_CHECKING:
@@ -126,8 +128,14 @@ def work_off(plan: dict[str, Any]) -> None:
         work += [*heldout.missing(name, folder), *benchmarks.missing(name, folder)]
     if work:  # Ray takes seconds to start
         size = pool_size(recipe)
-        emit("note", message=f"{len(work)} rows for {size.engines} engines, {size.segmenters} SAM2")
+        emit(
+            "note",
+            message=f"{len(work)} videos and batches of held-out prompts; "
+            f"engines: {size.engines}, segmenters: {size.segmenters}",
+        )
         with ray_session(recipe, LOGICAL_CPUS + size.engines + size.segmenters):
+            if recipe.cluster.metrics_port is not None:
+                write_targets(targets_file(out, "predict"))
             for result in run_pool(recipe, Path(plan["recipe"]), work, plan["others"]):
                 if isinstance(result, HeldoutAnswers):
                     heldout.add(result)
@@ -237,7 +245,7 @@ class _HeldoutRewards:
 
     def __init__(self, recipe: Recipe, sources: dict[str, Any], out: Path) -> None:
         self._recipe, self._sources = recipe, sources
-        self._file = heldout_rewards_file(out)
+        self._out, self._file = out, heldout_rewards_file(out)
         self._known = (
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
         )
@@ -291,7 +299,7 @@ class _HeldoutRewards:
         recipe, answered = self._recipe, self._answered.pop((name, task))
         answered.sort(key=lambda one: one.work.first)
         settings = recipe.grpo(self._sources[task]["stage"])
-        scores = score_heldout(
+        scored = score_heldout(
             self._rows[task],
             [responses for one in answered for responses in one.sampled],
             [responses for one in answered for responses in one.greedy],
@@ -303,8 +311,11 @@ class _HeldoutRewards:
             ),
             Prompter(Path(answered[0].work.model), recipe.engine.max_model_len).count,
         )
-        self._known.setdefault(task, {})[name] = scores
-        emit("heldout", what=f"{name}, {task}", **_means(scores))
+        for way, lines in scored.responses.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_text(heldout_responses_file(self._out, task, name, way), text)
+        self._known.setdefault(task, {})[name] = scored.rewards
+        emit("heldout", what=f"{task} reward of {name}", **_means(scored.rewards))
         order = [*recipe.scored_checkpoints, *self._known[task]]
         self._known[task] = {c: self._known[task][c] for c in order if c in self._known[task]}
         write_text(self._file, json.dumps(self._known, indent=1))

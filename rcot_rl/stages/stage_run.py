@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.supervise.processes import Host, StageFailed
+from cluster.supervise.run_tracking import RunTracking
 from rcot_rl.errors import InputError
 from rcot_rl.events import EventReader
-from rcot_rl.monitoring.console import Console
+from rcot_rl.monitoring.terminal.console import Console
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training_section import BASE
 from rcot_rl.runfolder import RunFolder
@@ -26,6 +27,7 @@ class StageRun:
     folder: RunFolder
     host: Host
     console: Console
+    tracking: RunTracking | None = None
 
     def shards(self, name: str) -> Path:
         """Return the folder of a shard set."""
@@ -44,7 +46,13 @@ class StageRun:
         **options: Any,
     ) -> None:
         """Run a child process of a stage until it ends; see `run_child`."""
-        run_child(self.host, self.console, stage, arguments, log, watch, **options)
+
+        def poll() -> None:
+            if self.tracking is not None:
+                self.tracking.poll()
+            watch()
+
+        run_child(self.host, self.console, stage, arguments, log, poll, **options)
 
 
 def run_child(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cluster.supervise.processes import StageFailed
 from cluster.supervise.watchdog import run_watched
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.metrics import Follower, recover_steps, restore_step
+from rcot_rl.monitoring.judgement.alert_rules import AlertWatch
+from rcot_rl.monitoring.run_files.metrics import (
+    StepCopier,
+    read_metrics,
+    recover_steps,
+    restore_step,
+)
+from rcot_rl.monitoring.run_files.run_reader import RunReader
 from rcot_rl.runfolder import attempts_in
 from rcot_rl.stages.stage_run import StageRun
 from rcot_rl.training import jobs
 from rcot_rl.training.checkpoint_store import METRICS
+
+logger = logging.getLogger(__name__)
 
 
 def fit_ranks(run: StageRun, stage: str, attempt: Path) -> None:
@@ -79,16 +92,18 @@ def _await_hosts(run: StageRun, stage: str, attempt: Path) -> None:
 def _run_trainer(
     run: StageRun, stage: str, job: jobs.Job, arguments: list[str], attempt: Path
 ) -> None:
-    log = attempt / "log.txt"
-    follower = Follower(job.verl_log, run.folder.stage(stage) / "metrics.jsonl")
+    log, metrics = attempt / "log.txt", run.folder.stage(stage) / "metrics.jsonl"
+    copier = StepCopier(job.verl_log, metrics)
+    alerts = _ConsoleAlerts(run, stage, metrics, job.resumes_from)
     if job.resumes_from:
         run.console.line(f"{stage}: resuming from step {job.resumes_from}")
     run.console.line(f"{stage}: starting, log {log}")
 
     def new_steps() -> int:
-        lines = follower.poll()
+        lines = copier.poll()
         for line in lines:
             run.console.step(stage, line, job.total_steps)
+            alerts.update(line)
         return len(lines)
 
     run_watched(
@@ -100,3 +115,34 @@ def _run_trainer(
         environment=job.environment,
         on_ray=job.on_all_hosts,
     )
+
+
+class _ConsoleAlerts:
+    """Prints new alerts of a stage. A fault in a rule ends the alerts, not the training.
+
+    Alerts of earlier steps and attempts count as printed.
+    """
+
+    def __init__(self, run: StageRun, stage: str, metrics: Path, resumes_from: int) -> None:
+        self._console, self._stage = run.console, stage
+        self._watch: AlertWatch | None = AlertWatch(RunReader(run.folder.root), stage)
+        with self._harmless():
+            for line in read_metrics(metrics):
+                if line["step"] <= resumes_from:
+                    self._watch.update(line)
+            self._watch.new_failures()
+
+    def update(self, line: dict[str, Any]) -> None:
+        """Print the alerts that a new step raises."""
+        with self._harmless():
+            for alert in self._watch.update(line) if self._watch else ():
+                self._console.line(f"{self._stage}: alert at step {alert.step}: {alert.text}")
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._watch = None
+            logger.exception("alerts of %s ended", self._stage)
+            self._console.line(f"{self._stage}: no more alerts: {type(error).__name__}: {error}")

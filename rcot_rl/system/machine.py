@@ -7,6 +7,7 @@ MIG device counts as a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -63,6 +64,21 @@ def pss_bytes(pid: int) -> int:
     return 0
 
 
+def set_niceness(pid: int, niceness: int) -> None:
+    """Set how readily a process leaves the CPUs to others: 19 most, 0 normally.
+
+    Linux shares CPUs among sessions first if `sched_autogroup_enabled` is set, and a process'
+    niceness counts only within its session. So the niceness of the session is set too, if the
+    process leads one: it would else be that of a user's shell. What the system does not permit,
+    such as a lower niceness of the process, is left out.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    with contextlib.suppress(OSError):
+        if os.getsid(pid) == pid:
+            Path(f"/proc/{pid}/autogroup").write_text(str(niceness), encoding="ascii")
+
+
 def gpu_memories(environment: Mapping[str, str] = os.environ) -> list[float | None] | None:
     """Return the GiB of every visible GPU or MIG device, in nvidia-smi's order.
 
@@ -76,8 +92,8 @@ def gpu_memories(environment: Mapping[str, str] = os.environ) -> list[float | No
     if program is None:
         return None
     try:
-        sizes = _output([program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"])
-        devices = parse_gpus(sizes, _output([program, "-L"]))
+        sizes = output_of([program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"])
+        devices = parse_gpus(sizes, output_of([program, "-L"]))
     except (OSError, subprocess.SubprocessError):
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES")
@@ -142,7 +158,8 @@ def _is_number(text: str) -> bool:
     return text.strip().replace(".", "", 1).isdigit()
 
 
-def _output(command: list[str]) -> str:
+def output_of(command: list[str]) -> str:
+    """Return what a command prints. Raises OSError or SubprocessError."""
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
 
 

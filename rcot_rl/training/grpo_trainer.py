@@ -1,4 +1,4 @@
-"""The registered GRPO trainers: verl's own, with reward components, group health and host memory.
+"""The registered GRPO trainers: verl's own, with reward components, group health, and the hosts.
 
 verl 0.9.1 logs only the total reward of training rollouts. `RCoTTrainer` reads what the reward
 function returned for each response (verl keeps it in TransferQueue) and adds at every step each
@@ -27,13 +27,15 @@ from verl.utils import tensordict_utils
 
 from rcot_rl.stats.rollout_rows import last_turns
 from rcot_rl.system.files import write_text
+from rcot_rl.system.prometheus_targets import write_targets
 from rcot_rl.training import verl_patches
 from rcot_rl.training.advantage import per_task
 from rcot_rl.training.checkpoint_store import MANIFEST, METRICS, make_room
-from rcot_rl.training.host_memory import HostMemory
+from rcot_rl.training.host_metrics import HostMetrics
 from rcot_rl.training.jobs import KEEP
 from rcot_rl.training.reward_manager import OUTCOME
 from rcot_rl.training.reward_metrics import reward_metrics
+from rcot_rl.training.storage_metrics import storage_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class _ObservedTrainer(PPOTrainer):
 
     _MODE: Literal["sync", "colocate_async"] = "sync"
     """verl's name of the trainer that is extended."""
-    _memory: HostMemory | None = None
+    _hosts: HostMetrics
     _drawn = 0
     _last_step: tuple[Any, dict, dict, float]
 
@@ -62,6 +64,14 @@ class _ObservedTrainer(PPOTrainer):
             settings.max_lost_share,
             config.trainer.default_local_dir,
         )
+
+    def on_train_begin(self) -> None:
+        """Start to read the hosts, and publish addresses for Prometheus if the recipe asks."""
+        self._hosts = HostMetrics()
+        targets = self.config.trainer.rcot.get("prometheus")
+        if targets is not None:
+            write_targets(Path(targets), self.llm_server_manager.server_addresses)
+        super().on_train_begin()
 
     def _build_replay_buffer(self) -> Any:
         buffer = super()._build_replay_buffer()
@@ -102,6 +112,7 @@ class _ObservedTrainer(PPOTrainer):
         """Run one step, and keep its results for a checkpoint written right after it."""
         started = time.monotonic()
         batch = super().step(metrics, timing_raw)
+        metrics.update(self._hosts.metrics())  # once a step: a save computes metrics twice
         self._last_step = (batch, metrics, timing_raw, time.monotonic() - started)
         return batch
 
@@ -128,9 +139,10 @@ class _ObservedTrainer(PPOTrainer):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         rows = self._reward_rows(batch)
         metrics.update(reward_metrics(last_turns(rows, "uid")))
-        if self._memory is None:
-            self._memory = HostMemory()
-        metrics.update(self._memory.metrics())
+        metrics.update(storage_metrics(Path(self.config.trainer.default_local_dir)))
+        if "gen" in timing_raw:
+            tokens = metrics["response_length/mean"] * len(rows)
+            metrics["perf/response_tokens_per_s"] = tokens / timing_raw["gen"]
         metrics["time"] = time.time()
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
@@ -178,13 +190,19 @@ class _ObservedTrainer(PPOTrainer):
     def _log_rollout_data(self, batch: Any, timing_raw: dict, rollout_data_dir: str) -> None:
         """Write one JSON line per response; verl's own dump leaves out the components."""
         rows = self._reward_rows(batch)
-        fields = ["prompts", "responses", "reward_model", "data_source", "extra_info"]
+        fields = ["prompts", "responses", "advantages"]
+        fields += ["reward_model", "data_source", "extra_info"]
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
         )
         pad = self.tokenizer.pad_token_id
         prompts = data["prompts"].to_padded_tensor(padding=pad)
         responses = data["responses"].to_padded_tensor(padding=pad)
+        lengths = data["responses"].offsets().diff().tolist()
+        # all tokens of a response that the policy wrote have the same advantage (eq. 14)
+        advantages = [
+            float(values[0]) if len(values) else None for values in data["advantages"].unbind()
+        ]
         columns = {k: list(data[k]) for k in ("reward_model", "data_source", "extra_info")}
         lines = []
         for row in rows:
@@ -197,8 +215,10 @@ class _ObservedTrainer(PPOTrainer):
                 "data_source": columns["data_source"][i],
                 "prompt": self.tokenizer.decode(prompts[i], skip_special_tokens=True),
                 "response": self.tokenizer.decode(responses[i], skip_special_tokens=True),
+                "response_tokens": lengths[i],
                 "ground_truth": row["truth"] or columns["reward_model"][i]["ground_truth"],
                 "reward": row["reward"],
+                "advantage": advantages[i],
                 "components": row["components"],
                 "reasons": row["reasons"],
                 "index": extra.get("index"),

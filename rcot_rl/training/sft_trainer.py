@@ -1,4 +1,4 @@
-"""verl's SFT trainer with our checkpoints.
+"""verl's SFT trainer with our checkpoints, and with seconds, throughput and host figures per step.
 
 They are sealed, pointed to by `latest`, pruned only after the next one is complete (also those of
 earlier attempts), and not started on a disk that cannot hold them. verl's SFT trainer has no
@@ -8,16 +8,22 @@ callback for this, remembers what to delete only in memory, and deletes before i
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from verl.trainer.sft_trainer import SFTTrainer
+from verl.utils import tensordict_utils
 from verl.utils.checkpoint import CheckpointHandler
 
 from rcot_rl.training import verl_patches
 from rcot_rl.training.checkpoint_callback import finish
 from rcot_rl.training.checkpoint_store import MANIFEST, make_room, step_of
+from rcot_rl.training.gpu_sampler import GpuSampler
+from rcot_rl.training.host_metrics import memory_metrics, read
+from rcot_rl.training.storage_metrics import storage_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,44 @@ class RCoTSFTTrainer(SFTTrainer):
     """verl's SFT trainer, one per rank."""
 
     ckpt_handler: SealingCheckpointHandler
+
+    def fit(self) -> None:
+        """Train to the last step; the first rank adds metrics of the system to each step's."""
+        if self.rank != 0:
+            super().fit()
+            return
+        client = self.training_client
+        with GpuSampler() as gpus:
+            verl_patches.replace(client, "train_batch", self._measured(client.train_batch, gpus))
+            super().fit()
+
+    def _measured(self, train_batch: Callable[..., Any], gpus: GpuSampler) -> Callable[..., Any]:
+        """Return `train_batch` with a step's seconds, throughput and host figures in its output.
+
+        verl logs right after `train_batch`, so a step's seconds start at the end of the step
+        before: its checkpoint and the loading of this step's rows are included.
+        """
+        checkpoints = Path(self.config.trainer.default_local_dir)
+        ended: float | None = None
+
+        def measured(data: Any) -> Any:
+            nonlocal ended
+            started = time.monotonic()
+            output = train_batch(data=data)
+            update_s = time.monotonic() - started
+            step_s = time.monotonic() - (started if ended is None else ended)
+            tokens = sum(tensordict_utils.get(data, "global_token_num"))
+            metrics = dict(tensordict_utils.get(output, "metrics"))
+            metrics |= {"timing_s/update": update_s, "timing_s/step": step_s}
+            metrics["perf/throughput"] = tokens / step_s / self.engine.get_data_parallel_size()
+            metrics |= memory_metrics({"host0": read([])}, {})
+            metrics |= {f"gpu/host0/{name}": value for name, value in gpus.take().items()}
+            metrics |= storage_metrics(checkpoints)
+            tensordict_utils.assign_non_tensor(output, metrics=metrics)
+            ended = time.monotonic()
+            return output
+
+        return measured
 
     def _build_dataloader(self) -> None:
         super()._build_dataloader()

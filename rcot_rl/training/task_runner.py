@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,4 +20,9 @@ class TaskRunner(_VerlTaskRunner):
         """Run the stage that `config` (verl's configuration) describes."""
         import rcot_rl.training.grpo_trainer  # noqa: F401  registers `rcot_sync`
 
-        super().run(config)
+        try:
+            super().run(config)
+        finally:
+            targets = config.trainer.rcot.get("prometheus")
+            if targets is not None:
+                Path(targets).unlink(missing_ok=True)  # nothing answers there any more

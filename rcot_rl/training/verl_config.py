@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training_section import GrpoStage
 from rcot_rl.suggestions import did_you_mean
 from rcot_rl.system import machine
-from rcot_rl.system.files import write_text
+from rcot_rl.system.prometheus_targets import targets_file
 from reward_fns.user.sources import absolute
 
 FREE_KEYS = (
@@ -43,6 +42,9 @@ FREE_KEYS = (
 """Keys, or prefixes with a final dot, that verl reads but its configuration does not list."""
 
 AGENT_LOOP = "rcot_rl.training.cached_agent_loop"
+
+_LOGGERS = ("console", "file")
+"""verl's loggers. Trackers follow the run folder in processes of their own."""
 
 _FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
@@ -230,6 +232,10 @@ def _grpo_host(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
     values.update(_attention(recipe, "actor_rollout_ref.model"))
     if cluster.ray_address == "local" and cluster.object_store_bytes is not None:
         values["ray_kwargs.ray_init.object_store_memory"] = cluster.object_store_bytes
+    if cluster.metrics_port is not None:
+        values[f"{rollout}.disable_log_stats"] = False  # the engines' HTTP servers serve /metrics
+        if cluster.ray_address == "local":
+            values["ray_kwargs.ray_init._metrics_export_port"] = cluster.metrics_port
     if recipe.device == "cpu":
         values.update(_cpu_values(recipe))
     return values
@@ -303,7 +309,7 @@ def _grpo_paths(
         "trainer.default_local_dir": str(out / "checkpoints"),
         "trainer.project_name": recipe.wandb.project,
         "trainer.experiment_name": f"{recipe.name}-{stage}",
-        "trainer.logger": _loggers(recipe),
+        "trainer.logger": list(_LOGGERS),
         "trainer.checkpoint_callback_class": "rcot_rl.training.checkpoint_callback.SaveCallback",
         # verl would save an adapter's base under names that no library loads; see merge_adapter.py
         "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra"]
@@ -312,6 +318,8 @@ def _grpo_paths(
     }
     if section.dump_rollouts:
         values["trainer.rollout_data_dir"] = str(out / "rollouts")
+    if recipe.cluster.metrics_port is not None:
+        values["trainer.rcot.prometheus"] = str(targets_file(out.parent, stage))
     # without an address, ray.init would join the cluster in RAY_ADDRESS
     values["ray_kwargs.ray_init.address"] = recipe.cluster.ray_address
     return values
@@ -369,7 +377,7 @@ def sft_values(
         "trainer.default_local_dir": str(out / "checkpoints"),
         "trainer.project_name": recipe.wandb.project,
         "trainer.experiment_name": f"{recipe.name}-{stage}",
-        "trainer.logger": _loggers(recipe),
+        "trainer.logger": list(_LOGGERS),
         **_attention(recipe, "model"),
     }
     if sft.tasks is not None:
@@ -394,11 +402,6 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
         "RCOT_RL_PLUGIN": "required",
         "RCOT_RUN": hashlib.sha256(str(attempt.resolve()).encode()).hexdigest()[:10],
         "VERL_FILE_LOGGER_PATH": str(attempt / "verl.jsonl"),
-        "WANDB_MODE": recipe.wandb.mode,
-        "WANDB_DIR": str(attempt),
-        "WANDB_RUN_ID": wandb_id(attempt.parent),
-        "WANDB_RESUME": "allow",  # the attempts of a stage are one run
-        "WANDB_SILENT": "true",
         "HYDRA_FULL_ERROR": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
@@ -407,8 +410,6 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
         "RCOT_SEGMENTER_DEVICE": recipe.device,
         "RCOT_SEGMENTER_SETTINGS": recipe.segmenter.model_dump_json(),
     }
-    if recipe.wandb.entity:
-        variables["WANDB_ENTITY"] = recipe.wandb.entity
     if recipe.device == "cpu":
         variables |= {
             "VERL_PLATFORM": "cpu",
@@ -421,19 +422,6 @@ def training_environment(recipe: Recipe, attempt: Path) -> dict[str, str]:
             "RAY_worker_niceness": "0",  # Ray lowers the priority of its workers
         }
     return variables
-
-
-def wandb_id(stage: Path) -> str:
-    """Return the id of a stage's W&B run, which all attempts share; the first one creates it."""
-    file = stage / "wandb-id"
-    if not file.is_file():
-        stage.mkdir(parents=True, exist_ok=True)
-        write_text(file, secrets.token_hex(6))
-    return file.read_text(encoding="ascii")
-
-
-def _loggers(recipe: Recipe) -> list[str]:
-    return ["console", "file"] + ([] if recipe.wandb.mode == "disabled" else ["wandb"])
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:

@@ -51,6 +51,7 @@ TRAINED = [
     "grpo.micro_batch_size=32",
     "grpo.max_prompt_length=256",
     "eval.benchmarks=[]",
+    "wandb.mode=disabled",  # test_tracking.py and runs of SMALL are tracked
 ]
 
 

@@ -6,6 +6,7 @@ One run serves most tests here. It is stopped by Ctrl-C in the middle of GRPO, a
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -108,9 +109,11 @@ def test_every_stage_leaves_the_files_of_the_run_folder_contract(finished):
             assert len(lines) == 32
             row = json.loads(lines[0])
             assert {"prompt_id", "response", "ground_truth", "reward", "components"} <= row.keys()
+    answers = run / "predict" / "heldout" / "ktg" / "grpo-ktg-sampled.jsonl"
+    assert len(answers.read_text().splitlines()) == 4 * 2  # prompts x samples
     masks = list((run / "predictions" / "mevis-valid_u").rglob("*.png"))
     assert masks and (run / "eval" / "mevis-valid_u.json").is_file()
-    assert "J&F mevis" in table and str(run / "report.html") in table
+    assert "J&F of mevis" in table and str(run / "report.html") in table
 
 
 def test_training_and_rollouts_ran_on_the_real_engines(finished):
@@ -124,6 +127,41 @@ def test_training_and_rollouts_ran_on_the_real_engines(finished):
         assert "CpuWorkerExtension" in log and "vLLMHttpServer" in log
         saved = json.loads((newest(run, stage) / "actor/fsdp_config.json").read_text())
         assert saved["FSDP_version"] == 2
+
+
+def test_rollouts_have_the_advantages_and_lengths_of_their_step(finished):
+    run, *_ = finished
+    for step in metrics(run, "grpo-ktg"):
+        file = run / "grpo-ktg" / "rollouts" / f"{step['step']}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        lengths = [row["response_tokens"] for row in rows]
+        assert sum(lengths) / len(lengths) == pytest.approx(step["response_length/mean"])
+        groups: dict[str, list[dict]] = {}
+        for row in rows:
+            groups.setdefault(row["prompt_id"], []).append(row)
+        for group in groups.values():  # eq. 14, with the standard deviation of a sample
+            rewards = [row["reward"] for row in group]
+            mean, spread = statistics.mean(rewards), statistics.stdev(rewards)
+            derived = [(reward - mean) / (spread + 1e-6) for reward in rewards]
+            assert [row["advantage"] for row in group] == pytest.approx(derived, abs=1e-3)
+
+
+def test_every_step_has_the_figures_of_the_system(finished):
+    run, *_ = finished
+    hosts = {"disk/free_gib", "memory_gib/node/used_max", "timing_s/step", "perf/throughput"}
+    parts = {f"timing_s/{part}" for part in ("gen", "ref", "update_actor", "update_weights")}
+    store = {"object_store/host0/used_gib", "object_store/host0/total_gib"}
+    for stage, names in (("sft", hosts), ("grpo-ktg", hosts | parts | store)):
+        for step in metrics(run, stage):
+            assert names <= step.keys(), (stage, names - step.keys())
+            assert not [name for name in step if name.startswith("gpu/")], "there is no GPU here"
+    last = metrics(run, "grpo-ktg")[-1]
+    late = ("checkpoint.json", "rcot.json")  # the manifest, and a card that is added to the model
+    files = [p for p in newest(run, "grpo-ktg").rglob("*") if p.name not in late]
+    size = sum(p.stat().st_size for p in files if p.is_file())
+    assert last["checkpoint/size_gib"] == pytest.approx(size / 2**30)
+    assert last["timing_s/save_checkpoint"] > 0
+    assert 0 < last["object_store/host0/used_gib"] < last["object_store/host0/total_gib"]
 
 
 def test_the_engine_samples_from_the_weights_that_were_just_trained(finished):
@@ -179,7 +217,7 @@ def test_rerunning_a_finished_run_does_nothing(finished, start_rcot, small):
     started = time.monotonic()
     again = start_rcot("run", "laptop", *small, "--out", str(run), stdout=subprocess.PIPE)
     table, _ = again.communicate(timeout=60)
-    assert again.returncode == 0 and "J&F mevis" in table
+    assert again.returncode == 0 and "J&F of mevis" in table
     assert time.monotonic() - started < 30
 
 

@@ -48,6 +48,8 @@ def test_agentic_rewards_belong_to_whole_episodes(variant):
         again = reward.score(last["response"], last["ground_truth"], **other)
         assert last["reward"] == pytest.approx(again.reward)
         assert {row["reward"] for row in of_response} == {last["reward"]}
+        assert all(row["response_tokens"] > 0 for row in of_response)
+        assert len({round(row["advantage"], 5) for row in of_response}) == 1
 
 
 def test_many_workers_return_every_response_of_every_group(variant):

@@ -12,7 +12,7 @@ import pytest
 
 from rcot_rl.evaluation.benchmarks import evaluate
 from rcot_rl.evaluation.jf import jf_video
-from rcot_rl.monitoring.run_summary import public_lines
+from rcot_rl.monitoring.terminal.run_summary import public_lines
 
 
 def mean_of(world, masks: dict, pairs: Iterable[tuple[str, str]]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from scipy.ndimage import distance_transform_edt
 from rcot_rl.evaluation.benchmarks import evaluate, evaluate_all, evaluate_masks
 from rcot_rl.evaluation.mask_baselines import BASELINES
 from rcot_rl.evaluation.ref_davis import ANNOTATORS, assign_objects
-from rcot_rl.monitoring.run_summary import public_lines
+from rcot_rl.monitoring.terminal.run_summary import public_lines
 
 HEIGHT, WIDTH, FRAMES = 40, 60, 6
 STEMS = [f"{t:05d}" for t in range(FRAMES)]

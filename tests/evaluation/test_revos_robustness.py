@@ -22,7 +22,7 @@ from rcot_rl.evaluation.benchmarks import (
 )
 from rcot_rl.evaluation.mask_baselines import BASELINES
 from rcot_rl.evaluation.revos_robustness import frame_scores
-from rcot_rl.monitoring.run_summary import evaluation_lines, public_lines
+from rcot_rl.monitoring.terminal.run_summary import evaluation_lines, public_lines
 
 HALVES = {"referring": ("0", "4"), "reasoning": ("1", "3"), "no_target": ("2",)}
 

@@ -14,6 +14,7 @@ import pytest
 from rcot_rl.errors import InputError
 from rcot_rl.inference.heldout import heldout_requests, read_rows, score_heldout
 from rcot_rl.inference.policy import PolicyResponse, Sampling, gather_texts
+from rcot_rl.monitoring.run_files.rollout_files import groups_of, read_rollout_file
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.stages.predict_stage import heldout_reward
 from reward_fns.score import load_reward
@@ -56,7 +57,7 @@ def heldout_rewards(policy, rows, reward, k=4, seed=0, count=None):
         sampled = await gather_texts(policy, requests, Sampling(99, n=k, temperature=1.0))
         return sampled, await gather_texts(policy, requests, Sampling(99))
 
-    return score_heldout(rows, *asyncio.run(ask()), reward, count)
+    return score_heldout(rows, *asyncio.run(ask()), reward, count).rewards
 
 
 def test_rewards_have_means_components_and_prompt_names():
@@ -176,3 +177,22 @@ def test_an_agentic_stages_rows_are_single_questions():
         heldout_rewards(TurnPolicy(), [row(0)], load_reward(aks.reward), k=2)
     rewards = heldout_rewards(TurnPolicy(), [row(0)], load_reward(heldout_reward(aks)), k=2)
     assert rewards["greedy"]["mean"] == 3.0
+
+
+def test_scored_responses_are_kept_in_the_format_of_rollouts(tmp_path):
+    rows = [row(0), row(1), row(2, "B")]
+    sampled, greedy = [[RIGHT, "B"]] * 3, [[RIGHT]] * 3
+    scored = score_heldout(rows, sampled, greedy, load_reward("aks"), len)
+    kept = {}
+    for way, lines in scored.responses.items():
+        file = tmp_path / f"{way}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept[way] = read_rollout_file(file)
+    assert [r.prompt_id for r in kept["greedy"]] == scored.rewards["prompts"]
+    assert [r.reward for r in kept["greedy"]] == scored.rewards["greedy"]["per_prompt"]
+    means = [np.mean([r.reward for r in g]) for g in groups_of(kept["sampled"]).values()]
+    assert means == scored.rewards["sampled"]["per_prompt"]
+    wrong = kept["greedy"][2]
+    assert (wrong.answer, wrong.truth, wrong.index, wrong.task) == ("A", "B", 102, "aks")
+    assert wrong.tokens == len(RIGHT) + 1
+    assert wrong.reasons == ["option_wrong"]

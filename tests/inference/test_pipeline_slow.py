@@ -140,7 +140,8 @@ def rewards(engine, reward_file):
     reward = load_reward(f"{reward_file}:length")
     requests = heldout_requests(rows(3), seed=4)
     sampled = engine.generate(requests, Sampling(16, n=3, temperature=1.0))
-    return score_heldout(rows(3), sampled, engine.generate(requests, Sampling(16)), reward)
+    greedy = engine.generate(requests, Sampling(16))
+    return score_heldout(rows(3), sampled, greedy, reward).rewards
 
 
 def test_held_out_rewards_depend_on_the_weights(engine, checkpoints, tmp_path):

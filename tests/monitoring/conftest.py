@@ -136,7 +136,7 @@ def rewards(n: int) -> dict:
         base = rng.uniform(0.3, 0.9, n) * top
         out[task] = {}
         for k, name in enumerate(("sft", "grpo-aks", "grpo-ktg")):
-            out[task][name] = {}
+            out[task][name] = {"prompts": [str(i) for i in range(n)]}
             for way in ("sampled", "greedy"):
                 values = base + 0.06 * top * k * rng.uniform(0, 2, n) * (way == "sampled")
                 out[task][name][way] = {"mean": values.mean(), "per_prompt": list(values)}

@@ -1,4 +1,4 @@
-"""`rcot doctor` against lock files written by the test."""
+"""`rcot doctor`: what a host has, and its packages against lock files written by the test."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from rcot_rl.system import doctor
+from rcot_rl.cli import main as cli
+from rcot_rl.system import doctor, machine
 
 LOCK = """\
 # resolved
@@ -52,6 +54,66 @@ def test_lock_matches_the_kind_of_host(
     monkeypatch.setattr(doctor, "installed_version", versions.get)
     faults = doctor.examine()
     assert len(faults) == 3 and all(lock in fault for fault in faults)
+
+
+TABLE = """\
+0, NVIDIA H100 80GB HBM3, 81559, 613, 550.90.07
+1, NVIDIA H100 80GB HBM3, [N/A], [N/A], 550.90.07
+"""
+OVERVIEW = """\
++-----------------------------------------------------------------------------------------+
+| NVIDIA-SMI 550.90.07              Driver Version: 550.90.07      CUDA Version: 12.4     |
+|-----------------------------------------+------------------------+----------------------+
+"""
+LISTING = """\
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)
+  MIG 3g.40gb     Device  0: (UUID: MIG-2)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-3)
+"""
+
+
+def test_driver_gpus_and_mig_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert doctor.parse_gpus(TABLE, OVERVIEW, LISTING) == [
+        ("driver", "550.90.07, CUDA 12.4 or older"),
+        ("GPU 0", "NVIDIA H100 80GB HBM3, 79.6 GiB, 0.6 GiB used"),
+        ("GPU 1", "NVIDIA H100 80GB HBM3, memory unknown, memory unknown used"),
+        ("MIG devices", "1"),
+        ("visible", "CUDA_VISIBLE_DEVICES=1"),
+    ]
+    assert doctor.parse_gpus("No devices were found\n", "", "") == [
+        ("GPUs", "nvidia-smi lists none")
+    ]
+
+
+@pytest.mark.parametrize("status", [0, 9])
+def test_a_failing_nvidia_smi_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    ((name, value),) = doctor.gpus()
+    assert name == "GPUs" and ("failed" in value if status else "lists none" in value)
+
+
+def test_the_inventory_has_versions_of_metadata_and_limits_of_this_process() -> None:
+    rows = dict(doctor.inventory())
+    for name in ("torch", "verl", "ray", "transformers", "wandb"):
+        assert rows[name] == importlib.metadata.version(name)
+    assert rows["CPUs"] == str(machine.cpus()) and "available" in rows["memory"]
+    assert "driver" in rows or "GPUs" in rows
+
+
+def test_the_command_lists_everything_within_80_columns(locks: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert result.exit_code == 2 and "pyyaml: 0.0.1 is pinned" in result.stderr
+    assert "torch" in result.stdout and max(map(len, result.stdout.splitlines())) <= 80
+    (locks / "cpu.lock").write_text("numpy==" + importlib.metadata.version("numpy") + "\n")
+    (locks / "gpu.lock").write_text((locks / "cpu.lock").read_text())
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert result.exit_code == 0 and result.stdout.endswith("pinned versions\n")
 
 
 @pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock"])

@@ -12,7 +12,6 @@ NCCL.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.preflight.checks.case import GIB, RunCase
 from rcot_rl.recipe.training_section import GrpoStage
@@ -40,8 +39,13 @@ class Estimate:
     gib: float
     why: str
 
+    @property
+    def brief(self) -> str:
+        """The amount without its derivation."""
+        return f"{self.gib:.2f} GiB"
+
     def __str__(self) -> str:
-        return f"{self.gib:.2f} GiB: {self.why}"
+        return f"{self.brief}: {self.why}"
 
 
 def states(case: RunCase, section: GrpoStage) -> tuple[Estimate, Estimate]:
@@ -240,31 +244,38 @@ def sleeps(section: GrpoStage) -> bool:
     return section.verl_value(f"{_ROLLOUT}.free_cache_engine", True) is not False
 
 
-def plan(case: RunCase) -> dict[str, str]:
-    """Return all estimates as lines of the plan."""
+def plan(case: RunCase, explain: bool = True) -> dict[str, str]:
+    """Return all estimates as lines of the plan; explain: with their derivations."""
+
+    def shown(estimate: Estimate | None) -> str | None:
+        if estimate is None or explain:
+            return None if estimate is None else str(estimate)
+        return estimate.brief
+
     if case.policy.parameters is None:
         return {"parameters": case.policy.derivation}
-    lines: dict[str, Any] = {
+    lines: dict[str, str | None] = {
         "parameters": f"{case.policy.parameters / 1e6:.1f} M, from {case.policy.derivation}"
     }
     stage = next(iter((*case.grpo, *case.recipe.grpo_stages)), None)
     if stage is not None:
         section = case.recipe.grpo(stage)
         train, _ = states(case, section)
-        lines["trainer, a rank"] = train
+        lines["trainer, a rank"] = shown(train)
         longest = section.max_prompt_length + section.max_response_length
-        lines["activations, a rank"] = activations(case, section.micro_batch_size, longest)
+        active = activations(case, section.micro_batch_size, longest)
+        lines["activations, a rank"] = shown(active)
         lines["reference"] = "in host memory (verl offloads it)"
-        lines["rollout engine"] = f"{engine_need(case, section)}; at most its share, " + (
+        lines["rollout engine"] = f"{shown(engine_need(case, section))}; at most its share, " + (
             f"{section.gpu_memory_utilization:.2f} of the memory"
         )
-        lines["host memory, a node"] = host_memory(case)
+        lines["host memory, a node"] = shown(host_memory(case))
     if case.recipe.device == "cuda":
         gpu, source = case.gpu
         lines["GPU"] = f"{gpu:.0f} GiB ({source})"
-    lines["checkpoints"] = f"{disk(case)}; {case.host.disk_free_bytes / GIB:.0f} GiB free"
-    lines["shards"] = shard_bytes(case)
-    return {key: str(value) for key, value in lines.items() if value is not None}
+    lines["checkpoints"] = f"{shown(disk(case))}; {case.host.disk_free_bytes / GIB:.0f} GiB free"
+    lines["shards"] = shown(shard_bytes(case))
+    return {key: value for key, value in lines.items() if value is not None}
 
 
 def _parameters(case: RunCase) -> int:

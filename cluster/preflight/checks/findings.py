@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rcot_rl.errors import InputError
+from rcot_rl.system.lines import LOG_WIDTH, fold
 
 Severity = Literal["error", "warning", "unknown"]
 
@@ -30,11 +31,16 @@ class Finding:
     """What it would cost to find out later."""
     fix: str = ""
     """What to do about it."""
+    derivations: tuple[str, ...] = ()
+    """Parts of the message that say how an amount is derived."""
 
-    def text(self) -> str:
-        """Return one line, and a second one with the fix."""
-        line = f"{self.severity:<8}{self.code:<26}{self.message}  [{self.cost}]"
-        return f"{line}\n{'':<8}{'fix:':<26}{self.fix}" if self.fix else line
+    @property
+    def brief(self) -> str:
+        """The message without its derivations."""
+        text = self.message
+        for derivation in self.derivations:
+            text = text.replace(f": {derivation}", "")
+        return text
 
 
 @dataclass
@@ -46,6 +52,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     grpo: Collection[str] = ()
     """Names of the recipe's GRPO stages."""
+    brief_plan: dict[str, Any] = field(default_factory=dict)
+    """The plan without derivations of its estimates."""
 
     @property
     def ok(self) -> bool:
@@ -54,22 +62,22 @@ class Report:
 
     @property
     def errors(self) -> list[str]:
-        """Messages of the errors, one line each."""
-        errors = (f.message for f in self.merged() if f.severity == "error")
+        """Messages of the errors, one line each, without derivations."""
+        errors = (f.brief for f in self.merged() if f.severity == "error")
         return list(dict.fromkeys(errors))
 
     def raise_errors(self) -> None:
         """Raise InputError with every error and its fix, one line each."""
         errors = [f for f in self.merged() if f.severity == "error"]
         # a question mark ends a sentence already
-        ends = ["" if f.message.endswith("?") else ";" for f in errors]
-        lines = [f"{f.message}{end} fix: {f.fix}" for f, end in zip(errors, ends, strict=True)]
+        ends = ["" if f.brief.endswith("?") else ";" for f in errors]
+        lines = [f"{f.brief}{end} fix: {f.fix}" for f, end in zip(errors, ends, strict=True)]
         if lines:
             raise InputError.of_all([InputError(line) for line in dict.fromkeys(lines)])
 
     def notices(self) -> list[str]:
         """Return a line for each warning, and one for everything that was not checked."""
-        lines = [f"warning: {f.message}" for f in self.merged() if f.severity == "warning"]
+        lines = [f"warning: {f.brief}" for f in self.merged() if f.severity == "warning"]
         unknown = [f.code for f in self.findings if f.severity == "unknown"]
         if unknown:
             lines.append(f"not checked here: {', '.join(dict.fromkeys(unknown))}")
@@ -98,20 +106,56 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values: `ok`, `recipe`, `plan`, `findings`."""
-        findings = [asdict(finding) for finding in self.findings]
+        keys = ("code", "severity", "message", "cost", "fix")
+        findings = [{key: getattr(finding, key) for key in keys} for finding in self.findings]
         return {"ok": self.ok, "recipe": self.recipe, "plan": self.plan, "findings": findings}
 
-    def text(self) -> str:
-        """Return the plan, the findings with errors first, and their numbers, for the terminal."""
-        lines = [f"{key:<21} {value}" for key, value in self.plan.items()]
+    def text(self, *, explain: bool = False, width: int = LOG_WIDTH) -> str:
+        """Return the plan, the findings by cause with errors first, and their numbers.
+
+        Args:
+            explain: Show how each estimate is derived.
+            width: Columns of the terminal.
+        """
+        plan = self.plan if explain else self.brief_plan or self.plan
+        lines = []
+        for key, value in plan.items():
+            lines += fold(str(value), width, f"{key:<21} ", " " * 22)
         order = ("error", "warning", "unknown")
         findings = sorted(self.merged(), key=lambda f: order.index(f.severity))
-        lines += [finding.text() for finding in findings]
+        for group in by_cause(findings):
+            lines += ["", *_group_lines(group, explain, width)]
         count = {s: sum(f.severity == s for f in findings) for s in order}
-        lines.append(
-            f"{count['error']} errors, {count['warning']} warnings, {count['unknown']} unknown"
-        )
-        return "\n".join(lines)
+        counts = f"{count['error']} errors, {count['warning']} warnings, {count['unknown']} unknown"
+        return "\n".join([*lines, "", counts])
+
+
+def by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Group findings: those of one code, and of codes that have the same fixes, belong together."""
+    of_code: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        of_code.setdefault((finding.severity, finding.code), []).append(finding)
+    groups: dict[tuple[str, tuple[str, ...]], list[Finding]] = {}
+    for (severity, _), group in of_code.items():
+        fixes = tuple(dict.fromkeys(finding.fix for finding in group))
+        groups.setdefault((severity, fixes), []).extend(group)
+    return list(groups.values())
+
+
+def _group_lines(group: Sequence[Finding], explain: bool, width: int) -> list[str]:
+    """Return the lines of one cause: its codes, the places, the cost and the fix once."""
+
+    def once(texts: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(text for text in texts if text))
+
+    indent = " " * 8
+    lines = fold(", ".join(once(f.code for f in group)), width, f"{group[0].severity:<8}", indent)
+    for place in once(f.message if explain else f.brief for f in group):
+        lines += fold(place, width, indent, indent + "  ")
+    lines += fold("; ".join(once(f.cost for f in group)), width, "  cost  ", indent)
+    for fix in once(f.fix for f in group):
+        lines += fold(fix, width, "  fix   ", indent)
+    return lines
 
 
 def _of_all(finding: Finding, stage: str) -> Finding:
@@ -131,13 +175,17 @@ class Notes:
 
     findings: list[Finding] = field(default_factory=list)
 
-    def error(self, code: str, message: str, *, cost: str, fix: str) -> None:
-        """Note a fault that stops the run."""
-        self.findings.append(Finding(code, "error", message, cost, fix))
+    def error(
+        self, code: str, message: str, *, cost: str, fix: str, why: Iterable[str] = ()
+    ) -> None:
+        """Note a fault that stops the run. `why`: derivations in the message."""
+        self.findings.append(Finding(code, "error", message, cost, fix, tuple(why)))
 
-    def warning(self, code: str, message: str, *, cost: str, fix: str) -> None:
-        """Note what a person should weigh."""
-        self.findings.append(Finding(code, "warning", message, cost, fix))
+    def warning(
+        self, code: str, message: str, *, cost: str, fix: str, why: Iterable[str] = ()
+    ) -> None:
+        """Note what a person should weigh. `why`: derivations in the message."""
+        self.findings.append(Finding(code, "warning", message, cost, fix, tuple(why)))
 
     def unknown(self, code: str, message: str, *, cost: str, fix: str) -> None:
         """Note what this host cannot check."""

@@ -6,7 +6,10 @@ import importlib.util
 import os
 import re
 import socket
+import subprocess
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,17 @@ from cluster.preflight.checks.case import GIB, RunCase, existing
 from cluster.preflight.checks.estimates import object_store
 from cluster.preflight.checks.findings import Notes
 from rcot_rl.errors import InputError
+from rcot_rl.monitoring.trackers.tracker_choice import KEY as TRACKERS
+from rcot_rl.monitoring.trackers.tracker_choice import MODULE as TRACKER_CHECK
+from rcot_rl.monitoring.trackers.tracker_choice import choices, name_of, source_of
 from rcot_rl.runfolder import RunFolder
 from rcot_rl.system import variables
 from rcot_rl.system.checkout import commit_of, is_checkout
 from rcot_rl.system.paths import check_path
 
 _SOCKET = "/rcot-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_LOAD_S = 120.0
+"""Seconds that a user's tracker may take to load: it may import large packages."""
 _SOCKET_MOST = 107
 """Most bytes of a Unix socket's path on Linux."""
 
@@ -121,7 +129,7 @@ def accounts(case: RunCase, notes: Notes) -> None:
     wandb = case.recipe.wandb
     with notes.attempt(
         "wandb",
-        cost="a trainer that stops at a login prompt",
+        cost="a run that is not sent",
         fix="run `wandb login`, or set wandb.mode=offline",
     ):
         at_start.check_wandb(case.recipe)
@@ -131,16 +139,38 @@ def accounts(case: RunCase, notes: Notes) -> None:
             "wandb.key",
             f"WANDB_API_KEY has {len(key)} characters; W&B's keys have 40 or more, and no blanks "
             "around them",
-            cost="a refused login, minutes into the first stage",
+            cost="a refused login, and a run that is not sent",
             fix="copy the key again",
         )
     if wandb.mode != "disabled" and (re.search(r"[/\\#?%:]", wandb.project) or not wandb.project):
         notes.error(
             "wandb.project",
             f"wandb.project: W&B does not accept the name {wandb.project!r} (none of / \\ # ? % :)",
-            cost="a trainer that stops when it first logs",
+            cost="a run that W&B refuses",
             fix="rename wandb.project",
         )
+
+
+def trackers(case: RunCase, notes: Notes) -> None:
+    """Check that the user's trackers load, each in a process of its own."""
+    names = Counter(map(name_of, choices(case.recipe)))
+    for choice in case.recipe.tracking.others:
+        with notes.attempt(
+            "tracking.others",
+            cost="a run that is not tracked there",
+            fix="name FILE.py:CLASS, a complete subclass of Tracker (docs/monitoring.md)",
+        ):
+            if names[name_of(choice)] > 1:
+                raise InputError(f"two trackers are named {name_of(choice)}", key=TRACKERS)
+            path, _ = source_of(choice)
+            words = [sys.executable, "-m", TRACKER_CHECK, choice]
+            try:
+                check = subprocess.run(words, capture_output=True, text=True, timeout=_LOAD_S)
+            except subprocess.TimeoutExpired as error:
+                raise InputError(f"did not load within {_LOAD_S:.0f} s", file=path) from error
+            if check.returncode != 0:
+                lines = check.stderr.strip().splitlines() or ["its process crashed"]
+                raise InputError(lines[-1], key=TRACKERS)
 
 
 def ray(case: RunCase, notes: Notes) -> None:
@@ -175,6 +205,14 @@ def ray(case: RunCase, notes: Notes) -> None:
 
 def _ports(case: RunCase, notes: Notes) -> None:
     """Check ports that the recipe fixes; others are chosen when a run starts."""
+    port, own_ray = case.recipe.cluster.metrics_port, case.recipe.cluster.ray_address == "local"
+    if own_ray and port is not None and _taken(port):
+        notes.error(
+            "ray.metrics_port",
+            f"cluster.metrics_port={port} is taken on this host, perhaps by another run",
+            cost="a Ray whose metrics nobody can read",
+            fix="choose another port, or remove the key",
+        )
     for stage in case.grpo:
         for key, port in _leaves(case.recipe.grpo(stage).verl):
             if key.rpartition(".")[2].endswith("port") and type(port) is int and port > 0:

@@ -45,6 +45,7 @@ def _sft(case: RunCase, notes: Notes, stage: str, s: SftStage, parameters: int) 
             f"most {active} do not fit beside {weights:.1f} GiB of weights (4 bytes x "
             f"{parameters / 1e6:.1f} M / {ranks} ranks) of {total:.0f} GiB ({source})",
             cost="out of memory at the first batch of long rows",
+            why=[active.why],
             fix=f"lower train.{stage}.micro_batch_size; the update stays the same",
         )
 
@@ -64,6 +65,7 @@ def _gpu(case: RunCase, notes: Notes, stage: str, g: GrpoStage) -> None:
             f"{key}.gpu_memory_utilization={g.gpu_memory_utilization:g} "
             f"{of} gives vLLM {share:.1f} GiB, and it needs {need}",
             cost="an error when the rollout engine starts, minutes into the stage",
+            why=[need.why],
             fix=f"{key}.gpu_memory_utilization={least:.2f}"
             if least <= 0.9
             else f"raise {key}.tensor_parallel_size, or take larger GPUs",
@@ -77,6 +79,7 @@ def _gpu(case: RunCase, notes: Notes, stage: str, g: GrpoStage) -> None:
             f"while it generates, a rank holds vLLM's {share:.1f} GiB and the trainer's {waiting}, "
             f"together more than there is {of}",
             cost="out of memory at the first rollout",
+            why=[waiting.why],
             fix=f"{key}.gpu_memory_utilization={most:.2f}"
             if most >= least
             else f"add ranks, or {key}.offload=all and {key}.gpu_memory_utilization={least:.2f}",
@@ -90,6 +93,7 @@ def _gpu(case: RunCase, notes: Notes, stage: str, g: GrpoStage) -> None:
             + (f", beside vLLM's {held:.1f} GiB," if held else "")
             + f" are more than there is {of}",
             cost="out of memory at the first update",
+            why=[train.why, step.why],
             fix=("leave free_cache_engine out, so that vLLM returns its share; or " if held else "")
             + f"more cluster.gpus_per_node or nodes, or {key}.verl="
             "{actor_rollout_ref.actor.fsdp_config.offload_policy: true}",
@@ -103,6 +107,7 @@ def _gpu(case: RunCase, notes: Notes, stage: str, g: GrpoStage) -> None:
             f"{key}.micro_batch_size={g.micro_batch_size}: activations "
             f"of at most {active} do not fit beside the trainer's {train.gib:.1f} GiB {of}",
             cost="out of memory at the first batch of long responses",
+            why=[active.why],
             fix=f"lower {key}.micro_batch_size; the update stays the same",
         )
 
@@ -122,6 +127,7 @@ def host(case: RunCase, notes: Notes) -> None:
             f"cluster: a node needs {need}; this host has {facts.ram_bytes / GIB:.1f} GiB",
             cost="a worker that the kernel kills, hours later",
             fix=fix,
+            why=[need.why],
         )
     elif need.gib * GIB > facts.available_bytes:
         notes.warning(
@@ -131,6 +137,7 @@ def host(case: RunCase, notes: Notes) -> None:
             "now",
             cost="a worker that the kernel kills, hours later",
             fix="stop other processes on this host",
+            why=[need.why],
         )
 
 
@@ -151,6 +158,7 @@ def disk(case: RunCase, notes: Notes) -> None:
             "free: " + "; ".join(f"{name} {estimate}" for name, estimate in parts),
             cost="a disk that is full, days into the run",
             fix="free space, choose another --out, or lower keep_checkpoints (or save less often)",
+            why=[estimate.why for _, estimate in parts],
         )
     for stage in case.grpo:
         g = case.recipe.grpo(stage)

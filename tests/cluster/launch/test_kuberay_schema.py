@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ ALL = [
     "launch.kuberay.image_pull_secrets=[registry]",
     "launch.kuberay.service_account=trainer",
     "cluster.object_store_bytes=8000000000",
+    "cluster.metrics_port=8090",
 ]
 
 
@@ -69,6 +71,19 @@ def test_a_manifest_with_every_setting_fits() -> None:
     assert list(faults(rayjob("rcot_seg_3b_2x8gpu", *ALL), SCHEMA, "RayJob")) == []
 
 
+def test_every_pod_serves_metrics_on_the_port_of_the_recipe() -> None:
+    cluster = rayjob("rcot_seg_3b_2x8gpu", "cluster.metrics_port=8090")["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        assert group["rayStartParams"]["metrics-export-port"] == "8090"
+        assert group["template"]["metadata"]["annotations"]["prometheus.io/port"] == "8090"
+        ports = group["template"]["spec"]["containers"][0]["ports"]
+        assert {"name": "metrics", "containerPort": 8090} in ports
+    # KubeRay's head service has only the ports that its container names, once it names any
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    assert {port["name"] for port in head} == {"metrics", "gcs-server", "dashboard", "client"}
+
+
 def test_a_key_that_the_schema_lacks_is_reported() -> None:
     job = rayjob("rcot_seg_3b")
     job["spec"]["backOffLimit"] = job["spec"].pop("backoffLimit")
@@ -86,3 +101,18 @@ def test_a_key_that_the_schema_lacks_is_reported() -> None:
         "containers.0.volumeMount is unknown",
     ):
         assert fault in text
+
+
+@pytest.mark.parametrize(
+    "notes", ["", "två rader\nmed  blanksteg \t\n\n", "a: b # c\n  |-\n'x' \"y\""]
+)
+@pytest.mark.parametrize("name", ["laptop", "rcot_seg_3b", "rcot_seg_7b"])
+def test_the_recipe_is_a_readable_block_that_reads_back_equal(name: str, notes: str) -> None:
+    objects = kuberay.manifest(load_recipe(name, [f"wandb.notes={json.dumps(notes)}"]))
+    text = kuberay.text(objects)
+    assert list(yaml.safe_load_all(text)) == objects
+    assert "  recipe.yaml: |\n    name: " in text, "a literal block, one key a line"
+    (recipe,) = [o["data"]["recipe.yaml"] for o in objects if o["kind"] == "ConfigMap"]
+    assert yaml.safe_load(recipe)["wandb"]["notes"] == notes
+    lines = set(text.splitlines())
+    assert all(not line or f"    {line}" in lines for line in recipe.splitlines())

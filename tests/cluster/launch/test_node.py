@@ -122,6 +122,7 @@ def test_ipv6_addresses_are_bracketed():
 
 def test_ray_is_started_on_the_chosen_address_with_no_default_port(tmp_path):
     options = {"gpus": 4, "cpus": 32, "object_store": None, "temporary": tmp_path}
+    options["metrics_port"] = None
     address, ports = NodeAddress(0, "a", "10.0.0.1", "ib0"), list(range(20000, 20008))
     first = node.ray_arguments(address, ports, head=None, **options)
     assert "--head" in first and "--port=20000" in first and "--node-ip-address=10.0.0.1" in first
@@ -131,6 +132,8 @@ def test_ray_is_started_on_the_chosen_address_with_no_default_port(tmp_path):
         assert "--block" in arguments and "--num-gpus=4" in arguments
         given = [a.partition("=")[2] for a in arguments if "port=" in a]
         assert len(set(given)) == len(given) >= 6
+    chosen = node.ray_arguments(address, ports, head=None, **options | {"metrics_port": 8090})
+    assert set(chosen) - set(first) == {"--metrics-export-port=8090"}
 
 
 def test_torch_gets_the_interface_unless_the_user_set_it(monkeypatch):

@@ -115,6 +115,12 @@ def test_directives_follow_the_recipe():
     }
 
 
+def test_every_node_gets_the_metrics_port(tmp_path):
+    options = array(make("cluster.metrics_port=8090").text, "node_options", tmp_path)
+    assert "--metrics-port=8090" in options
+    assert not [o for o in array(make().text, "node_options", tmp_path) if "metrics" in o]
+
+
 def test_requeue_uses_another_signal_than_scancel():
     """scancel sends TERM: a cancelled job must not come back."""
     options = directives(make("launch.slurm.requeue=true").text)

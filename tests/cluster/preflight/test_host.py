@@ -85,6 +85,13 @@ def test_a_fixed_port_that_is_taken_is_an_error(look: Callable[..., Report]) -> 
     assert not [f for f in look("laptop", override).findings if f.code.endswith("ports")]
 
 
+def test_a_metrics_port_that_is_taken_is_an_error(look: Callable[..., Report]) -> None:
+    with socket.create_server(("", 0)) as server:
+        override = f"cluster.metrics_port={server.getsockname()[1]}"
+        assert f"{override} is taken" in message(look("laptop", override), "ray.metrics_port")
+    assert not [f for f in look("laptop", override).findings if f.code == "ray.metrics_port"]
+
+
 @pytest.mark.parametrize("make", ["other_recipe", "not_a_run", "a_file", "broken_record"])
 def test_a_folder_that_this_recipe_cannot_use_is_an_error(
     look: Callable[..., Report], tmp_path: Path, make: str

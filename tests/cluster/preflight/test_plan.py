@@ -158,6 +158,39 @@ def test_several_faults_are_reported_together(look: Callable[..., Report]) -> No
     assert last.startswith(f"{sum(f.severity == 'error' for f in report.findings)} errors")
 
 
+def test_findings_are_grouped_by_cause_and_each_fix_is_printed_once(
+    look: Callable[..., Report], tmp_path: Path
+) -> None:
+    report = look("rcot_seg_3b", root=tmp_path / "run")
+    missing = [f for f in report.findings if f.code in ("inputs.corpus", "inputs.benchmark")]
+    assert len(missing) >= 8 and len({f.fix for f in missing}) == 1
+    text = report.text()
+    assert text.count(missing[0].fix) == 1
+    (group,) = [part for part in text.split("\n\n") if missing[0].fix in part]
+    assert "error   inputs.corpus, inputs.benchmark\n" in group
+    for place in {f.message for f in missing}:
+        assert group.count(place) == 1, "each place once"
+    for fix in {" ".join(f.fix.split()) for f in report.findings}:
+        assert " ".join(text.split()).count(f"fix {fix}") == 1, fix
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_derivations_are_printed_on_request_within_80_columns(
+    look: Callable[..., Report], tmp_path: Path, explain: bool
+) -> None:
+    report = look("rcot_seg_3b", root=tmp_path / "run", ram_bytes=2**30, disk_free_bytes=2**30)
+    text = report.text(explain=explain)
+    lines = [line for line in text.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 80
+    whole = " ".join(text.split())
+    for derivation in ("8 Adam) bytes x 3754.6 M", "processes 27.9", "4 Hugging Face"):
+        assert (derivation in whole) == explain, derivation
+    assert "cluster: a node needs " in whole and "13.99 GiB" in whole
+    findings = {f["code"]: f["message"] for f in report.as_dict()["findings"]}
+    assert "processes 27.9" in findings["ram"], "JSON always has the derivation"
+    assert not any("processes 27.9" in error for error in report.errors)
+
+
 def test_json_is_one_document_and_errors_set_the_exit_status(
     calm: None, tmp_path: Path, invoke: Callable[..., Result]
 ) -> None:

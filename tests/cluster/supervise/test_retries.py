@@ -111,9 +111,9 @@ def test_a_failure_is_retried_after_the_backoff(tmp_path, sleeps):
     assert stage.run() == "result"
     assert stage.starts == 3 and sleeps == [3, 6]
     assert stage.causes() == ["error", "signal"]
-    assert [line.split(". ")[0] for line in stage.console.lines] == [
-        "sft attempt-1 ended with status 1 after step 0",
-        "sft attempt-2 ended with status -9 after step 0",
+    assert [line.splitlines()[0] for line in stage.console.lines] == [
+        "sft attempt-1 ended with status 1 after step 0.",
+        "sft attempt-2 ended with status -9 after step 0.",
     ]
 
 

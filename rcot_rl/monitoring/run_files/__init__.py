@@ -1,0 +1,1 @@
+"""Reading a run folder, and the files in it that monitoring writes."""

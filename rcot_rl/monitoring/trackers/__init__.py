@@ -1,0 +1,1 @@
+"""Followers of a run folder: Weights & Biases, TensorBoard and trackers of users."""

@@ -1,0 +1,56 @@
+"""What our GRPO trainer adds to a step's metrics, with verl's own step replaced."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+CODE = textwrap.dedent(
+    """
+    import json, sys
+    from pathlib import Path
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from rcot_rl.training.grpo_trainer import RCoTTrainer
+
+    class Hosts:
+        calls = 0
+
+        def metrics(self):
+            self.calls += 1
+            return {"gpu/host0/memory_gib/max": float(self.calls)}
+
+    def compute(self, batch, metrics, timing_raw, global_steps, epoch):
+        metrics["response_length/mean"] = 30.0
+
+    PPOTrainer.step = lambda self, metrics, timing_raw: timing_raw.update(gen=2.0)
+    PPOTrainer._compute_metrics = compute
+    trainer = object.__new__(RCoTTrainer)
+    trainer._hosts, trainer.global_steps, trainer.steps_per_epoch = Hosts(), 1, 1
+    trainer.config = OmegaConf.create({"trainer": {"default_local_dir": sys.argv[1]}})
+    row = {"uid": "a", "sample": 0, "turn": 0, "reward": 1.0, "components": {}, "reasons": []}
+    trainer._reward_rows = lambda batch: [row, row | {"sample": 1}]
+    steps = []
+    for _ in range(2):
+        metrics, timing = {}, {}
+        batch = trainer.step(metrics, timing)
+        trainer._save_metrics(Path(sys.argv[1]) / "global_step_1")
+        trainer._compute_metrics(batch, metrics, timing, 1, 0)
+        steps.append(metrics)
+    saved = json.loads((Path(sys.argv[1]) / "global_step_1" / "metrics.json").read_text())
+    print("RESULT" + json.dumps([*steps, saved]))
+    """
+)
+
+
+def test_a_step_that_saves_takes_the_hosts_figures_once(run_verl_python, tmp_path: Path):
+    output = run_verl_python(CODE, str(tmp_path))
+    first, second, saved = json.loads(output.partition("RESULT")[2].splitlines()[0])
+    name = "gpu/host0/memory_gib/max"
+    assert [first[name], second[name]] == [1.0, 2.0]
+    assert saved[name] == 2.0, "the checkpoint holds the figures of its own step"
+    assert first["perf/response_tokens_per_s"] == pytest.approx(2 * 30 / 2.0)
+    assert first["disk/free_gib"] > 0
