@@ -17,35 +17,31 @@ Offline, wandb has no way to extend a run's file. Each session writes a new one 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import psutil
 import yaml
 
 from rcot_rl.monitoring.judgement.alert import Alert
 from rcot_rl.monitoring.run_files.run_status import read_status
 from rcot_rl.monitoring.trackers.tracker import (
-    DataTable,
-    Distribution,
-    Picture,
-    PictureBox,
     TrackedArtifact,
     TrackedStage,
     Tracker,
     Value,
 )
+from rcot_rl.monitoring.trackers.wandb_artifacts import accepted_name, artifact_name, fill_artifact
 from rcot_rl.monitoring.trackers.wandb_file import read_wandb_records
+from rcot_rl.monitoring.trackers.wandb_values import WandbValues
 from rcot_rl.recipe.tracking_section import WandbSection
-from rcot_rl.system.files import visible
 
 if TYPE_CHECKING:
     import wandb
@@ -68,18 +64,6 @@ STALL_S = 180.0
 
 ARRIVAL_S = 20.0
 """How long `close` waits for the server to index the last step."""
-
-SMALL_BYTES = 4 << 20
-"""With `artifacts: references`, files up to this size are uploaded."""
-
-HASHED_BYTES = 256 << 20
-"""The checksum of a reference to a larger file is its size and time, not of its content."""
-
-MAX_FILES = 100
-"""A folder with more files, such as predicted masks, is one reference beside its own files."""
-
-POINT_PIXELS = 3.0
-"""Half the side of the box that shows a point; W&B has no points."""
 
 EXIT_CODES = {"done": 0, "failed": 1, "running": 255}
 """W&B shows 255 as `killed`: what it shows for a run that was interrupted."""
@@ -114,7 +98,7 @@ class WandbTracker(Tracker):
         self._stage: TrackedStage | None = None
         self._group = self._where = ""
         self._defined: set[str] = set()
-        self._classes: dict[str, int] = {}
+        self._values = WandbValues()
         self._sent = 0
         self._logged = 0
         self._unchecked = (0.0, 0)  # a time and the last step that had been sent then
@@ -165,7 +149,7 @@ class WandbTracker(Tracker):
         for key, value in values.items():
             if key not in self._defined:
                 self._define(run, key, value)
-        line = {key: self._converted(value) for key, value in values.items()}
+        line = {key: self._values.converted(value) for key, value in values.items()}
         line[STEP] = step
         if isinstance(moment, int | float):
             line["_timestamp"] = moment  # a step that is sent late was made then
@@ -179,7 +163,7 @@ class WandbTracker(Tracker):
 
     def summarize(self, values: Mapping[str, Value]) -> None:
         run = self._opened()
-        run.summary.update({key: self._converted(value) for key, value in values.items()})
+        run.summary.update({key: self._values.converted(value) for key, value in values.items()})
         self._note_results(values)
 
     def alert(self, alert: Alert) -> None:
@@ -202,7 +186,7 @@ class WandbTracker(Tracker):
         item = wandb.Artifact(
             artifact_name(stage, artifact), artifact.kind, metadata=dict(artifact.metadata)
         )
-        uploaded = _fill(item, artifact.path, copies=self.section.artifacts == "copies")
+        uploaded = fill_artifact(item, artifact.path, copies=self.section.artifacts == "copies")
         # `use_artifact` refuses to work offline, though what it writes then can be sent later
         used = artifact.role == "used"
         logged = run._log_artifact(item, is_user_created=used, use_after_commit=used)
@@ -313,63 +297,6 @@ class WandbTracker(Tracker):
         if corrections:
             run.summary.update(corrections)
 
-    def _converted(self, value: Value) -> Any:
-        import wandb
-
-        if isinstance(value, Distribution):
-            return wandb.Histogram(np_histogram=(np.asarray(value.counts), np.asarray(value.edges)))
-        if isinstance(value, Picture):
-            return self._image(value)
-        if isinstance(value, DataTable):
-            rows = [
-                [self._image(cell) if isinstance(cell, Picture) else cell for cell in row]
-                for row in value.rows
-            ]
-            return wandb.Table(
-                columns=list(value.columns), data=rows, allow_mixed_types=_is_mixed(rows)
-            )
-        return value
-
-    def _image(self, picture: Picture) -> wandb.Image:
-        import wandb
-
-        boxes = {
-            group: {
-                "box_data": [self._box(group, box) for box in members],
-                "class_labels": {self._class(group): group},
-            }
-            for group, members in picture.boxes.items()
-        }
-        masks = {
-            group: {
-                "mask_data": mask.astype("uint8") * self._class(group),
-                "class_labels": {self._class(group): group},
-            }
-            for group, mask in picture.masks.items()
-        }
-        return wandb.Image(
-            picture.image,
-            caption=picture.caption or None,
-            boxes=boxes or None,
-            masks=masks or None,
-            file_type="jpg",
-        )
-
-    def _class(self, group: str) -> int:
-        return self._classes.setdefault(group, len(self._classes) + 1)
-
-    def _box(self, group: str, box: PictureBox) -> dict[str, Any]:
-        x1, y1, x2, y2 = map(float, box.corners)
-        if (x1, y1) == (x2, y2):
-            x1, y1 = x1 - POINT_PIXELS, y1 - POINT_PIXELS
-            x2, y2 = x2 + POINT_PIXELS, y2 + POINT_PIXELS
-        return {
-            "position": {"minX": x1, "minY": y1, "maxX": x2, "maxY": y2},
-            "domain": "pixel",
-            "class_id": self._class(group),
-            "box_caption": box.label,
-        }
-
     def _check_arrival(self, run: wandb.Run) -> None:
         """Raise if the server lacks a step that was logged STALL_S ago, or does not answer."""
         now = time.monotonic()
@@ -400,8 +327,8 @@ class WandbTracker(Tracker):
             {"entity": run.entity, "project": run.project, "name": run.id},
             timeout=ARRIVAL_S,
         )
-        found = ((answer.get("project") or {}).get("run") or {}).get("historyKeys") or {}
-        return max(0, int(found.get("lastStep", 0)))  # -1 for a run without steps
+        history = ((answer.get("project") or {}).get("run") or {}).get("historyKeys") or {}
+        return max(0, int(history.get("lastStep", 0)))  # -1 for a run without steps
 
     def _note_results(self, values: Mapping[str, Value]) -> None:
         """Keep scalar results for the sweep, under `<stage>/<key>` or a key that starts so."""
@@ -470,12 +397,12 @@ def _complete_file(file: Path, steps: int) -> None:
 
 def group_name(name: str, run_id: str) -> str:
     """Return the W&B group of a run folder: its recipe's name and its id."""
-    return _accepted(f"{name}-{run_id}")
+    return accepted_name(f"{name}-{run_id}")
 
 
 def run_name(stage: TrackedStage) -> str:
     """Return the W&B run id of a stage: equal in every attempt and on any host."""
-    return _accepted(f"{stage.run_id}-{stage.stage}")
+    return accepted_name(f"{stage.run_id}-{stage.stage}")
 
 
 def tags_of(tags: Sequence[str]) -> list[str]:
@@ -490,21 +417,6 @@ def goal_of(key: str) -> Literal["max", "min"] | None:
     return "max" if _BEST_IS_GREATEST.search(key) else None
 
 
-def artifact_name(stage: TrackedStage, artifact: TrackedArtifact) -> str:
-    """Return the name of an artifact in the project.
-
-    Data keep their name, so that runs which use equal data share a version. What a run made has
-    the run's name before it.
-    """
-    shared = artifact.kind in ("corpus", "shards")
-    return _accepted(artifact.name if shared else f"{stage.run_id}-{artifact.name}")
-
-
-def _accepted(name: str) -> str:
-    """Return a name with only characters that W&B accepts in ids and artifacts."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
-
-
 def _is_live(stage: TrackedStage) -> bool:
     """Return True if the stage runs now on this host, whose load is then worth recording."""
     status = read_status(stage.run)
@@ -512,27 +424,18 @@ def _is_live(stage: TrackedStage) -> bool:
         status is not None
         and status.is_running
         and status.stage == stage.stage
-        and status.host == os.uname().nodename
+        and status.host == socket.gethostname()
     )
-
-
-def _is_mixed(rows: Sequence[Sequence[Any]]) -> bool:
-    """Return True if a column has values of several types; W&B has one type for numbers."""
-    for column in zip(*rows, strict=True):
-        kinds = {float if type(v) is int else type(v) for v in column if v is not None}
-        if len(kinds) > 1:
-            return True
-    return False
 
 
 def _services() -> list[psutil.Process]:
     """Return the wandb-core processes of this process."""
-    found = []
+    services = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if child.name() == "wandb-core":
-                found.append(child)
-    return found
+                services.append(child)
+    return services
 
 
 @contextlib.contextmanager
@@ -556,47 +459,3 @@ def _sweep_parameters() -> dict[str, Any]:
         for key, value in values.items()
         if isinstance(value, Mapping) and "value" in value
     }
-
-
-def _fill(item: wandb.Artifact, path: Path, *, copies: bool) -> int:
-    """Add the files at `path` to an artifact; return the number of bytes to upload."""
-    path = path.resolve()
-    files = [path] if path.is_file() else visible(p for p in path.rglob("*") if p.is_file())
-    if not copies and len(files) > MAX_FILES:
-        _refer_to_folder(item, path, files)
-        files = [file for file in files if file.parent == path]
-    uploaded = 0
-    for file in files:
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        state = file.stat()
-        if copies or state.st_size <= SMALL_BYTES:
-            item.add_file(str(file), name=name, policy="immutable", skip_cache=True)
-            uploaded += state.st_size
-            continue
-        hashed = state.st_size <= HASHED_BYTES
-        (entry,) = item.add_reference(file.as_uri(), name=name, checksum=hashed)
-        if not hashed:
-            entry.digest = f"{state.st_size}-{state.st_mtime_ns}"
-    return uploaded
-
-
-def _refer_to_folder(item: wandb.Artifact, path: Path, files: Sequence[Path]) -> None:
-    """Add one reference to a folder.
-
-    Its checksum covers the files' names and sizes, and their content up to HASHED_BYTES in all.
-    """
-    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
-    from wandb.sdk.lib.paths import LogicalPath
-
-    sizes = {file: file.stat().st_size for file in files}
-    total = sum(sizes.values())
-    digest = hashlib.sha256()
-    for file, size in sizes.items():
-        digest.update(f"{file.relative_to(path).as_posix()}\n{size}\n".encode())
-        if total <= HASHED_BYTES:
-            digest.update(file.read_bytes())
-    item.manifest.add_entry(
-        ArtifactManifestEntry(
-            path=LogicalPath(path.name), digest=digest.hexdigest(), ref=path.as_uri(), size=total
-        )
-    )

@@ -19,7 +19,7 @@ from fake_wandb_server import FakeWandb
 from offline_run import OfflineRun, read_run
 
 from rcot_rl.monitoring.judgement.alert import Alert
-from rcot_rl.monitoring.trackers import wandb_tracker
+from rcot_rl.monitoring.trackers import wandb_artifacts, wandb_tracker
 from rcot_rl.monitoring.trackers.tracker import (
     DataTable,
     Distribution,
@@ -33,7 +33,7 @@ from rcot_rl.monitoring.trackers.wandb_tracker import WandbTracker, goal_of, tag
 from rcot_rl.recipe.tracking_section import WandbSection
 
 RUN_ID = "abc123-grpo-ktg"
-LARGE = wandb_tracker.SMALL_BYTES + 1
+LARGE = wandb_artifacts.SMALL_BYTES + 1
 
 
 def stage_of(root: Path, name: str = "grpo-ktg") -> TrackedStage:
@@ -230,7 +230,7 @@ def test_large_files_are_references_unless_copies_are_asked_for(
 def test_a_folder_of_many_files_is_one_reference_that_changes_with_them(
     offline: WandbTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_tracker, "MAX_FILES", 5)
+    monkeypatch.setattr(wandb_artifacts, "MAX_FILES", 5)
     masks = tmp_path / "predictions"
     (masks / "clip").mkdir(parents=True)
     (masks / "settings.json").write_text("{}")
@@ -314,18 +314,23 @@ def test_a_stage_without_steps_has_its_summary_and_artifacts(
     assert (artifact.name, artifact.committed) == ("abc123-report", True)
 
 
+def fails_to_send(tracker: WandbTracker, steps: range, pause_s: float) -> None:
+    """Log steps until that raises; closing the tracker must raise too."""
+    with pytest.raises(Exception, match=r"."):
+        for step in steps:
+            log(tracker, step, step)
+            time.sleep(pause_s)
+    with pytest.raises(Exception, match=r"."):
+        tracker.close("running")
+
+
 def test_steps_that_were_lost_with_the_process_are_asked_for_again(
     online: WandbTracker, wandb_server: FakeWandb, tmp_path: Path
 ) -> None:
     online.open(stage_of(tmp_path))
     log(online, 1, 3)
     kill_service()
-    with pytest.raises(Exception, match=r"."):
-        for step in range(4, 500):
-            log(online, step, step)
-            time.sleep(0.05)
-    with pytest.raises(Exception, match=r"."):
-        online.close("running")
+    fails_to_send(online, range(4, 500), 0.05)
     last = online.open(stage_of(tmp_path))
     assert last == len(wandb_server.runs[RUN_ID].history)
     log(online, last + 1, 6)
@@ -363,12 +368,7 @@ def test_a_dead_server_is_an_exception_within_seconds_and_loses_nothing(
     log(online, 1, 3)
     break_server(wandb_server)
     began = time.monotonic()
-    with pytest.raises(Exception, match=r"."):
-        for step in range(4, 1000):
-            log(online, step, step)
-            time.sleep(0.1)
-    with pytest.raises(Exception, match=r"."):
-        online.close("running")
+    fails_to_send(online, range(4, 1000), 0.1)
     with pytest.raises(Exception, match=r"."):
         online.open(stage_of(tmp_path))
     assert time.monotonic() - began < 30
