@@ -20,7 +20,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from rcot_rl.errors import InputError
 
@@ -28,15 +28,18 @@ SETTINGS_FILE = "settings.json"
 FAILURES_FILE = "failures.json"
 TRACE_FILE = "trace.json"
 
+Way = Literal["sampled", "greedy"]
+"""How held-out responses are decoded."""
+
+WAYS: tuple[Way, ...] = get_args(Way)
+
 
 def heldout_rewards_file(run: Path) -> Path:
     """Return the path of a run's held-out rewards."""
     return run / "predict" / "rewards.json"
 
 
-def heldout_responses_file(
-    run: Path, task: str, checkpoint: str, way: Literal["sampled", "greedy"]
-) -> Path:
+def heldout_responses_file(run: Path, task: str, checkpoint: str, way: Way) -> Path:
     """Return the path of a checkpoint's scored responses to the held-out prompts of a task."""
     return run / "predict" / "heldout" / task / f"{checkpoint}-{way}.jsonl"
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from rcot_rl import runlock
 from rcot_rl.errors import InputError
+from rcot_rl.monitoring.run_files.run_status import STATUS
 from rcot_rl.recipe.loader import FORMER_SECTIONS, recipe_hash
 from rcot_rl.recipe.schema import AFTER_TRAINING, Recipe
 from rcot_rl.system.checkout import VARIABLE, commit_of, is_checkout
@@ -58,7 +59,7 @@ _INFERENCE = ("engine.", "predict.")
 
 
 RECORD = "recipe.yaml"
-BEFORE_STAGES = {RECORD, ".lock", "zygote.log", "status.json"}
+BEFORE_STAGES = {RECORD, ".lock", "zygote.log", STATUS}
 """Contents of a run folder in which no stage has started."""
 
 OTHER_FOLDER = "choose another folder with --out"

@@ -25,6 +25,7 @@ import psutil
 
 from cluster.supervise.keeper import descendants
 from rcot_rl.errors import InputError
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system.disk import explained
 
 LOCK = ".lock"
@@ -142,7 +143,7 @@ def _writers(root: Path) -> list[int]:
     its own, and nothing there concerns a stage.
     """
     below = str(root.resolve()) + os.sep
-    apart = below + "tracking" + os.sep
+    apart = below + TRACKING + os.sep
     ancestors = {process.pid for process in psutil.Process().parents()}
     writers: list[int] = []
     for pid, file in _open_files():

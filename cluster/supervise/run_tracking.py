@@ -19,10 +19,11 @@ from cluster.supervise.companion import Companion
 from cluster.supervise.processes import Host
 from rcot_rl.monitoring.run_files.run_reader import RunReader
 from rcot_rl.monitoring.terminal.console import Console
-from rcot_rl.monitoring.trackers.tracked_stage import TRACKING, run_id_of
+from rcot_rl.monitoring.trackers.tracked_stage import run_id_of
 from rcot_rl.monitoring.trackers.tracker_choice import TENSORBOARD, WANDB, choices, name_of
 from rcot_rl.monitoring.trackers.tracker_state import delivery_of, read_state
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system.disk import shortage
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from cluster.supervise.run_tracking import MODULE, delivery_line
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.run_files.run_reader import RunReader
 from rcot_rl.monitoring.terminal.console import Console
-from rcot_rl.monitoring.trackers.tracked_stage import TRACKING
 from rcot_rl.monitoring.trackers.tracker_choice import WANDB
 from rcot_rl.monitoring.trackers.tracker_state import delivery_of, read_state
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system.files import writing
 
 _ONLINE = WANDB["online"]

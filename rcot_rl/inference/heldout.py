@@ -10,13 +10,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import cv2
 import numpy as np
 
 from rcot_rl.errors import InputError
 from rcot_rl.inference.policy import PolicyRequest
+from rcot_rl.prediction_layout import Way
 from reward_fns.score import Reward, Score
 
 PLACEHOLDER = "<image>"
@@ -47,7 +48,7 @@ class ScoredHeldout(NamedTuple):
     """Result of `score_heldout`."""
 
     rewards: Heldout
-    responses: dict[Literal["sampled", "greedy"], list[dict[str, Any]]]
+    responses: dict[Way, list[dict[str, Any]]]
     """The scored responses, with the keys of a line of RUN/<stage>/rollouts/STEP.jsonl."""
 
 

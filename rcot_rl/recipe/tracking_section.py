@@ -8,6 +8,9 @@ from pydantic import Field
 
 from rcot_rl.recipe.base import Section
 
+TRACKING = "tracking"
+"""Folder of a run for everything that trackers write."""
+
 
 class WandbSection(Section):
     """Weights & Biases."""

@@ -10,12 +10,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system.files import write_text
 
 
 def targets_file(run: Path, stage: str) -> Path:
     """Return the file of a stage's addresses: Prometheus reads RUN/tracking/prometheus/*.json."""
-    return run / "tracking" / "prometheus" / f"{stage}.json"
+    return run / TRACKING / "prometheus" / f"{stage}.json"
 
 
 def write_targets(file: Path, engines: Sequence[str] = ()) -> None:

@@ -157,6 +157,6 @@ def test_a_killed_process_changes_no_prediction(
     rewards = [json.loads(heldout_rewards_file(run).read_text()) for run in (out, undisturbed)]
     for task in ("aks", "ktg"):
         assert rewards[0][task]["base"]["greedy"] == rewards[1][task]["base"]["greedy"]
-    found = [t for name, t in predictions(out).items() if name.endswith("trace.json")]
-    assert any(trace["boxes_source"] for trace in found)
+    traces = [t for name, t in predictions(out).items() if name.endswith("trace.json")]
+    assert any(trace["boxes_source"] for trace in traces)
     assert written < len([name for name in predictions(out) if name.endswith("trace.json")])

@@ -23,8 +23,8 @@ def shares(n: int, correlation: float, rise: float, times: int) -> tuple[float, 
     line = np.linspace(0, rise, n)
     true = trend(line).change.mean
     changes = [trend(line + correlated(n, correlation, random)).change for _ in range(times)]
-    found = sum(change.low > 0 for change in changes) / times
-    return found, sum(change.low <= true <= change.high for change in changes) / times
+    detected = sum(change.low > 0 for change in changes) / times
+    return detected, sum(change.low <= true <= change.high for change in changes) / times
 
 
 def test_change_is_the_last_third_minus_the_first() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rcot_rl.stats.expression_scores import level, paired_change, pooled_expressions
-from rcot_rl.stats.intervals import Interval, shown_change
+from rcot_rl.stats.intervals import Interval, paired_difference, shown_change
 
 Direction = Literal["rose", "fell", "unclear", "unknown"]
 
@@ -41,6 +41,19 @@ def interval_text(change: Interval, digits: int) -> str:
     if change.low is None or change.high is None:
         return "(one value)"
     return f"[{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
+
+
+def heldout_change(before: Any, after: Any) -> Interval | None:
+    """Return the paired change of a held-out reward; None unless both have the same prompts.
+
+    Args:
+        before: Rewards of a checkpoint and way of decoding, with `per_prompt`; may be anything.
+        after: Those of another checkpoint.
+    """
+    try:
+        return paired_difference(before["per_prompt"], after["per_prompt"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,9 @@ def _overall_masks(
     reader: RunReader, scores: Mapping[str, Any], stages: Sequence[StageVerdict]
 ) -> MasksChange | None:
     """Return J&F before the first GRPO stage and after the last one that was scored."""
-    recipe = reader.recipe
-    if recipe is None or not stages or stages[0].stage not in recipe.train:
+    start = reader.start_of(stages[0].stage) if stages else None
+    if start is None:
         return None
-    start = recipe.start_of(stages[0].stage)
     ends = (masks_between(scores, start, stage.stage) for stage in reversed(stages))
     return next((masks for masks in ends if masks is not None), None)
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from rcot_rl.monitoring.judgement.alert import Alert
 from rcot_rl.monitoring.judgement.alert_rules import FORM_ALONE, alerts_of
 from rcot_rl.monitoring.judgement.changes import (
     Direction,
     as_facts,
     direction,
+    heldout_change,
     interval_text,
     masks_between,
     number_text,
@@ -26,7 +28,8 @@ from rcot_rl.monitoring.judgement.landmarks import (
     trained_tasks,
 )
 from rcot_rl.monitoring.run_files.run_reader import RunReader, StageView
-from rcot_rl.stats.intervals import Interval, paired_difference
+from rcot_rl.prediction_layout import WAYS
+from rcot_rl.stats.intervals import Interval
 from rcot_rl.stats.json_values import at, is_number
 from rcot_rl.stats.trend import trend
 
@@ -47,13 +50,16 @@ class StageVerdict:
     facts: dict[str, Any] = field(default_factory=dict)
     """The values behind the sentences, as JSON values."""
 
+    alerts: list[Alert] = field(default_factory=list)
+    """All alerts of the stage."""
+
 
 def judge_sft(reader: RunReader, view: StageView) -> StageVerdict:
     """Judge an SFT stage: did the losses fall, and does it overfit?"""
     steps, name = reader.metrics(view.name), view.name
     facts: dict[str, Any] = {"kind": "sft", "steps": len(steps)}
     if not steps:
-        return StageVerdict(name, [_not_started(view)], facts)
+        return StageVerdict(name, [_not_started(view)], facts, alerts_of(reader, name))
     sentences = []
     losses = _values(steps, "train/loss")
     if losses:
@@ -101,11 +107,10 @@ def judge_grpo(
     steps, name = reader.metrics(view.name), view.name
     facts: dict[str, Any] = {"kind": "grpo", "steps": len(steps)}
     if not steps:
-        return StageVerdict(name, [_not_started(view)], facts)
+        return StageVerdict(name, [_not_started(view)], facts, alerts_of(reader, name))
     known = reward_facts(reader, name)
     tasks = trained_tasks(reader, name)
-    recipe = reader.recipe
-    start = recipe.start_of(name) if recipe is not None and name in recipe.train else None
+    start = reader.start_of(name)
     sentences = [
         *_sampled(steps, known, facts),
         *_heldout(heldout, name, start, tasks, known, facts),
@@ -199,7 +204,7 @@ def _heldout(
     sentences, others = [], []
     for task, results in measured.items():
         before, after = results[str(start)], results[stage]
-        changes = {way: _paired(before, after, way) for way in ("sampled", "greedy")}
+        changes = {way: _paired(before, after, way) for way in WAYS}
         facts["heldout"][task] = {
             way: as_facts(at(before, way, "mean"), at(after, way, "mean"), change)
             for way, change in changes.items()
@@ -230,10 +235,7 @@ def _paired(before: Any, after: Any, way: str) -> Interval | None:
     means = at(before, way, "mean"), at(after, way, "mean")
     if not all(map(is_number, means)) or at(before, "prompts") != at(after, "prompts"):
         return None
-    try:
-        return paired_difference(before[way]["per_prompt"], after[way]["per_prompt"])
-    except (KeyError, TypeError, ValueError):
-        return None
+    return heldout_change(before[way], after[way])
 
 
 def _agreement(facts: Mapping[str, Any], sampled: Direction) -> str:
@@ -343,7 +345,7 @@ def _with_attempts(
     on_steps = [alert for alert in alerts if alert.code not in ("hang", "restart")]
     sentences += [f"Alert at step {a.step}: {a.title.lower()}. {a.text}" for a in on_steps]
     facts["errors"] = [a.code for a in on_steps if a.level == "error"]
-    return StageVerdict(view.name, sentences, facts)
+    return StageVerdict(view.name, sentences, facts, alerts)
 
 
 _CAUSES: Mapping[str, str] = {

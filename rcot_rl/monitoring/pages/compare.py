@@ -26,9 +26,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rcot_rl.errors import InputError
-from rcot_rl.monitoring.pages.figures import DASH, WAYS
+from rcot_rl.monitoring.pages.figures import DASH
 from rcot_rl.monitoring.run_files.run_reader import result_files
-from rcot_rl.prediction_layout import heldout_rewards_file
+from rcot_rl.prediction_layout import WAYS, heldout_rewards_file
 from rcot_rl.stats.expression_scores import by_expression
 from rcot_rl.stats.intervals import Interval, mean_interval, shown_change, stratified_interval
 from rcot_rl.stats.json_values import is_number

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+from rcot_rl.monitoring.judgement.changes import heldout_change
 from rcot_rl.monitoring.pages.page import details, folds, missing, section, table, text
 from rcot_rl.monitoring.run_files.run_reader import as_mapping
-from rcot_rl.recipe.inference_section import ORACLES
+from rcot_rl.prediction_layout import WAYS
+from rcot_rl.recipe.inference_section import ORACLES, PolicyTask
 from rcot_rl.stats.expression_scores import by_expression, paired_change
-from rcot_rl.stats.intervals import Interval, paired_difference, shown_change
+from rcot_rl.stats.intervals import Interval, shown_change
 from rcot_rl.stats.json_values import at, is_number
 
 TASKS = ("aks", "ktg")
-WAYS: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
-"""How the held-out responses were decoded."""
 
 DASH = "–"
 """Stands for a value that is missing."""
@@ -88,9 +88,8 @@ def _reward_cell(result: Any, base: Any) -> str:
     mean = number(at(result, "mean"), 3)
     if base is None or mean == DASH:
         return mean
-    try:
-        change = paired_difference(base["per_prompt"], result["per_prompt"])
-    except (KeyError, TypeError, ValueError):
+    change = heldout_change(base, result)
+    if change is None:
         return f"{mean}<small>change unknown</small>"
     difference = _difference(base.get("mean"), result["mean"], change, 3)
     if change.low is None or change.high is None:
@@ -350,7 +349,8 @@ def _steps(rows: Sequence[_Row]) -> str:
     return "".join(parts)
 
 
-STEPS = ("vdg", "kfg", "aks", "ktg", "sam2")
+STEPS = (*get_args(PolicyTask), "sam2")
+"""Steps of the pipeline, in the order of its costs."""
 DEFECT_COLUMNS = ("file", "key", "reason", "effect")
 UNEXPECTED_COLUMNS = ("place", "reason", "cause")
 _LISTED = 100

@@ -44,12 +44,18 @@ def write_report(run_dir: Path) -> Path:
     if not training and not any((run / name).exists() for name in known):
         raise InputError(f"no run folder: it has none of {', '.join(known)}", file=run)
     stages = reader.stages()
-    alerts = [alert for stage in stages for alert in alerts_of(reader, stage.name)]
+    verdict = judge_run(reader)
+    judged = {stage.stage: stage.alerts for stage in verdict.stages}
+    alerts = [
+        alert
+        for stage in stages
+        for alert in (judged[stage.name] if stage.name in judged else alerts_of(reader, stage.name))
+    ]
     scores = reader.scores()
     rollouts = _rollouts(reader, stages)
     body = "".join(
         (
-            verdict_section(judge_run(reader), alerts),
+            verdict_section(verdict, alerts),
             _chain(stages),
             *(stage_section(reader, stage) for stage in training),
             rewards_section(reader.heldout(), _maxima(reader)),

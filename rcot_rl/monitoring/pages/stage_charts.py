@@ -268,13 +268,7 @@ class _Charts:
 
     def _heldout(self) -> list[Series]:
         """Return the held-out reward before and after the stage, at its first and last step."""
-        recipe, rewards = self._reader.recipe, self._reader.heldout()
-        if recipe is None or self._stage not in recipe.train:
-            return []
-        order = list(recipe.train)
-        before = recipe.train[self._stage].after or (
-            order[order.index(self._stage) - 1] if order.index(self._stage) else None
-        )
+        before, rewards = self._reader.start_of(self._stage), self._reader.heldout()
         curves = []
         for task in self._tasks:
             means = [at(rewards, task, str(c), "sampled", "mean") for c in (before, self._stage)]

@@ -59,7 +59,12 @@ def _steps_in(log: bytes, now: float) -> list[dict[str, Any]]:
     """Return the training steps among complete lines of verl's log, without validation lines."""
     entries = [json.loads(raw) for raw in log.splitlines()]
     lines = [{"step": e["step"], "time": now} | e["data"] for e in entries]
-    return [line for line in lines if "training/global_step" in line or "train/loss" in line]
+    return [line for line in lines if is_training_step(line)]
+
+
+def is_training_step(data: Any) -> bool:
+    """Return True for the metrics of a training step in verl's log; others are validations."""
+    return isinstance(data, dict) and ("training/global_step" in data or "train/loss" in data)
 
 
 def recover_steps(path: Path, logs: Sequence[Path], newest: int) -> None:

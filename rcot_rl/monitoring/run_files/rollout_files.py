@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import msgspec
-import yaml
 
 from rcot_rl.monitoring.run_files.metrics import complete_lines
+from rcot_rl.monitoring.run_files.run_reader import RunReader
 from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.stats.json_values import is_number
@@ -133,12 +133,12 @@ class RolloutFrames:
         self._folder = run
         self._files: list[Path] = []
         try:
-            recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["recipe"]
+            recipe = RunReader(run).record["recipe"]
             self.canvas = int(recipe["canvas"]["image"])
             self._folder = run / "shards" / recipe["train"][stage]["shard_set"]
             self._files = sorted(self._folder.glob(f"{split}-*.parquet"))
             self._read()
-        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        except (OSError, KeyError, TypeError, ValueError):
             self._rows = {}  # then no frame is found
 
     def _read(self) -> None:

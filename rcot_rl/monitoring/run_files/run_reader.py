@@ -49,7 +49,7 @@ class StageView:
 
 
 class RunReader:
-    """A run folder. Each property and method reads the files anew, except the recipe."""
+    """A run folder. Each property and method reads the files again, except the recipe."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -101,6 +101,11 @@ class RunReader:
     def stage(self, name: str) -> StageView:
         """Return one stage, which may not have started."""
         return self._stage(name, self.status)
+
+    def start_of(self, stage: str) -> str | None:
+        """Return the checkpoint that a training stage starts from; None if it is unknown."""
+        recipe = self.recipe
+        return recipe.start_of(stage) if recipe is not None and stage in recipe.train else None
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Return the steps of a stage, oldest first.

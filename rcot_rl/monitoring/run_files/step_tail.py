@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.monitoring.run_files.metrics import is_training_step
+
 
 class StepTail:
     """Reads complete lines of a metrics file, one at a time, from where the last call stopped.
@@ -70,13 +72,8 @@ def repeated_steps(stage: Path) -> int:
         with log.open("rb") as file:
             for raw in file:
                 line = _step_in(raw)
-                if line is not None and _is_training(line.get("data")):
+                if line is not None and is_training_step(line.get("data")):
                     steps.add(line["step"])
         count += len(steps & seen)
         seen |= steps
     return count
-
-
-def _is_training(data: Any) -> bool:
-    """Return True for a training step's line of verl's log; others are validations."""
-    return isinstance(data, dict) and ("training/global_step" in data or "train/loss" in data)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rcot_rl.monitoring.judgement.changes import heldout_change
 from rcot_rl.monitoring.judgement.run_verdict import judge_run
 from rcot_rl.monitoring.pages.compare import read_json_object, score_changes
-from rcot_rl.monitoring.pages.figures import WAYS, score_interval
+from rcot_rl.monitoring.pages.figures import score_interval
 from rcot_rl.monitoring.run_files.run_reader import RunReader, result_files
-from rcot_rl.prediction_layout import heldout_rewards_file
+from rcot_rl.prediction_layout import WAYS, heldout_rewards_file
 from rcot_rl.recipe.recorded import heldout_stages
-from rcot_rl.stats.intervals import paired_difference, shown_change
+from rcot_rl.stats.intervals import shown_change
 from rcot_rl.stats.json_values import at
 from rcot_rl.system.lines import fold
 
@@ -63,14 +64,14 @@ def _reward_lines(root: Path) -> list[str]:
         return []
     rewards = read_json_object(path)
     rows = []
-    stages, recipe = heldout_stages(root), RunReader(root).recipe
+    stages, reader = heldout_stages(root), RunReader(root)
     for task, results in rewards.items():
         first, *others = results or [""]
         if not others:
             continue
         # A recipe may evaluate only the last checkpoint, and not the start of the stage.
         after = stages[task] if stages.get(task) in others else others[-1]
-        start = recipe.start_of(after) if recipe is not None and after in recipe.train else first
+        start = reader.start_of(after)
         before = start if start in results else first
         for way in WAYS:
             cells = _reward_cells(results[before][way], results[after][way])
@@ -85,9 +86,8 @@ _CHANGE = ("change", "95 % interval")
 
 def _reward_cells(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     means = f"{before['mean']:.3f} → {after['mean']:.3f}"
-    try:
-        change = paired_difference(before["per_prompt"], after["per_prompt"])
-    except ValueError:
+    change = heldout_change(before, after)
+    if change is None:
         return [means, "unknown", "", ""]
     interval = "" if change.low is None else f"[{change.low:+.3f}, {change.high:+.3f}]"
     difference = f"{shown_change(before['mean'], after['mean'], 3):+.3f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +13,9 @@ from rcot_rl.monitoring.judgement.alert import Alert
 from rcot_rl.monitoring.judgement.alert_rules import AlertWatch
 from rcot_rl.monitoring.judgement.landmarks import RewardFacts, component_keys, reward_facts
 from rcot_rl.monitoring.judgement.run_verdict import RunVerdict, judge_run
-from rcot_rl.monitoring.run_files.metrics import complete_lines
 from rcot_rl.monitoring.run_files.run_reader import RunReader, StageView, as_mapping
 from rcot_rl.monitoring.run_files.run_status import RunStatus
+from rcot_rl.monitoring.run_files.step_tail import StepTail
 from rcot_rl.prediction_layout import heldout_rewards_file
 from rcot_rl.stats.json_values import is_number
 
@@ -55,15 +55,11 @@ class MetricsTail:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._clear()
-
-    def _clear(self) -> None:
+        self._tail = StepTail(path)
         self.steps: list[int] = []
         self.times: list[float | None] = []
         self.curves: dict[str, list[float | None]] = {}
         self.last: dict[str, Any] = {}
-        self._offset = self._inode = 0
 
     def poll(self) -> list[dict[str, Any]]:
         """Read and return the new steps.
@@ -72,22 +68,15 @@ class MetricsTail:
         replaced is read again; its steps that are known are not new.
         """
         known: set[tuple[int, float | None]] = set()
-        try:
-            state = self.path.stat()
-            if state.st_ino != self._inode or state.st_size < self._offset:
-                known = set(zip(self.steps, self.times, strict=True))
-                self._clear()
-                self._inode = state.st_ino
-            if state.st_size == self._offset:
-                return []
-            data = complete_lines(self.path, self._offset)
-        except OSError:
-            return []
-        self._offset += len(data)
-        lines = [line for raw in data.splitlines() if (line := _step_of(raw)) is not None]
-        for line in lines:
-            self._add(line)
-        return [line for line in lines if (line["step"], _number(line.get("time"))) not in known]
+        new = []
+        with contextlib.suppress(OSError):
+            for number, line in enumerate(self._tail.new_lines()):
+                if number == 0 and self.steps and line["step"] <= self.steps[-1]:
+                    known = set(zip(self.steps, self.times, strict=True))
+                self._add(line)
+                if (line["step"], _number(line.get("time"))) not in known:
+                    new.append(line)
+        return new
 
     def _add(self, line: dict[str, Any]) -> None:
         kept = bisect_left(self.steps, line["step"])
@@ -113,15 +102,6 @@ class MetricsTail:
 def _number(value: Any) -> float | None:
     """Return a finite number, and None for anything else."""
     return float(value) if is_number(value) else None
-
-
-def _step_of(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    ok = isinstance(line, dict) and type(line.get("step")) is int
-    return line if ok else None
 
 
 class WatchedRun:

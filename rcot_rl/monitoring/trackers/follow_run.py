@@ -33,9 +33,9 @@ import psutil
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.judgement.alert import Alert
 from rcot_rl.monitoring.run_files.run_reader import RunReader, StageView
+from rcot_rl.monitoring.run_files.step_tail import StepTail
 from rcot_rl.monitoring.trackers.stage_contents import AlertKey, StageContents, digest
-from rcot_rl.monitoring.trackers.step_tail import StepTail
-from rcot_rl.monitoring.trackers.tracked_stage import TRACKING, tracked_stage
+from rcot_rl.monitoring.trackers.tracked_stage import tracked_stage
 from rcot_rl.monitoring.trackers.tracker import Tracker, Value
 from rcot_rl.monitoring.trackers.tracker_choice import make_tracker, name_of
 from rcot_rl.monitoring.trackers.tracker_state import (
@@ -44,6 +44,7 @@ from rcot_rl.monitoring.trackers.tracker_state import (
     read_state,
     write_state,
 )
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system import machine
 from rcot_rl.system.logs import configure_logging
 

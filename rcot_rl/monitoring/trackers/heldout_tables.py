@@ -17,12 +17,12 @@ from rcot_rl.monitoring.trackers.rollout_pictures import RolloutPictures, mask_m
 from rcot_rl.monitoring.trackers.rollout_tables import (
     Cell,
     PictureBudget,
-    evenly_spaced,
     response_texts,
     shown_truth,
 )
 from rcot_rl.monitoring.trackers.tracker import DataTable, Value
-from rcot_rl.prediction_layout import heldout_responses_file
+from rcot_rl.prediction_layout import Way, heldout_responses_file
+from rcot_rl.stats.spacing import evenly_spaced
 
 PROMPTS = 4
 """Held-out prompts per prompt that `tracking.rollout_prompts` follows: this table is sent once."""
@@ -60,7 +60,7 @@ def _table(reader: RunReader, task: str, stage: str, checkpoints: list[str]) -> 
     pictures = RolloutPictures(frames, settings.picture_pixels, mask_maker(reader.recipe))
     masks = PictureBudget(settings.picture_masks)
     rows = []
-    for prompt in (prompts[n - 1] for n in chosen):
+    for prompt in (prompts[i] for i in chosen):
         each = {c: greedy[c][prompt][0] for c in answered if prompt in greedy[c]}
         first = next(iter(each.values()))
         picture = pictures.picture(first, each, masked=masks.take(first))
@@ -75,9 +75,9 @@ def _table(reader: RunReader, task: str, stage: str, checkpoints: list[str]) -> 
 
 
 def _by_prompt(
-    reader: RunReader, task: str, checkpoint: str, way: str
+    reader: RunReader, task: str, checkpoint: str, way: Way
 ) -> Mapping[str, list[Rollout]]:
-    file = heldout_responses_file(reader.root, task, checkpoint, way)  # type: ignore[arg-type]
+    file = heldout_responses_file(reader.root, task, checkpoint, way)
     return groups_of(read_rollout_file(file))
 
 

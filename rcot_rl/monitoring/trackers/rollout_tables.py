@@ -39,15 +39,6 @@ _MOST_CHARS = 4000
 Cell = float | int | str | bool | Picture | None
 
 
-def evenly_spaced(total: int, count: int) -> list[int]:
-    """Return up to `count` of the numbers 1 to `total`, evenly spaced, with the first and last."""
-    if total < 1 or count < 1:
-        return []
-    if count == 1:
-        return [total]
-    return sorted({round(v) for v in np.linspace(1, total, min(count, total))})
-
-
 class RolloutTables:
     """Makes the tables of one stage."""
 

@@ -14,8 +14,8 @@ import numpy as np
 from rcot_rl.monitoring.judgement.alert import Alert
 from rcot_rl.monitoring.judgement.alert_rules import AlertWatch, alerts_of
 from rcot_rl.monitoring.run_files.run_reader import RunReader, StageView
+from rcot_rl.monitoring.run_files.step_tail import StepTail, repeated_steps
 from rcot_rl.monitoring.trackers.stage_source import StageSource
-from rcot_rl.monitoring.trackers.step_tail import StepTail, repeated_steps
 from rcot_rl.monitoring.trackers.tracker import TrackedArtifact, Value
 from rcot_rl.stats.json_values import is_number
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rcot_rl.monitoring.judgement.changes import heldout_change
+from rcot_rl.monitoring.pages.figures import STEPS
 from rcot_rl.monitoring.run_files.run_reader import RunReader, as_mapping, read_json
 from rcot_rl.monitoring.trackers.data_samples import data_samples
 from rcot_rl.monitoring.trackers.heldout_tables import heldout_responses
 from rcot_rl.monitoring.trackers.query_table import query_table
 from rcot_rl.monitoring.trackers.tracker import DataTable, Value
 from rcot_rl.monitoring.trackers.value_key import value_key
-from rcot_rl.stats.intervals import Interval, mean_interval, paired_difference
+from rcot_rl.prediction_layout import WAYS
+from rcot_rl.stats.intervals import Interval, mean_interval
 from rcot_rl.stats.json_values import at, is_number
-
-WAYS = ("sampled", "greedy")
-"""How held-out responses are decoded."""
 
 Cell = float | int | str | bool | None
 
@@ -75,7 +75,8 @@ def predict_results(reader: RunReader) -> dict[str, Value]:
         mean = rewards["mean"]
         key = ("heldout", task, checkpoint, way)
         values[value_key(*key)] = mean
-        interval, change = level_of(rewards), change_of(first, rewards)
+        interval = level_of(rewards)
+        change = None if first is rewards else heldout_change(first, rewards)
         for bound in ("low", "high"):
             value = getattr(interval, bound)
             if value is not None:
@@ -106,20 +107,9 @@ def level_of(rewards: Mapping[str, Any]) -> Interval:
         return Interval(rewards["mean"], None, None, 0)
 
 
-def change_of(before: Any, after: Any) -> Interval | None:
-    """Return the paired change of a held-out reward; None without one on the same prompts."""
-    if before is after:
-        return None
-    try:
-        return paired_difference(before["per_prompt"], after["per_prompt"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
 SCORES = ("J&F", "J", "F")
 FIGURES = (*SCORES, "keyframe_area_ratio_initial", "keyframe_area_ratio", "aks_rounds", "box_iou")
 ACCURACIES = ("N-Acc", "T-Acc")
-STEPS = ("vdg", "kfg", "aks", "ktg", "sam2")
 
 
 def eval_results(reader: RunReader) -> dict[str, Value]:

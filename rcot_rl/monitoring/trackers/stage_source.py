@@ -18,13 +18,14 @@ from rcot_rl.monitoring.judgement.landmarks import RewardFacts, reward_facts
 from rcot_rl.monitoring.run_files.rollout_figures import rollout_figures
 from rcot_rl.monitoring.run_files.rollout_files import Rollout, read_rollouts
 from rcot_rl.monitoring.run_files.run_reader import REASON, REASON_COUNT, RunReader
-from rcot_rl.monitoring.trackers.rollout_tables import RolloutTables, component_names, evenly_spaced
+from rcot_rl.monitoring.trackers.rollout_tables import RolloutTables, component_names
 from rcot_rl.monitoring.trackers.stage_artifacts import stage_artifacts
 from rcot_rl.monitoring.trackers.stage_results import stage_results
 from rcot_rl.monitoring.trackers.stage_summary import stage_summary
 from rcot_rl.monitoring.trackers.tracker import DataTable, Distribution, TrackedArtifact, Value
 from rcot_rl.recipe.training_section import GrpoStage
 from rcot_rl.stats.json_values import is_number
+from rcot_rl.stats.spacing import evenly_spaced
 from reward_fns.reason_codes import reason_codes
 from reward_fns.reward_recipe import load_reward_recipe
 from reward_fns.user.user_result import BAD_RESULT, DIED, RAISED, TIMEOUT
@@ -62,8 +63,8 @@ class StageSource:
             self._add_codes(line)
         total = self._grpo.steps if self._grpo else 0
         tables = recipe.tracking.rollout_tables if recipe is not None else 0
-        self._table_steps = frozenset(evenly_spaced(total, tables))
-        self._distribution_steps = frozenset(evenly_spaced(total, DISTRIBUTIONS))
+        self._table_steps = chosen_steps(total, tables)
+        self._distribution_steps = chosen_steps(total, DISTRIBUTIONS)
 
     def step(self, line: dict[str, Any]) -> dict[str, Value]:
         """Return the values of a step: its metrics, figures of its rollouts and, at chosen steps,
@@ -162,7 +163,7 @@ class StageSource:
         """Return length, KL and entropy against the reward, one row for each step so far."""
         keys = ("response_length/mean", "actor/kl_loss", "actor/entropy", "reward/mean")
         lines = [s for s in self._reader.metrics(self._stage) if s.get("step", 0) <= step]
-        shown = [lines[n - 1] for n in evenly_spaced(len(lines), MOST_POINTS)]
+        shown = [lines[i] for i in evenly_spaced(len(lines), MOST_POINTS)]
         rows = [
             [s["step"], *(s.get(key) for key in keys)]
             for s in shown
@@ -170,6 +171,11 @@ class StageSource:
         ]
         columns = ["step", "response_length", "kl_loss", "entropy", "reward"]
         return {"length_and_kl_vs_reward": DataTable(columns, rows)}
+
+
+def chosen_steps(total: int, count: int) -> frozenset[int]:
+    """Return up to `count` of a stage's steps 1 to `total`, evenly spaced, the last included."""
+    return frozenset(i + 1 for i in evenly_spaced(total, count))
 
 
 def distribution_of(
@@ -208,7 +214,7 @@ def _points(step: int, rollouts: Sequence[Rollout]) -> dict[str, Value]:
         for r in rollouts
         if r.tokens is not None
     ]
-    chosen = [rows[n - 1] for n in evenly_spaced(len(rows), MOST_POINTS)]
+    chosen = [rows[i] for i in evenly_spaced(len(rows), MOST_POINTS)]
     columns = ["step", "prompt", "tokens", "reward", "advantage"]
     return {"length_vs_reward": DataTable(columns, chosen)} if rows else {}
 

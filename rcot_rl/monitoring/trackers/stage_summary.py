@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rcot_rl.monitoring.judgement.changes import heldout_change
 from rcot_rl.monitoring.judgement.run_verdict import judge_run
 from rcot_rl.monitoring.run_files.run_reader import RunReader, StageView, as_mapping
-from rcot_rl.monitoring.trackers.stage_results import WAYS, change_of
 from rcot_rl.monitoring.trackers.tracker import Value
 from rcot_rl.monitoring.trackers.value_key import value_key
+from rcot_rl.prediction_layout import WAYS
 from rcot_rl.stats.expression_scores import by_expression, paired_change
 from rcot_rl.stats.json_values import at, is_number
 
@@ -26,7 +27,7 @@ def stage_summary(reader: RunReader, stage: str) -> dict[str, Value]:
     view = reader.stage(stage)
     values = _course(view)
     if view.kind in ("sft", "grpo"):
-        start = _start_of(reader, stage)
+        start = reader.start_of(stage)
         values |= _heldout(reader.heldout(), stage, start)
         values |= _scores(reader.scores(), stage, start)
     return values | _verdict(reader, stage)
@@ -59,7 +60,7 @@ def _heldout(heldout: Mapping[str, Any], stage: str, start: str | None) -> dict[
             after, before = at(results, stage, way), at(results, start or "", way)
             key = f"heldout_{task}_{way}"
             values |= _levels(key, at(before, "mean"), at(after, "mean"))
-            values |= _change(key, change_of(before, after))
+            values |= _change(key, heldout_change(before, after))
     return values
 
 
@@ -99,8 +100,3 @@ def _change(key: str, change: Any) -> dict[str, Value]:
         return {}
     parts = {"change": change.mean, "change_low": change.low, "change_high": change.high}
     return {value_key(f"{key}_{k}"): v for k, v in parts.items() if v is not None}
-
-
-def _start_of(reader: RunReader, stage: str) -> str | None:
-    recipe = reader.recipe
-    return recipe.start_of(stage) if recipe is not None and stage in recipe.train else None

@@ -23,7 +23,6 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from rcot_rl.monitoring.judgement.alert import Alert
-from rcot_rl.monitoring.trackers.tracked_stage import TRACKING
 from rcot_rl.monitoring.trackers.tracker import (
     DataTable,
     Distribution,
@@ -32,6 +31,7 @@ from rcot_rl.monitoring.trackers.tracker import (
     Tracker,
     Value,
 )
+from rcot_rl.recipe.tracking_section import TRACKING
 
 FOLDER = "tensorboard"
 _COLOURS = ("lime", "red", "cyan", "yellow", "magenta")

@@ -9,10 +9,8 @@ from typing import Any
 
 from rcot_rl.monitoring.run_files.run_reader import RunReader, StageView, as_mapping
 from rcot_rl.monitoring.trackers.tracker import TrackedStage
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system.files import write_text
-
-TRACKING = "tracking"
-"""Folder of a run for everything that trackers write."""
 
 RUN_ID = "run-id"
 _RUN_ID = re.compile(r"[0-9a-z]{8,32}")

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.run_files.run_reader import RunReader
-from rcot_rl.monitoring.trackers.tracked_stage import TRACKING
 from rcot_rl.monitoring.trackers.tracker import Tracker
 from rcot_rl.recipe.schema import Recipe
-from rcot_rl.recipe.tracking_section import WandbSection
+from rcot_rl.recipe.tracking_section import TRACKING, WandbSection
 
 WANDB = {"offline": "wandb-offline", "online": "wandb"}
 """`wandb.mode` -> tracker."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rcot_rl.monitoring.run_files.run_reader import RunReader, as_mapping, read_json
-from rcot_rl.monitoring.trackers.tracked_stage import TRACKING
+from rcot_rl.recipe.tracking_section import TRACKING
 from rcot_rl.system.files import write_text
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
+from cluster.supervise.verdict import FailureHistory
 from rcot_rl.monitoring.run_files.run_reader import RunReader
 from rcot_rl.recipe.loader import load_recipe
+from rcot_rl.recipe.supervise_section import SuperviseSection
 from rcot_rl.training.reward_metrics import reward_metrics
 from reward_fns.score import load_reward
 
@@ -44,6 +46,24 @@ def make_stage(tmp_path: Path) -> MakeRun:
         return RunReader(tmp_path)
 
     return make
+
+
+@pytest.fixture
+def fail_twice() -> Callable[[Path], tuple[FailureHistory, Path]]:
+    """Return a function that records a hang at step 7 of a stage and an error at step 12.
+
+    It returns the history and the log of the attempt.
+    """
+
+    def fail(stage: Path) -> tuple[FailureHistory, Path]:
+        history = FailureHistory(stage, SuperviseSection())
+        log = stage / "attempt-1" / "log.txt"
+        log.write_text("")
+        history.judge("hung: no output for 240 s", log, 7, "no progress")
+        history.judge("ended with status 1", log, 12, "RuntimeError: lost 3 of 128")
+        return history, log
+
+    return fail
 
 
 @pytest.fixture

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.supervise.verdict import FailureHistory
 from rcot_rl.monitoring.judgement.alert_rules import RULES, AlertWatch, alerts_of
 from rcot_rl.monitoring.run_files.run_reader import RunReader
-from rcot_rl.recipe.supervise_section import SuperviseSection
 
 SEEDS = range(10)
 
@@ -187,14 +185,11 @@ def test_equal_groups_of_solved_prompts_are_too_easy(rollout_steps, make_stage) 
     assert "6.00 of 6" in alerts[0].text and "too easy" in alerts[0].text
 
 
-def test_a_hang_and_a_restart_come_from_the_supervisors_verdicts(honest_steps, make_stage) -> None:
+def test_a_hang_and_a_restart_come_from_the_supervisors_verdicts(
+    honest_steps, make_stage, fail_twice
+) -> None:
     reader = make_stage(honest_steps(20))
-    stage = reader.root / "grpo-ktg"
-    history = FailureHistory(stage, SuperviseSection())
-    log = stage / "attempt-1" / "log.txt"
-    log.write_text("")
-    history.judge("hung: no output for 240 s", log, 7, "no progress")
-    history.judge("ended with status 1", log, 12, "RuntimeError: lost 3 of 128")
+    history, log = fail_twice(reader.root / "grpo-ktg")
     hang, restart = alerts_of(reader, "grpo-ktg")
     assert (hang.code, hang.level, hang.step) == ("hang", "error", 7)
     assert "stacks" in hang.text

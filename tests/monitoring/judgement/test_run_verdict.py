@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.supervise.verdict import FailureHistory
 from rcot_rl.monitoring.judgement.changes import direction
 from rcot_rl.monitoring.judgement.run_verdict import judge_run
 from rcot_rl.monitoring.run_files.run_reader import RunReader
-from rcot_rl.recipe.supervise_section import SuperviseSection
 from rcot_rl.stats.expression_scores import paired_change, pooled_expressions
 from rcot_rl.stats.intervals import paired_difference
 from rcot_rl.stats.trend import trend
@@ -255,14 +253,10 @@ def test_a_task_that_is_forgotten_makes_a_run_mixed(shipped_run) -> None:
     assert any("kl_loss_coef" in step for step in verdict.next_steps)
 
 
-def test_restarts_are_listed_with_their_causes(honest_steps, make_stage) -> None:
+def test_restarts_are_listed_with_their_causes(honest_steps, make_stage, fail_twice) -> None:
     reader = make_stage(honest_steps(40))
     stage = reader.root / "grpo-ktg"
-    history = FailureHistory(stage, SuperviseSection())
-    log = stage / "attempt-1" / "log.txt"
-    log.write_text("")
-    history.judge("hung: no output for 240 s", log, 7, "no progress")
-    history.judge("ended with status 1", log, 12, "RuntimeError: lost 3 of 128")
+    fail_twice(stage)
     for attempt in (2, 3, 4):  # the last one after Ctrl-C
         (stage / f"attempt-{attempt}").mkdir()
     verdict = judge_run(reader)

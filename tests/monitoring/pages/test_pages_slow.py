@@ -33,15 +33,15 @@ CONTRAST = """(() => {
     }
     return [255, 255, 255];
   };
-  const found = [];
+  const faint = [];
   for (const e of document.querySelectorAll("main *, nav *, header *")) {
     const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
     if (!own || !e.checkVisibility() || e.closest("svg")) continue;
     const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) found.push([e.outerHTML.slice(0, 80), ratio]);
+    if (ratio < 4.5) faint.push([e.outerHTML.slice(0, 80), ratio]);
   }
-  return found;
+  return faint;
 })()"""
 """Texts with a contrast below 4.5 on the colour behind them."""
 

@@ -33,10 +33,10 @@ FRAMES = 6
 
 def cards(html: str) -> dict[str, str]:
     """Return video -> card."""
-    found = re.findall(
+    html_cards = re.findall(
         r'<details class="query".*?(?=<details class="query"|<svg class="sheet")', html
     )
-    return {re.search(r"clip-\d\d", card)[0]: card for card in found}
+    return {re.search(r"clip-\d\d", card)[0]: card for card in html_cards}
 
 
 def edit(path: Path, change: Callable[[dict], None]) -> None:

@@ -17,10 +17,10 @@ def corners(svg: str, kind: str) -> np.ndarray:
 
 
 def attributes(svg: str, tag: str) -> list[dict[str, float]]:
-    found = [
+    numbers = [
         re.findall(r' ([a-z]+\d?)="([-\d.]+)"', shape) for shape in re.findall(f"<{tag} .*?/>", svg)
     ]
-    return [{name: float(value) for name, value in shape} for shape in found]
+    return [{name: float(value) for name, value in shape} for shape in numbers]
 
 
 def test_outlines_run_along_pixel_edges() -> None:

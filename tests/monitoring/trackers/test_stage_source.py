@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from rcot_rl.monitoring.run_files.run_reader import RunReader
-from rcot_rl.monitoring.trackers.rollout_tables import evenly_spaced
-from rcot_rl.monitoring.trackers.stage_source import StageSource, distribution_of
+from rcot_rl.monitoring.trackers.stage_source import StageSource, chosen_steps, distribution_of
 from rcot_rl.monitoring.trackers.tracker import DataTable, Distribution
 from rcot_rl.recipe.loader import load_recipe
 
@@ -106,7 +105,7 @@ def cells(table: DataTable, column: str) -> list[Any]:
 
 @pytest.mark.parametrize(("total", "count"), [(1, 20), (12, 20), (100, 20), (1000, 20), (7, 2)])
 def test_chosen_steps_are_spread_over_the_stage(total, count):
-    steps = evenly_spaced(total, count)
+    steps = sorted(chosen_steps(total, count))
     assert steps[0] == 1 and steps[-1] == total
     assert len(steps) == min(total, count)
     gaps = np.diff(steps)
