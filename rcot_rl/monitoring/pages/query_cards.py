@@ -37,6 +37,7 @@ from rcot_rl.monitoring.run_files.prediction_files import (
     ShownTrace,
     read_mask,
     read_trace,
+    true_mask,
 )
 from rcot_rl.monitoring.run_files.run_reader import RunReader, as_mapping
 from rcot_rl.prediction_layout import benchmark_predictions, expression_folder
@@ -382,9 +383,8 @@ class _Card:
 
     def _read_truth(self, index: int) -> np.ndarray:
         """Return the union of the objects' masks: bool [H, W]."""
-        masks = self._corpus.masks(self._video, self._expression, index)
-        size = self._frame(index).shape[:2]
-        return np.any([np.zeros(size, dtype=bool), *masks.values()], axis=0)
+        height, width = self._frame(index).shape[:2]
+        return true_mask(self._corpus, self._video, self._expression, index, (height, width))
 
 
 class _Drawn(NamedTuple):

@@ -7,11 +7,8 @@ list to unfold.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from rcot_rl.monitoring.pages.embedded_media import FrameSheet
 from rcot_rl.monitoring.pages.page import details, missing, section, text
@@ -21,6 +18,7 @@ from rcot_rl.monitoring.run_files.rollout_files import (
     Rollout,
     RolloutFrames,
     groups_of,
+    read_frame,
     read_rollouts,
     rollout_steps,
 )
@@ -160,7 +158,10 @@ def _drawing(kind: str, rollout: Rollout, frames: RolloutFrames, sheet: FrameShe
     true, predicted = rollout.true_objects, rollout.predicted_objects
     overlay = Overlay(side, side)
     try:
-        frame = sheet.add(_read(path))
+        image = read_frame(path)
+        if image is None:
+            raise ValueError(f"{path.name} is no readable image")
+        frame = sheet.add(image)
         overlay.boxes([box for box, _ in true][:MOST_BOXES], TRUTH, "truth", dashed=True)
         overlay.boxes([box for box, _ in predicted][:MOST_BOXES], BOX, "box")
         overlay.points([p for _, p in true if p is not None][:MOST_BOXES], TRUTH, "truth")
@@ -169,15 +170,6 @@ def _drawing(kind: str, rollout: Rollout, frames: RolloutFrames, sheet: FrameShe
         return missing(f"the drawing of this response ({error})")
     drawn = f", {len(true)} true and {len(predicted)} predicted boxes" if true or predicted else ""
     return overlay.svg(frame, f"Frame of the {kind.lower()} response{drawn}")
-
-
-def _read(path: Path) -> np.ndarray:
-    import cv2
-
-    rgb = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if rgb is None:
-        raise ValueError(f"{path.name} is no readable image")
-    return rgb
 
 
 ROLLOUTS_SCRIPT = """\

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from data_pipelines.corpora import Corpus, Expression, Video
 from rcot_rl.prediction_layout import TRACE_FILE, mask_file
 from rcot_rl.protocol.parser import parse_option, parse_response
 
@@ -67,6 +68,14 @@ def read_trace(folder: Path, n_frames: int) -> ShownTrace:
     if trace.keyframe >= n_frames:
         raise ValueError(f"keyframe {trace.keyframe} of {n_frames} frames")
     return trace
+
+
+def true_mask(
+    corpus: Corpus, video: Video, expression: Expression, index: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Return the union of an expression's masks in a frame as bool [H, W], `size`."""
+    masks = corpus.masks(video, expression, index)
+    return np.any([np.zeros(size, dtype=bool), *masks.values()], axis=0)
 
 
 def read_mask(folder: Path, frame: str, size: tuple[int, int]) -> np.ndarray:

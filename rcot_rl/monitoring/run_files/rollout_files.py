@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -17,6 +17,9 @@ from rcot_rl.protocol.grounding import parse_grounding
 from rcot_rl.protocol.parser import parse_response
 from rcot_rl.stats.json_values import is_number
 from rcot_rl.stats.rollout_rows import last_turns
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -184,6 +187,13 @@ class RolloutFrames:
     def expression(self, index: int | None) -> str:
         """Return the query of the row with this `extra_info.index`; empty if it is not there."""
         return str(self._rows.get(index, {}).get("expression", "")) if index is not None else ""
+
+
+def read_frame(path: Path) -> np.ndarray | None:
+    """Return uint8 [H, W, 3] RGB as stored, without EXIF rotation; None if it is unreadable."""
+    import cv2
+
+    return cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def as_rollout(row: dict[str, Any]) -> Rollout:

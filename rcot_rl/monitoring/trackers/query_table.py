@@ -6,12 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from data_pipelines.corpora import Corpus, CorpusFault, open_corpus
 from rcot_rl.errors import InputError
 from rcot_rl.monitoring.pages.query_cards import Column, Query, choose, columns, is_variant
-from rcot_rl.monitoring.run_files.prediction_files import read_mask, read_trace
+from rcot_rl.monitoring.run_files.prediction_files import read_mask, read_trace, true_mask
 from rcot_rl.monitoring.run_files.run_reader import RunReader
 from rcot_rl.monitoring.trackers.rollout_pictures import (
     PREDICTED,
@@ -78,9 +76,7 @@ def _row(benchmark: str, column: Column, query: Query, corpus: Corpus, longest: 
         name = video.frames[trace.keyframe]
         frame = corpus.frame(video.id, name)
         size = frame.shape[0], frame.shape[1]
-        truth = np.zeros(size, dtype=bool)
-        for mask in corpus.masks(video, expression, trace.keyframe).values():
-            truth |= mask
+        truth = true_mask(corpus, video, expression, trace.keyframe, size)
         predicted = read_mask(folder, name, size)
     except (InputError, CorpusFault, OSError, ValueError) as error:
         return [*row, expression.text, None, *scores, None, None, None, "", str(error)]

@@ -11,8 +11,15 @@ import cv2
 import numpy as np
 
 from rcot_rl.errors import InputError
+from rcot_rl.monitoring.pages.embedded_media import shrunk
 from rcot_rl.monitoring.run_files.rollout_figures import verdict_of
-from rcot_rl.monitoring.run_files.rollout_files import Box, Point, Rollout, RolloutFrames
+from rcot_rl.monitoring.run_files.rollout_files import (
+    Box,
+    Point,
+    Rollout,
+    RolloutFrames,
+    read_frame,
+)
 from rcot_rl.monitoring.trackers.tracker import Picture, PictureBox
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.segmentation.segmenter import load_segmenter
@@ -50,9 +57,8 @@ def scaled_picture(
         caption: Text below the picture.
     """
     height, width = image.shape[:2]
-    scale = min(1.0, longest / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    shown = image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    shown = shrunk(image, longest)
+    size = shown.shape[1], shown.shape[0]
     columns, rows = canvas or (width, height)
     factors = size[0] / columns, size[1] / rows
     return Picture(
@@ -151,11 +157,6 @@ def mask_maker(recipe: Recipe | None) -> LocalSegmenter | None:
     if recipe is None or not recipe.tracking.picture_masks:
         return None
     return LocalSegmenter(partial(load_segmenter, recipe.models.segmenter, "cpu", recipe.segmenter))
-
-
-def read_frame(path: Path) -> np.ndarray | None:
-    """Return uint8 [H, W, 3] RGB as stored, without EXIF rotation; None if it is unreadable."""
-    return cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _marks(
