@@ -161,10 +161,10 @@ def _row_maker(
 
 
 def _recipe_of(data: DataSection, prompts: Prompts, seed: int, canvas: int) -> dict[str, Any]:
-    """Return what rows depend on besides the corpora. The number of workers is not part of it."""
+    """Return what rows depend on besides the corpora; how and where they are built is left out."""
     templates = json.dumps(dict(prompts.templates), sort_keys=True)
     return {
-        "data": data.model_dump(mode="json", exclude={"workers"}),
+        "data": data.model_dump(mode="json", exclude={"workers", "store"}),
         "seed": seed,
         "canvas": canvas,
         "prompts": prompts.name,

@@ -50,6 +50,7 @@ _EXECUTION_ONLY = (
     "predict.segmenter_gpus",
     "predict.videos_per_engine",
     "data.workers",
+    "data.store",
     "eval.workers",
 )
 """Suffixes of execution-only keys: they change how a run is executed, not what it computes."""

@@ -40,6 +40,9 @@ KNOWN_KEYS = re.compile(
     "|".join(re.sub("<.*?>", r"[\\w<>-]+", re.escape(key.replace("[]", ""))) for key in KEYS)
 )
 
+DEFAULTS = {"score": "responses", "study": "run"}
+"""Command group -> the command that it runs if none is named."""
+
 
 def prose(page: Path) -> str:
     """Text of a page without its code blocks."""
@@ -78,8 +81,8 @@ def unknown_words(words: list[str]) -> list[str]:
         if not words or words[0] == "…":
             return []
         names = expanded(words[0])
-        if command.name == "score" and names[0] not in command.commands:
-            names = ["responses"]  # the word is a reward
+        if command.name in DEFAULTS and names[0] not in command.commands:
+            names = [DEFAULTS[command.name]]  # the word is an argument
         else:
             words = words[1:]
         if any(name not in command.commands for name in names):

@@ -10,6 +10,7 @@ FLOORS = {
     "rcot_rl.cli": 7,
     "rcot_rl.chain": 6,
     "rcot_rl.stages": 6,
+    "rcot_rl.study_runs": 6,
     "cluster": 5,
     "rcot_rl.annotation": 5,
     "rcot_rl.runfolder": 5,

@@ -51,7 +51,7 @@ class Annotator:
             {
                 "what": what,
                 "model": fingerprint(self.model),
-                "seed": recipe.seed,
+                "seed": recipe.data_seed,
                 "max_tokens": tokens,
                 "temperature": section.temperature,
                 "top_p": section.top_p,
@@ -83,7 +83,7 @@ class Annotator:
                 self.recipe.device,
                 engines=self.section.engines,
                 batch=self.section.batch,
-                seed=self.recipe.seed,
+                seed=self.recipe.data_seed,
             )
         meter = _Meter(self.texts, len(asks))
         for answer in self._engine.answers(asks, self.sampling):

@@ -70,7 +70,7 @@ def _ask(recipe: Recipe, prompts: Prompts, corpus: Corpus, video: Video) -> Ask 
     sampled = [str(frames[i].resolve()) for i in sample_uniform(len(frames), most)]
     text = prompts.vdg(len(sampled))
     key = key_of(corpus.dataset, video.id, prompt=f"{text}\0{len(frames)}")
-    seed = zlib.crc32(f"{recipe.seed}\0{key}".encode())
+    seed = zlib.crc32(f"{recipe.data_seed}\0{key}".encode())
     fps = recipe.predict.fps
     return Ask(key, text, tuple(sampled), "video", recipe.canvas.video, seed, fps)
 

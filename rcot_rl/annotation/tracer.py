@@ -110,7 +110,7 @@ class _Tracer:
         if not any(has_traces(name) for name in data.sets):
             raise InputError("the recipe has no SFT set", key="data.sets")
         self.canvas = recipe.canvas.image
-        self.seed = recipe.seed if data.seed is None else data.seed
+        self.seed = recipe.data_seed
         self.prompts: Prompts = load_prompts(recipe.prompts)
         self.corpora = open_corpora(data)
         self.describer: Describer = open_descriptions(data.describe, self.corpora)
@@ -295,7 +295,7 @@ class _Tracer:
 
     def _ask(self, wanted: _TraceRequest, number: int) -> Ask:
         key = key_of(*wanted.key, number, prompt=wanted.text)
-        seed = zlib.crc32(f"{self.recipe.seed}\0{key}".encode())
+        seed = zlib.crc32(f"{self.seed}\0{key}".encode())
         return Ask(key, wanted.text, (wanted.image,), "image", self.canvas, seed)
 
     def _wanted(self, row: Instance, truth: Truth) -> _TraceRequest:

@@ -29,6 +29,7 @@ from rcot_rl.cli.launch_commands import launch_app
 from rcot_rl.cli.recipe_commands import recipe_app
 from rcot_rl.cli.score_commands import score_app
 from rcot_rl.cli.segment_command import segment
+from rcot_rl.cli.study_command import study_app
 from rcot_rl.cli.wandb_commands import wandb_app
 from rcot_rl.cli.watch_command import watch_command
 from rcot_rl.errors import InputError
@@ -51,6 +52,7 @@ app.add_typer(score_app, name="score")
 app.add_typer(launch_app, name="launch")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(wandb_app, name="wandb")
+app.add_typer(study_app, name="study")
 app.command("app")(app_command)
 
 RecipeArgument = Annotated[

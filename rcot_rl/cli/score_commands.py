@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from typer.core import TyperGroup
 
+from rcot_rl.cli.default_command import group_with_default
 from rcot_rl.cli.faults import exit_with
 from rcot_rl.errors import InputError
 
@@ -33,17 +33,8 @@ Overrides = Annotated[
 Source = Annotated[Path | None, typer.Option("--in", help="JSON lines (default: standard input).")]
 
 
-class _RewardOrCommand(TyperGroup):
-    """A command group whose first argument can also be a reward."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = [SCORE, *args]
-        return super().parse_args(ctx, args)
-
-
 score_app = typer.Typer(
-    cls=_RewardOrCommand,
+    cls=group_with_default(SCORE),
     no_args_is_help=True,
     help="Score responses offline (REWARD [--in F] [--out F]), and inspect rewards.",
     subcommand_metavar="REWARD | COMMAND [ARGS]...",

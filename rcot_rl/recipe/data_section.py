@@ -158,7 +158,7 @@ class DataSection(Section):
     traces, sets called `grpo…` do not."""
 
     seed: int | None = Field(default=None, ge=0)
-    """Seed of the rows. None: `seed`."""
+    """Seed of the rows, and of the texts that models write. None: `seed`."""
 
     keyframe: Literal["largest", "any_visible"] = "largest"
     """`largest`: KTG rows and AKS rows with answer A show the frame with the largest union of
@@ -245,6 +245,12 @@ class DataSection(Section):
 
     workers: int = Field(default=1, gt=0)
     """Processes that build shards. Rows do not depend on it."""
+
+    store: HandedOnPath | None = None
+    """Folder in which runs share toy corpora, texts and shards. The data stage links RUN/corpora,
+    RUN/texts and RUN/shards to folders in it, named by a hash of the settings that they depend on,
+    so that a further run with equal settings reuses them. Runs that differ only in `seed` share all
+    of them if `data.seed` is set. None: they are in the run folder."""
 
     @field_validator("sets")
     @classmethod

@@ -137,6 +137,9 @@ class EvalSection(Section):
     """Training stages whose models predict and are scored; `base` is the base policy. None: the
     last stage, preceded by its KL reference (GRPO) or the stage that it starts from (SFT)."""
 
+    variant_checkpoints: list[str] | None = None
+    """Those of `checkpoints` that also predict with `predict.variants`. None: all of them."""
+
     heldout_prompts: int = Field(default=256, ge=0)
     """Validation rows per task for comparing rewards before and after GRPO. 0: no comparison."""
 
@@ -243,6 +246,11 @@ class Recipe(Section):
         return tuple(name for name in self.order if name in stages)
 
     @property
+    def data_seed(self) -> int:
+        """Seed of rows and of texts that models write."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
     def sft_stages(self) -> dict[str, SftStage]:
         """The SFT stages of `train`."""
         return {k: stage for k, stage in self.train.items() if isinstance(stage, SftStage)}
@@ -307,7 +315,8 @@ class Recipe(Section):
         the upper bounds.
         """
         names: dict[str, str | None] = {checkpoint: None}
-        names |= {f"{checkpoint}@{variant}": variant for variant in self.predict.variants}
+        if self.eval.variant_checkpoints is None or checkpoint in self.eval.variant_checkpoints:
+            names |= {f"{checkpoint}@{variant}": variant for variant in self.predict.variants}
         if checkpoint == self.scored_checkpoints[-1]:
             built_in = [FIRST_FRAME] * self.eval.baselines + [*ORACLES] * self.eval.oracles
             names |= {name: name for name in built_in}
@@ -350,6 +359,11 @@ class Recipe(Section):
             if name not in known:
                 text = f"'{name}' is not one of {', '.join(known)}{did_you_mean(name, known)}"
                 faults.append((("eval", "checkpoints"), text))
+        for name in self.eval.variant_checkpoints or ():
+            if name not in self.scored_checkpoints:
+                scored = self.scored_checkpoints
+                text = f"'{name}' is not scored ({', '.join(scored)}){did_you_mean(name, scored)}"
+                faults.append((("eval", "variant_checkpoints"), text))
         scored = [
             name
             for checkpoint in self.scored_checkpoints

@@ -13,6 +13,7 @@ from rcot_rl.monitoring.terminal.console import Console
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.runfolder import RunFolder
 from rcot_rl.segmentation.segmenter import label_judge
+from rcot_rl.stages.data_store import shared_data
 from rcot_rl.stages.stage_run import StageRun, run_child
 from rcot_rl.system.disk import explained
 from rcot_rl.system.paths import check_path
@@ -29,6 +30,11 @@ def run(run: StageRun, stage: str) -> dict[str, Any]:
     Raises:
         InputError: A corpus is missing or invalid, or rows are too long for training.
     """
+    with shared_data(run.recipe, run.folder.root):
+        return _run(run, stage)
+
+
+def _run(run: StageRun, stage: str) -> dict[str, Any]:
     recipe, folder, console = run.recipe, run.folder, run.console
     if recipe.toy is not None:
         _toy_corpora(recipe, folder, console)
@@ -38,7 +44,8 @@ def run(run: StageRun, stage: str) -> dict[str, Any]:
     ]
     data = recipe.data.model_copy(update={"corpora": corpora})
     recipe = _with_texts(run, stage, recipe.model_copy(update={"data": data}))
-    shards = folder.root / "shards"
+    # links to data.store are resolved: a shard set must not depend on which run asks for it
+    shards = (folder.root / "shards").resolve()
     result = _build(recipe, shards, console)
     _refuse_overlong(result["sets"])
     folder.pin("shards", {name: shard_hash(shards / name) for name in result["sets"]})
@@ -47,9 +54,10 @@ def run(run: StageRun, stage: str) -> dict[str, Any]:
 
 def _with_texts(run: StageRun, stage: str, recipe: Recipe) -> Recipe:
     """Generate the texts of `model` keys, and return the recipe with the paths of their files."""
+    texts = (run.folder.root / "texts").resolve()
     for work in recipe.data.generated:
         log = run.folder.new_attempt(stage) / f"{work}.log"
-        path = _annotate(run.host, run.console, recipe, work, run.folder.root / "texts", log)
+        path = _annotate(run.host, run.console, recipe, work, texts, log)
         data = recipe.data.model_copy(update={work: str(path)})
         recipe = recipe.model_copy(update={"data": data})
     return recipe
@@ -175,7 +183,7 @@ def corpus_root(folder: RunFolder, recipe: Recipe, dataset: str, root: str | Non
         return path.resolve()
     if recipe.toy is None or dataset not in {c.layout for c in recipe.toy.corpora}:
         raise InputError(f"{dataset} has neither a root nor a toy corpus", key="data")
-    return folder.root / "corpora" / dataset
+    return (folder.root / "corpora" / dataset).resolve()
 
 
 def needs_model(recipe: Recipe) -> bool:

@@ -21,6 +21,9 @@ import yaml
 from data_pipelines.toy.layouts import write_corpus
 from data_pipelines.verify.check_sets import check
 from rcot_rl.annotation import describer, tracer
+from rcot_rl.annotation.annotator import Annotator
+from rcot_rl.errors import InputError
+from rcot_rl.recipe.loader import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,22 @@ def _annotator(*responses: str) -> SimpleNamespace:
     """Return an annotator whose cache has these responses under 0, 1, …."""
     records = {k: {"response": text, "tokens": 9} for k, text in enumerate(responses)}
     return SimpleNamespace(cache=SimpleNamespace(records=records))
+
+
+def test_runs_with_the_same_seed_of_the_data_share_texts(tmp_path: Path) -> None:
+    file = tmp_path / "descriptions.ledger.jsonl"
+
+    def opened(*overrides: str) -> Annotator:
+        recipe = load_recipe("laptop", overrides)
+        return Annotator(recipe, recipe.data.describer, "describe", file, {})
+
+    with opened("seed=1", "data.seed=7").cache as cache:
+        cache.add("video", {"response": "a red circle"})
+    with opened("seed=2", "data.seed=7").cache as cache:
+        assert "video" in cache
+    for overrides in (["seed=7", "data.seed=8"], ["seed=1"]):
+        with pytest.raises(InputError, match="was created with seed = 7"):
+            opened(*overrides)
 
 
 def test_descriptions_are_written_without_control_tokens():

@@ -25,6 +25,7 @@ BUDGET_BYTES = 96 * 2**20
 _LATER = "a stage that fails when its turn comes, or learns from other rows than it seems"
 _NOT_CONTENT = {
     "workers",
+    "store",
     "rows_per_shard",
     "corpora",
     "describe",
