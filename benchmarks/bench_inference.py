@@ -1,6 +1,6 @@
 """Measure the inference pipeline on this host's CPU with the shipped tiny models.
 
-    python benchmarks/bench_inference.py [--part vision aks pool] [--videos 8] [--queries 3]
+    python benchmarks/bench_inference.py [--part vision aks pool masks] [--videos 8] [--queries 3]
 
 Each part prints a ratio to a baseline in the same run:
 
@@ -11,6 +11,9 @@ Each part prints a ratio to a baseline in the same run:
 - pool: seconds to predict a corpus with one and two engine processes, less those for two videos,
   so that the start is left out. Baseline: one process that reasons about 16 queries, then segments
   them, in turn.
+- masks: CPU milliseconds per prediction of the shipped policy in seven variants: answers of the
+  policy, masks, and scores. Baselines: masks without a store, so that each prediction is a pass of
+  SAM2; and each variant scored alone. Masks and scores must be equal.
 """
 
 from __future__ import annotations
@@ -171,6 +174,108 @@ def pool(n_videos: int) -> dict[str, Any]:
     return {"part": "pool", "videos": n_videos, "seconds": seconds}
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rounds-0": {"rounds": 0},
+    "rounds-2": {"rounds": 2},
+    "rounds-10": {"rounds": 10},
+    "no-vdg": {"vdg": False},
+    "no-kfg": {"kfg": False},
+    "light": {"reevaluate_frames": 4},
+}
+"""Changes of the laptop recipe's `predict`, as the paper's Tables 3, 4 and 10."""
+
+
+def masks(n_videos: int) -> dict[str, Any]:
+    """Predict and score variants with and without what they share."""
+    import torch
+
+    from rcot_rl.evaluation.benchmarks import evaluate, evaluate_all
+    from rcot_rl.inference.predict import CorpusSplit, Target, video_frames, write_expression
+    from rcot_rl.segmentation.mask_store import MaskStore
+    from rcot_rl.segmentation.segmenter import load_segmenter
+
+    torch.set_num_threads(1)
+    recipe = load_recipe("laptop", [f"predict.variants={json.dumps(VARIANTS)}"])
+    milliseconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_corpus(root / "mevis", "mevis", "valid_u", n_videos, 1, "lattice")
+        corpus = CorpusSplit("mevis", str(root / "mevis"), "valid_u").open()
+        traced, milliseconds["answers"] = asyncio.run(_answers(corpus, recipe))
+        n_predictions = sum(map(len, traced.values()))
+        stores = {"masks": MaskStore(root / "store", 1 << 30), "masks, baseline": None}
+        for name, store in stores.items():
+            segmenter = load_segmenter("tiny", "cpu", recipe.segmenter)
+            started = time.process_time()
+            for video, answers in traced.items():
+                frames = video_frames(corpus, video)
+                for expression, variant, trace in answers:
+                    place = root / name / (variant or "all") / video.id / expression
+                    target = Target(expression, variant, str(place))
+                    write_expression(target, video, trace, segmenter, frames, store)
+            milliseconds[name] = 1000 * (time.process_time() - started) / n_predictions
+        for png in (root / "masks").rglob("*.png"):
+            other = root / "masks, baseline" / png.relative_to(root / "masks")
+            if png.read_bytes() != other.read_bytes():
+                raise SystemExit(f"{png.relative_to(root)} differs")
+        methods = {place.name: place for place in sorted((root / "masks").iterdir())}
+        place = "mevis", root / "mevis", "valid_u"
+        started = time.process_time()
+        together = evaluate_all(*place, methods)
+        milliseconds["scores"] = 1000 * (time.process_time() - started) / n_predictions
+        started = time.process_time()
+        alone = {name: evaluate(*place, method) for name, method in methods.items()}
+        milliseconds["scores, baseline"] = 1000 * (time.process_time() - started) / n_predictions
+        if together != alone:
+            raise SystemExit("scores differ")
+        passes = len(list((root / "store").iterdir()))
+    return {
+        "part": "masks",
+        "predictions": n_predictions,
+        "passes_of_sam2": passes,
+        "cpu_ms_per_prediction": {name: round(ms, 2) for name, ms in milliseconds.items()},
+        "ratio_masks": milliseconds["masks, baseline"] / milliseconds["masks"],
+        "ratio_scores": milliseconds["scores, baseline"] / milliseconds["scores"],
+    }
+
+
+async def _answers(corpus: Any, recipe: Any) -> tuple[dict[Any, list[Any]], float]:
+    """Return video -> (expression, variant, trace), and CPU milliseconds per prediction."""
+    from rcot_rl.inference.model_folder import TINY_TRAINED
+    from rcot_rl.inference.predict import Target, trace_video, video_clip
+
+    prompt_set = load_prompts(recipe.prompts, response=recipe.data.response)
+    settings = {name: recipe.predict.reasoning(name) for name in (None, *VARIANTS)}
+    limit = asyncio.Semaphore(recipe.predict.videos_per_engine)
+    with PolicyEngine(TINY_TRAINED, recipe.engine, device="cpu") as policy:
+
+        async def one(video: Any) -> list[Any]:
+            async with limit:
+                clip = video_clip(corpus, video)
+                reasoner = VideoReasoner(clip, policy, prompt_set, recipe.canvas)
+                targets = [Target(e.id, name, "") for e in video.expressions for name in settings]
+                return await trace_video(corpus, video, targets, reasoner, settings)
+
+        before = _cpu_seconds()
+        videos = corpus.videos()
+        answers = await asyncio.gather(*map(one, videos))
+        seconds = _cpu_seconds() - before
+    traced = {
+        video: [(t.target.expression, t.target.variant, t.trace) for t in of_video]
+        for video, of_video in zip(videos, answers, strict=True)
+    }
+    return traced, 1000 * seconds / sum(map(len, traced.values()))
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU seconds of this process and its living children."""
+    import psutil
+
+    process = psutil.Process()
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
 def _pool_seconds(root: Path, recipe: Any, file: Path, n_videos: int) -> float:
     """Return the seconds to predict the first videos, with the start of all processes."""
     from rcot_rl.inference.predict import CorpusSplit
@@ -235,7 +340,7 @@ def _missing(split: Any, recipe: Any, out: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the parts and print one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="*", default=["vision", "aks", "pool"])
+    parser.add_argument("--part", nargs="*", default=["vision", "aks", "pool", "masks"])
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--queries", type=int, default=3)
     chosen = parser.parse_args()
@@ -245,8 +350,10 @@ def main() -> None:
         elif part == "aks":
             print(json.dumps(asyncio.run(aks(chosen.videos, chosen.queries, 32))), flush=True)
             row = asyncio.run(aks(chosen.videos, chosen.queries, 240))
-        else:
+        elif part == "pool":
             row = pool(24 * chosen.videos)
+        else:
+            row = masks(3 * chosen.videos)
         print(json.dumps(row), flush=True)
 
 

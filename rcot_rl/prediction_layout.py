@@ -7,6 +7,7 @@
     RUN/predict/<name>/<benchmark>/               predictions of the other checkpoints, baselines,
                                                   upper bounds, and variants (named
                                                   <checkpoint>@<variant>)
+    RUN/predict/.masks/                           masks that several predictions share
     RUN/predictions/<benchmark>/                  predictions of the last checkpoint
 
 <benchmark> is <dataset>-<split>, as in RUN/eval/<benchmark>.json. Each folder of predictions holds:
@@ -42,6 +43,11 @@ def heldout_rewards_file(run: Path) -> Path:
 def heldout_responses_file(run: Path, task: str, checkpoint: str, way: Way) -> Path:
     """Return the path of a checkpoint's scored responses to the held-out prompts of a task."""
     return run / "predict" / "heldout" / task / f"{checkpoint}-{way}.jsonl"
+
+
+def shared_masks(run: Path) -> Path:
+    """Return the folder of the masks that a run's predictions and held-out rewards share."""
+    return run / "predict" / ".masks"
 
 
 def benchmark_name(dataset: str, split: str) -> str:

@@ -49,6 +49,7 @@ _EXECUTION_ONLY = (
     "predict.engine_gpus",
     "predict.segmenter_gpus",
     "predict.videos_per_engine",
+    "segmenter.mask_bytes",
     "data.workers",
     "data.store",
     "eval.workers",

@@ -50,7 +50,13 @@ from rcot_rl.evaluation.aggregate import Subset, aggregate
 from rcot_rl.evaluation.jf import jf_video
 from rcot_rl.evaluation.keyframe_figures import keyframe_figures
 from rcot_rl.evaluation.mask_baselines import BASELINES
-from rcot_rl.evaluation.predictions import Predicted, first_size, read_masks, read_trace
+from rcot_rl.evaluation.predictions import (
+    Predicted,
+    files_digest,
+    first_size,
+    read_masks,
+    read_trace,
+)
 from rcot_rl.evaluation.reasonvos_script import public_script_figures
 from rcot_rl.evaluation.ref_davis import not_scored, official_figures
 from rcot_rl.evaluation.revos_robustness import expression_robustness, robustness_summary
@@ -355,13 +361,18 @@ def _name(pair: Pair) -> str:
 
 
 def _score(corpus: Corpus, pair: Pair, methods: Sequence[Path | Predict]) -> list[Scored]:
-    """Score one expression of all methods against its ground truth, which is read once."""
+    """Score one expression of all methods against its ground truth, which is read once.
+
+    Methods often predict the same masks: variants with the same keyframe, for example. These are
+    decoded and scored once.
+    """
     size = clip_size(corpus, *pair)
     # without a mask or a JPEG, the size of the predictions is assumed
     sizes = [size or _assumed_size(method, pair) for method in methods]
     truths = {one: read_truth(corpus, *pair, one) for one in dict.fromkeys(sizes)}
+    known: dict[tuple[tuple[int, int], bytes], Scored] = {}
     return [
-        _score_files(corpus, pair, truths[one], method)
+        _score_files(corpus, pair, truths[one], method, known)
         if isinstance(method, Path)
         else _score_predicted(corpus, pair, truths[one], method)
         for method, one in zip(methods, sizes, strict=True)
@@ -377,19 +388,29 @@ def _assumed_size(method: Path | Predict, pair: Pair) -> tuple[int, int]:
     return 1, 1
 
 
-def _score_files(corpus: Corpus, pair: Pair, truth: Truth, root: Path) -> Scored:
+def _score_files(
+    corpus: Corpus,
+    pair: Pair,
+    truth: Truth,
+    root: Path,
+    known: dict[tuple[tuple[int, int], bytes], Scored],
+) -> Scored:
+    """Score a folder's masks and trace.
+
+    Args:
+        known: Size and files of masks -> their result; gets that of these masks.
+    """
     video, expression = pair
     height, width = truth.masks_thw.shape[1:]
     size = (height, width)
-    predicted = _read(corpus, root, video, expression, size)
-    # a frame that is not scored may lack a prediction
-    listed = {_name(pair), *_scored_names(pair, truth)}
-    predicted.missing = [m for m in predicted.missing if m in listed]
-    cause = looks_inverted(*_usable_masks(truth, predicted))
-    if cause:
-        reason = "the complement of the masks fits the ground truth"
-        predicted.unexpected.append(Unexpected(place=_name(pair), reason=reason, cause=cause))
-    scored = _scored(corpus, pair, truth, predicted)
+    digest = files_digest(root, video.id, expression.id, video.frames)
+    scored = None if digest is None else known.get((size, digest))
+    if scored is None:
+        scored = _score_masks(corpus, pair, truth, root)
+        if digest is not None:
+            known[size, digest] = scored
+    # the trace adds to the row and the faults
+    scored = replace(scored, row={**scored.row}, faults=[*scored.faults])
     trace, fault = read_trace(root, video.id, expression.id, len(video.frames))
     if fault is not None:
         scored.faults.append({"place": f"{_name(pair)}/trace.json", "reason": fault})
@@ -401,6 +422,20 @@ def _score_files(corpus: Corpus, pair: Pair, truth: Truth, root: Path) -> Scored
         areas = np.where(truth.scored & truth.known, truth.areas, -1)
         scored.row |= keyframe_figures(trace, areas, objects) | {"segmenter": trace.segmenter}
     return scored
+
+
+def _score_masks(corpus: Corpus, pair: Pair, truth: Truth, root: Path) -> Scored:
+    video, expression = pair
+    height, width = truth.masks_thw.shape[1:]
+    predicted = _read(corpus, root, video, expression, (height, width))
+    # a frame that is not scored may lack a prediction
+    listed = {_name(pair), *_scored_names(pair, truth)}
+    predicted.missing = [m for m in predicted.missing if m in listed]
+    cause = looks_inverted(*_usable_masks(truth, predicted))
+    if cause:
+        reason = "the complement of the masks fits the ground truth"
+        predicted.unexpected.append(Unexpected(place=_name(pair), reason=reason, cause=cause))
+    return _scored(corpus, pair, truth, predicted)
 
 
 def _score_predicted(corpus: Corpus, pair: Pair, truth: Truth, predict: Predict) -> Scored:

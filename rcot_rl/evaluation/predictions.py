@@ -13,6 +13,7 @@ that cannot name a folder raises InputError.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -81,6 +82,8 @@ class KeyframeTrace(BaseModel):
     """Number of AKS judgements."""
     boxes_source: list[_Box]
     """Predicted boxes on the keyframe, [x1, y1, x2, y2] half-open in source pixels."""
+    points_source: list[Any] = Field(default_factory=list)
+    """Predicted points; only compared with those of other traces."""
     segmenter: str
     """Name of the segmenter."""
     segment_seconds: _Seconds | None = None
@@ -88,9 +91,9 @@ class KeyframeTrace(BaseModel):
     steps: list[RecordedStep] = Field(default_factory=list)
     """The requests to the model, in order."""
 
-    @field_validator("steps", mode="before")
+    @field_validator("steps", "points_source", mode="before")
     @classmethod
-    def _other_steps(cls, value: Any) -> Any:
+    def _other_lists(cls, value: Any) -> Any:
         """Ignore a key of the same name that is not a list: another program wrote it."""
         return value if isinstance(value, list) else []
 
@@ -132,6 +135,23 @@ def first_size(root: Path, video: str, expression: str, frames: Sequence[str]) -
         except (*BROKEN, Image.DecompressionBombError):
             continue
     return None
+
+
+def files_digest(root: Path, video: str, expression: str, frames: Sequence[str]) -> bytes | None:
+    """Return a digest of all that `read_masks` reads; None if a file cannot be read."""
+    folder = expression_folder(root, video, expression, allow_hidden=True)
+    digest = hashlib.blake2b(json.dumps(sorted(_file_names(folder))).encode(), digest_size=16)
+    for frame in frames:
+        path = mask_file(folder, frame)
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            digest.update(b"absent ")
+        except OSError:
+            return None
+        else:
+            digest.update(b"%d " % len(content) + content)
+    return digest.digest()
 
 
 def read_masks(

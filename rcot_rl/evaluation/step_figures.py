@@ -4,8 +4,10 @@ The stages are those of Figure 10: VDG (video description), KFG (first keyframe)
 keyframe selection: judgements and re-selections), KTG (keyframe target grounding) and SAM2.
 
 Several queries about a video can share one request, such as its description: its response is then
-in each of their traces. Sums count it once, also if a resumed run sent it again. The seconds of a
-single query are those of every request in its trace, because the query needs all of them.
+in each of their traces. Sums count it once, also if a resumed run sent it again. Masks that several
+queries share are counted in the same way: their traces have the same prompts and the seconds of the
+one pass that made them. The seconds of a single query are those of every request in its trace and
+of its masks, because the query needs all of them.
 
 Seconds are measured in the engine, without the time in the queue. With many requests in progress
 they are latencies of a shared batch, not costs; docs/evaluation.md says how to time requests one
@@ -28,6 +30,7 @@ from rcot_rl.recipe.inference_section import PolicyTask
 REQUESTS = "requests"
 """Key of a row's requests, which `pipeline_costs` needs; not part of the results."""
 
+_SAM2 = "sam2"
 _STAGES: tuple[PolicyTask, ...] = get_args(PolicyTask)
 _OPTIONS = ("A", "B")
 
@@ -62,7 +65,7 @@ def step_figures(trace: KeyframeTrace, areas: np.ndarray) -> dict[str, Any]:
         "segmentation_seconds": segmentation,
         "segment_seconds": trace.segment_seconds,
         "aks_verdicts": [_verdict(step, areas) for step in trace.steps if step.task == "aks"],
-        REQUESTS: [_request(step) for step in trace.steps] if timed else None,
+        REQUESTS: [*map(_request, trace.steps), _mask_request(trace)] if timed else None,
     }
 
 
@@ -92,8 +95,9 @@ def pipeline_costs(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     stages: dict[str, dict[str, Any]] = {
         stage: _total([one for one in sent.values() if one["stage"] == stage]) for stage in _STAGES
     }
-    masks = _sum_or_none([row["segment_seconds"] for row in timed])
-    stages["sam2"] = {"requests": len(timed), "seconds": masks}
+    passes = [one for one in sent.values() if one["stage"] == _SAM2]
+    masks = _sum_or_none([one["seconds"] for one in passes])
+    stages[_SAM2] = {"requests": len(passes), "seconds": masks}
     unit = extra = None
     if masks is not None and stages["ktg"]["requests"]:
         unit = stages["ktg"]["seconds"] + masks
@@ -161,15 +165,24 @@ def aks_verdicts(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _request(step: RecordedStep) -> dict[str, Any]:
-    content = json.dumps([step.task, step.frame, step.frames, step.prompt])
     return {
-        "key": hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
+        "key": _digest([step.task, step.frame, step.frames, step.prompt]),
         "stage": "aks" if step.task == "kfg_again" else step.task,
         "seconds": step.seconds,
         "prompt_tokens": step.prompt_tokens,
         "uncached_tokens": max(0, step.prompt_tokens - step.cached_tokens),
         "generated_tokens": step.tokens,
     }
+
+
+def _mask_request(trace: KeyframeTrace) -> dict[str, Any]:
+    # traces of separate passes with equal prompts differ in the seconds
+    content = [trace.keyframe, trace.boxes_source, trace.points_source, trace.segment_seconds]
+    return {"key": _digest([_SAM2, *content]), "stage": _SAM2, "seconds": trace.segment_seconds}
+
+
+def _digest(content: Sequence[Any]) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
 def _verdict(step: RecordedStep, areas: np.ndarray) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from data_pipelines.corpora import open_corpus
@@ -41,6 +40,7 @@ from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.recipe.inference_section import ReasoningSection
 from rcot_rl.recipe.schema import CanvasSection
 from rcot_rl.segmentation.clip_frames import ClipFrames, FrameSequence
+from rcot_rl.segmentation.mask_store import MaskStore, StoredMasks, encode_mask, masks_key
 from rcot_rl.segmentation.segmenter import VideoSegmenter, union
 from rcot_rl.system.files import read_json_object, write_text
 
@@ -210,8 +210,7 @@ def masks_of(
     Yields:
         Index and bool `[H, W]`, in the order in which the segmenter makes them.
     """
-    boxes = np.reshape(trace.boxes_source, (-1, 4))
-    points = np.reshape(trace.points_source, (-1, 2))
+    boxes, points = _prompts(trace)
     expected = (len(boxes), *frames[trace.keyframe].shape[:2])
     for t, masks in segmenter.segment(frames, trace.keyframe, boxes, points):
         if masks.shape != expected:
@@ -223,22 +222,23 @@ def masks_of(
 
 def write_masks(
     folder: Path, names: Sequence[str], masks: Iterable[tuple[int, np.ndarray]]
-) -> None:
+) -> tuple[bytes, ...]:
     """Write bool `[H, W]` masks of the named frames as `<name>.png`, single channel, 0 or 255.
 
     Args:
         names: Names of the frames.
         masks: Frame index and mask, each frame once.
+
+    Returns:
+        The content of each frame's file.
     """
-    written: set[int] = set()
+    pngs: dict[int, bytes] = {}
     for t, mask in masks:
-        encoded, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
-        if not encoded:
-            raise RuntimeError(f"{names[t]}: OpenCV could not encode the mask")
-        mask_file(folder, names[t]).write_bytes(png.tobytes())
-        written.add(t)
-    if len(written) != len(names):
-        raise ValueError(f"the segmenter returned masks of {len(written)} of {len(names)} frames")
+        pngs[t] = encode_mask(mask)
+        mask_file(folder, names[t]).write_bytes(pngs[t])
+    if len(pngs) != len(names):
+        raise ValueError(f"the segmenter returned masks of {len(pngs)} of {len(names)} frames")
+    return tuple(pngs[t] for t in range(len(names)))
 
 
 def write_expression(
@@ -247,11 +247,15 @@ def write_expression(
     trace: Trace,
     segmenter: VideoSegmenter,
     frames: FrameSequence,
+    store: MaskStore | None = None,
 ) -> None:
     """Segment one expression, and write its masks and trace in one step. Raises InputError.
 
     The trace also has `segment_seconds`: the time from the first frame that is read to the last
-    mask that is written.
+    mask that is written. Masks from the store keep the seconds in which they were made.
+
+    Args:
+        store: Has the masks of equal prompts; gets those that it lacks.
     """
     folder = Path(target.folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -259,16 +263,15 @@ def write_expression(
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
     try:
-        started = time.perf_counter()
-        write_masks(partial, video.frames, masks_of(trace, frames, segmenter))
+        masks = _masks_in(partial, video.frames, trace, segmenter, frames, store)
         more = {
             "video": video.id,
             "expression_id": target.expression,
             "keyframe_name": video.frames[trace.keyframe],
             "n_frames": len(video.frames),
-            "source_size": list(frames[trace.keyframe].shape[:2]),
+            "source_size": list(masks.size),
             "segmenter": segmenter.name,
-            "segment_seconds": round(time.perf_counter() - started, 4),
+            "segment_seconds": round(masks.seconds, 4),
         }
         text = json.dumps(as_dict(trace, **more), ensure_ascii=False, indent=1)
         (partial / TRACE_FILE).write_text(text + "\n", encoding="utf-8")
@@ -277,6 +280,38 @@ def write_expression(
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _masks_in(
+    folder: Path,
+    names: Sequence[str],
+    trace: Trace,
+    segmenter: VideoSegmenter,
+    frames: FrameSequence,
+    store: MaskStore | None,
+) -> StoredMasks:
+    """Write the masks of a trace as `write_masks` does, and return them."""
+    key = None
+    if store is not None:
+        key = masks_key(segmenter, frames, trace.keyframe, *_prompts(trace))
+        masks = store.get(key)
+        if masks is not None:
+            for name, png in zip(names, masks.pngs, strict=True):
+                mask_file(folder, name).write_bytes(png)
+            return masks
+    started = time.perf_counter()
+    pngs = write_masks(folder, names, masks_of(trace, frames, segmenter))
+    seconds = time.perf_counter() - started
+    height, width = frames[trace.keyframe].shape[:2]
+    masks = StoredMasks(pngs, (height, width), seconds)
+    if store is not None:
+        store.put(key, masks)
+    return masks
+
+
+def _prompts(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes `[N, 4]` and points `[N, 2]` in source pixels."""
+    return np.reshape(trace.boxes_source, (-1, 4)), np.reshape(trace.points_source, (-1, 2))
 
 
 def video_clip(corpus: Corpus, video: Video) -> VideoClip:

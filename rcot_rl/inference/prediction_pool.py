@@ -37,6 +37,7 @@ from rcot_rl.inference.predict import (
 from rcot_rl.inference.query_trace import as_dict, from_dict
 from rcot_rl.recipe.loader import load_recipe
 from rcot_rl.recipe.schema import Recipe
+from rcot_rl.segmentation.mask_store import mask_store
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,14 @@ def run_pool(
     recipe_file: Path,
     work: Sequence[VideoWork | HeldoutWork],
     others: Mapping[str, str],
+    masks: Path | None = None,
 ) -> Iterator[PredictionResult | HeldoutAnswers]:
     """Yield each result as soon as its row is done. Needs a connected Ray. Raises InputError.
 
     Args:
         recipe_file: The recipe, at a path that every node can read.
         others: Folders of the models that `predict.models` names.
+        masks: Folder of the masks that equal prompts share; None: they share none.
     """
     import ray
 
@@ -133,7 +136,7 @@ def run_pool(
     )
     done = traced.flat_map(
         MaskProcess,
-        fn_constructor_kwargs={"recipe": str(recipe_file)},
+        fn_constructor_kwargs={"recipe": str(recipe_file), "masks": masks and str(masks)},
         compute=ray.data.ActorPoolStrategy(size=size.segmenters, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=size.segmenter_gpus,
@@ -287,9 +290,10 @@ class EngineSlots:
 class MaskProcess:
     """A process with a segmenter."""
 
-    def __init__(self, recipe: str) -> None:
+    def __init__(self, recipe: str, masks: str | None) -> None:
         """Read the recipe; the segmenter is loaded with the first traces."""
         self._recipe = load_recipe(recipe, stages=())
+        self._store = mask_store(Path(masks) if masks else None, self._recipe.segmenter)
         self._segmenter: Any = None
         self._corpora: dict[CorpusSplit, Corpus] = {}
 
@@ -309,7 +313,7 @@ class MaskProcess:
             trace = None if answer["trace"] is None else from_dict(answer["trace"])
             if trace is not None:
                 try:
-                    write_expression(target, video, trace, self._loaded(), frames)
+                    write_expression(target, video, trace, self._loaded(), frames, self._store)
                 except InputError as error:
                     fault = str(error)
             result = {

@@ -55,7 +55,7 @@ class EngineSection(Section):
 
 class SegmenterSection(Section):
     """How SAM2 runs, in predictions, rewards and label checks; `models.segmenter` names it. `flow`
-    ignores these keys."""
+    reads `mask_bytes` only."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
@@ -67,6 +67,10 @@ class SegmenterSection(Section):
     feature_bytes: int = Field(default=2 << 30, ge=0)
     """Maximum bytes of image features kept on the device; all queries of a video share them.
     SAM2-large has 8 MiB per frame in bfloat16, so the default is enough for 256 frames."""
+
+    mask_bytes: int = Field(default=1 << 30, ge=0)
+    """Maximum bytes of masks kept in the run folder. Checkpoints, variants and held-out rewards
+    that prompt SAM2 with the same boxes and points in the same frame share masks. 0: keep none."""
 
     frames_per_batch: int | None = Field(default=None, ge=1)
     """Maximum number of frames that the image encoder processes at once. None: 1 on a CPU, 4 on a

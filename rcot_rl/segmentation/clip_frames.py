@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -63,11 +63,34 @@ class ClipFrames:
             )
         return frame
 
+    @cached_property
+    def files_digest(self) -> bytes | None:
+        """Digest of the bytes of all files; None if one cannot be read. Decodes nothing."""
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            for t in range(self._length):
+                digest.update(hashlib.blake2b(Path(self._file_of(t)).read_bytes()).digest())
+        except OSError:
+            return None
+        return digest.digest()
+
     def digest(self, t: int) -> bytes:
         """Return the digest of a frame's content; a frame is read for it once."""
         if t not in self._digests:
             self._digests[t] = content_digest(self[t])
         return self._digests[t]
+
+
+def files_digest(frames: FrameSequence) -> bytes | None:
+    """Return the digest of the files of a clip.
+
+    All files are read by one rule (RGB, without EXIF rotation), so that equal files have equal
+    pixels.
+
+    Returns:
+        16 bytes; None if the clip has no files, or one of them cannot be read.
+    """
+    return frames.files_digest if isinstance(frames, ClipFrames) else None
 
 
 def frame_digest(frames: FrameSequence, t: int) -> bytes:

@@ -28,6 +28,7 @@ class FlowSegmenter:
     """GrabCut and DIS optical flow; a `VideoSegmenter`."""
 
     name = FLOW_NAME
+    identity = f"{FLOW_NAME}, OpenCV {cv2.__version__}"
 
     def segment(
         self,

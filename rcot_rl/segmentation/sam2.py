@@ -10,14 +10,18 @@ attends to. Not implemented: prompts on several frames.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
@@ -154,6 +158,26 @@ class Sam2Segmenter:
         self.settings = settings or SegmenterSection()
         self.features = FeatureStore(self.settings.feature_bytes)
         self._positions: torch.Tensor | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the weights and of all else that the masks depend on."""
+        config = self.model.config.to_dict()
+        config.pop("_name_or_path", None)
+        rest = {
+            "config": config,
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype),
+            "compile": self.settings.compile,
+            "frames_per_batch": self._frames_per_batch(),
+            "versions": [torch.__version__, transformers.__version__],
+        }
+        digest = hashlib.blake2b(json.dumps(rest, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(values.view(torch.uint8).numpy().data)
+        return f"sam2 {digest.hexdigest()}"
 
     @classmethod
     def load(

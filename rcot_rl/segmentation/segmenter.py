@@ -36,7 +36,11 @@ FrameMasks = tuple[int, np.ndarray]
 
 
 class VideoSegmenter(Protocol):
-    """Makes masks of prompted objects in every frame of a clip."""
+    """Makes masks of prompted objects in every frame of a clip.
+
+    One whose masks may be kept (`mask_store`) also has `identity`, a text that differs if its masks
+    may differ: weights, settings and versions.
+    """
 
     name: str
     """Readable name, recorded with every result."""

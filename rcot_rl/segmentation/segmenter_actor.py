@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,13 @@ import numpy as np
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.inference_section import SegmenterSection
 from rcot_rl.segmentation.clip_frames import ClipFrames
+from rcot_rl.segmentation.mask_store import (
+    MaskStore,
+    StoredMasks,
+    decode_mask,
+    encode_mask,
+    masks_key,
+)
 from rcot_rl.segmentation.segmenter import VideoSegmenter, check_segmenter, load_segmenter, union
 from reward_fns.components.mask_iou import MaskRequest
 
@@ -33,15 +41,21 @@ TIMEOUT_S = 120.0
 class LocalSegmenter:
     """`mask_iou.MaskSegmenter` in this process."""
 
-    def __init__(self, segmenter: str | VideoSegmenter | Callable[[], VideoSegmenter]) -> None:
+    def __init__(
+        self,
+        segmenter: str | VideoSegmenter | Callable[[], VideoSegmenter],
+        store: MaskStore | None = None,
+    ) -> None:
         """Check the spec; the segmenter is loaded with the first request. Raises InputError.
 
         Args:
             segmenter: A spec of `load_segmenter`, or a loaded segmenter.
+            store: Has the masks of equal prompts; gets those that it lacks.
         """
         if isinstance(segmenter, str):
             check_segmenter(segmenter)
         self._source = segmenter
+        self._store = store
 
     @cached_property
     def _segmenter(self) -> VideoSegmenter:
@@ -65,11 +79,21 @@ class LocalSegmenter:
         ]
         low, high = [0, 0, 0, 0], [width, height, width, height]
         boxes = np.clip(boxes, low, high)
+        prompts = request.keyframe, boxes, np.array(points, dtype=float) * scale
+        key = None
+        if self._store is not None:
+            key = masks_key(self._segmenter, frames, *prompts)
+            stored = self._store.get(key)
+            if stored is not None:
+                return np.stack([decode_mask(png) for png in stored.pngs])
+        started = time.perf_counter()
         out = np.empty((len(frames), height, width), dtype=bool)
-        for t, masks in self._segmenter.segment(
-            frames, request.keyframe, boxes, np.array(points, dtype=float) * scale
-        ):
+        for t, masks in self._segmenter.segment(frames, *prompts):
             out[t] = union(masks)
+        if self._store is not None:
+            seconds = time.perf_counter() - started
+            pngs = tuple(encode_mask(mask) for mask in out)
+            self._store.put(key, StoredMasks(pngs, (height, width), seconds))
         return out
 
 

@@ -27,6 +27,7 @@ from rcot_rl.prediction_layout import (
     benchmark_predictions,
     heldout_responses_file,
     heldout_rewards_file,
+    shared_masks,
 )
 from rcot_rl.recipe.inference_section import ORACLES
 from rcot_rl.recipe.loader import dump_recipe, load_recipe
@@ -136,7 +137,8 @@ def work_off(plan: dict[str, Any]) -> None:
         with ray_session(recipe, LOGICAL_CPUS + size.engines + size.segmenters):
             if recipe.cluster.metrics_port is not None:
                 write_targets(targets_file(out, "predict"))
-            for result in run_pool(recipe, Path(plan["recipe"]), work, plan["others"]):
+            recipe_file, masks = Path(plan["recipe"]), shared_masks(out)
+            for result in run_pool(recipe, recipe_file, work, plan["others"], masks):
                 if isinstance(result, HeldoutAnswers):
                     heldout.add(result)
                 else:
@@ -322,12 +324,14 @@ class _HeldoutRewards:
 
     @cached_property
     def _masks(self) -> LocalSegmenter:
+        from rcot_rl.segmentation.mask_store import mask_store
         from rcot_rl.segmentation.segmenter import load_segmenter
         from rcot_rl.segmentation.segmenter_actor import LocalSegmenter
 
         recipe = self._recipe
         arguments = recipe.models.segmenter, recipe.device, recipe.segmenter
-        return LocalSegmenter(partial(load_segmenter, *arguments))
+        store = mask_store(shared_masks(self._out), recipe.segmenter)
+        return LocalSegmenter(partial(load_segmenter, *arguments), store)
 
 
 def heldout_reward(settings: GrpoStage) -> str:

@@ -15,6 +15,7 @@ from data_pipelines.corpora import open_corpus
 from data_pipelines.corpora.mevis import Mevis
 from data_pipelines.toy.layouts import write_corpus
 from rcot_rl.errors import InputError
+from rcot_rl.evaluation import benchmarks
 from rcot_rl.evaluation.benchmarks import evaluate, evaluate_all, evaluate_masks
 from rcot_rl.evaluation.jf import jf_video
 from rcot_rl.evaluation.mask_baselines import BASELINES, centre_box
@@ -261,6 +262,39 @@ def test_methods_scored_together_have_the_scores_of_each_alone(
     for workers in (1, 2, 3):
         assert evaluate_all(*place, methods, workers=workers) == alone
     assert alone["good"]["J&F"] > alone["bad"]["J&F"] > alone["whole-frame"]["J&F"]
+
+
+def test_equal_masks_of_several_methods_are_scored_once_and_as_alone(
+    make_world, make_predictions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("revos")
+    root, _ = make_predictions(world)
+    pairs = world.pairs()
+    (video, expression), frame = pairs[0], world.frames[0]
+    methods: dict[str, Path] = {"first": Path(root)}
+    for name in ("same", "traced", "bad-trace", "extra", "lacks-one", "broken", "full"):
+        methods[name] = Path(shutil.copytree(root, tmp_path / name))
+    trace = {"keyframe": 1, "initial_keyframe": 0, "rounds": 1, "boxes_source": []}
+    file = methods["traced"] / video / expression / "trace.json"
+    file.write_text(json.dumps(trace | {"segmenter": "s"}))
+    (methods["bad-trace"] / video / expression / "trace.json").write_text("{")
+    (methods["extra"] / video / expression / "other.png").write_bytes(b"")
+    (methods["lacks-one"] / video / expression / f"{frame}.png").unlink()
+    (methods["broken"] / video / expression / f"{frame}.png").write_bytes(b"no image")
+    full = np.full(world.truth(video, expression).shape[1:], 255, np.uint8)
+    Image.fromarray(full).save(methods["full"] / video / expression / f"{frame}.png")
+    alone = {
+        name: evaluate(world.dataset, world.root, world.split, folder)
+        for name, folder in methods.items()
+    }
+    decoded = []
+    real = benchmarks.read_masks
+    monkeypatch.setattr(benchmarks, "read_masks", lambda *a: decoded.append(a) or real(*a))
+    together = evaluate_all(world.dataset, world.root, world.split, methods)
+    assert together == alone
+    # one method's masks, and the five other sets of files of one expression
+    assert len(decoded) == len(pairs) + 5
+    assert len({json.dumps(result["per_expression"]) for result in together.values()}) > 4
 
 
 def test_ground_truth_is_decoded_once_for_all_methods(

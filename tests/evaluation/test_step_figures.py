@@ -99,6 +99,26 @@ def test_a_request_that_queries_of_a_video_share_is_summed_once(scored) -> None:
     assert "requests" not in first
 
 
+def test_masks_that_queries_share_are_summed_once_and_cost_each_query_their_seconds(scored) -> None:
+    """Shared masks have equal prompts and the seconds of one pass."""
+    prompts = {"boxes_source": [[1, 2, 3, 4]], "points_source": [[2, 3]]}
+    shared = {"steps": [step("ktg", "boxes", 10.0)], "segment_seconds": 30.0, **prompts}
+    _, result = scored(
+        {
+            ("clip-0", "0"): shared,
+            ("clip-0", "1"): shared | {"steps": [step("ktg", "others", 20.0)]},
+            ("clip-0", "2"): shared | {"segment_seconds": 31.0},  # a pass of its own
+            ("clip-0", "3"): shared | {"points_source": [[2, 2]]},
+            ("clip-1", "0"): shared,
+        }
+    )
+    costs = result["pipeline_costs"]
+    assert costs["stages"]["sam2"]["requests"] == 4
+    assert costs["stages"]["sam2"]["seconds"] == 30 + 31 + 30 + 30
+    assert costs["n_queries"] == 5
+    assert costs["segmentation_seconds"] == pytest.approx((40 + 50 + 41 + 40 + 40) / 5)
+
+
 def test_requests_about_other_frames_of_one_text_are_different(scored) -> None:
     steps = [
         step("kfg", "same", frames=[0, 2]),
