@@ -462,12 +462,19 @@ def _remove_silent(stacks: Path) -> None:
             stacks.rmdir()
 
 
+_WATCH_SHARE = 0.01
+"""Largest share of a core that `MemoryWatch` uses."""
+
+
 class MemoryWatch:
     """Samples the memory of this process tree: the peak of its summed PSS since `restart`.
 
+    The kernel walks all pages of a process for its PSS, which takes longer for larger processes and
+    stops them meanwhile if they map memory. So a sample that takes long delays the next one.
+
     Args:
         excluded: Returns pids that do not count, such as those of trackers: the peak is a stage's.
-        interval_s: Seconds between two samples.
+        interval_s: Smallest number of seconds between two samples.
     """
 
     def __init__(self, excluded: Callable[[], set[int]] = set, interval_s: float = 3.0) -> None:
@@ -500,8 +507,11 @@ class MemoryWatch:
         return self._peak_bytes
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        interval_s = self._interval_s
+        while not self._stop.wait(interval_s):
+            started = time.thread_time()
             self._sample()
+            interval_s = max(self._interval_s, (time.thread_time() - started) / _WATCH_SHARE)
 
     def _sample(self) -> None:
         me = psutil.Process()

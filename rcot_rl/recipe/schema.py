@@ -404,6 +404,10 @@ class Recipe(Section):
                     yield ("tasks",), f"{settings.shard_set} has no rows of {task}"
         if not known or not isinstance(settings, GrpoStage):
             return
+        if settings.packing and self.models.attention != "sdpa":
+            yield ("packing",), f"needs models.attention: sdpa (is {self.models.attention})"
+        if settings.rollout_threads is not None and self.device != "cpu":
+            yield ("rollout_threads",), f"needs device: cpu (is {self.device})"
         if settings.agent == "agentic-aks" and self.data.response == "answer":
             yield ("agent",), "agentic-aks needs reasoning, and data.response is answer"
         start, reference = self.start_of(name), self.reference_of(name)

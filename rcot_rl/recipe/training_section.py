@@ -169,6 +169,11 @@ class GrpoStage(Section):
     micro_batch_size: int = Field(default=4, ge=1)
     """Sequences per forward pass on one device."""
 
+    packing: bool = False
+    """Pack the sequences of a micro-batch in one row, without padding and with each prompt once, so
+    that most layers compute a group's prompt once. Needs Qwen2.5-VL and `models.attention: sdpa`.
+    Groups should not be split over micro-batches: `micro_batch_size` a multiple of `n`."""
+
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is offloaded to host memory while unused: `optimizer`: the optimizer state; `all`: also
     the weights of policy and reference."""
@@ -187,6 +192,15 @@ class GrpoStage(Section):
 
     save_every: int = Field(default=50, ge=1)
     """Steps between checkpoints. The last step always saves one."""
+
+    final_outputs: bool = False
+    """Let the rollout engine return a response once, as token ids: no text, and no output per
+    token. Responses are equal. With `rollouts: colocate-async` there are outputs per token, since
+    verl waits for the first one before it interrupts a response."""
+
+    rollout_threads: int | None = Field(default=None, ge=1)
+    """Threads of a rollout engine on a CPU. None: all cores of its rank. A tiny model is faster
+    with one: its layers are too small to share, and agent loop and rewards need the other cores."""
 
     max_lost_share: float = Field(default=0.25, ge=0, le=1)
     """Maximum share of a step's responses that may fail in the agent loop; beyond it, the stage

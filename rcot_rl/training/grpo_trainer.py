@@ -242,11 +242,13 @@ class _ObservedTrainer(PPOTrainer):
             select_fields=["rm_scores", "extra_fields", "metrics"],
         )
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
+        # read once: each access to a column of objects copies the whole column
+        all_fields, timings = list(data["extra_fields"]), list(data["metrics"])
         rows = []
         for position, (key, tag) in enumerate(zip(batch.keys, batch.tags, strict=True)):
             if tag.get("is_padding", False):
                 continue
-            fields = data["extra_fields"][position]
+            fields = all_fields[position]
             uid, sample, turn = drawn_order(key)
             info, outcome = fields.get("reward_extra_info", {}), fields.get(OUTCOME)
             rows.append(
@@ -265,7 +267,7 @@ class _ObservedTrainer(PPOTrainer):
                     },
                     "reasons": [r for r in str(info.get("reasons", "")).split(";") if r],
                     "seconds": info.get("reward_seconds"),
-                    "generate_s": dict(data["metrics"][position]).get("generate_sequences"),
+                    "generate_s": dict(timings[position]).get("generate_sequences"),
                 }
             )
         return rows

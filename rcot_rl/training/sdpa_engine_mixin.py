@@ -16,8 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
+from verl.utils import tensordict_utils
+from verl.utils.model import extract_multi_modal_inputs
+from verl.utils.torch_functional import entropy_from_logits
 
+from rcot_rl.errors import InputError
 from rcot_rl.training import on_policy_loss  # noqa: F401  registers the loss with verl
+from rcot_rl.training.packed_attention import (
+    PackedRow,
+    leaders_of,
+    pack_language_model,
+    packed_row,
+)
 from rcot_rl.training.shared_vision import share_vision
 from rcot_rl.training.verl_patches import log_probs_by
 
@@ -30,22 +40,114 @@ WINDOWS = "rcot_windows_as_flash"
 
 
 class SdpaEngineMixin:
-    """Base class to put before verl's engine."""
+    """Base class to put before verl's engine.
+
+    With verl's `use_remove_padding`, micro-batches are packed (`packed_attention.py`).
+    """
+
+    use_remove_padding: bool
+    _packing: Any = None
+    """The packed language model's configuration; None without packing."""
 
     def _build_module(self) -> torch.nn.Module:
-        module = super()._build_module()  # type: ignore[misc]  # of verl's engine
+        packing = self.use_remove_padding
+        # verl would replace the attention layers' forward by one that needs flash attention
+        self.use_remove_padding = False
+        try:
+            module = super()._build_module()  # type: ignore[misc]  # of verl's engine
+        finally:
+            self.use_remove_padding = packing
         layers, towers = batch_windows(module), share_vision(module)
+        if packing:
+            self._packing = pack_language_model(module)
+            if self._packing is None:
+                raise InputError(
+                    f"needs Qwen2.5-VL, and this model is {type(module).__name__}; set it to false",
+                    key="grpo.packing",
+                )
         logger.info(
-            "SDPA engine: %d vision layers with batched windows, %d towers encode distinct images",
+            "SDPA engine: %d vision layers with batched windows, %d towers encode distinct images, "
+            "packing %s",
             layers,
             towers,
+            "on" if packing else "off",
         )
         return module
 
-    def prepare_model_outputs(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what verl's engine does, with log-probabilities computed in chunks."""
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict, dict]:
+        """Return what verl's engine does; with packing, one row that has each prompt once."""
+        inputs, outputs = super().prepare_model_inputs(micro_batch)  # type: ignore[misc]  # as above
+        if self._packing is None:
+            return inputs, outputs
+        lengths = micro_batch["input_ids"].offsets().diff().tolist()
+        prompts = list(micro_batch["prompts"].unbind())
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        positions = [
+            inputs["position_ids"][:, 0, start : start + len(prompt)]
+            for start, prompt in zip(starts, prompts, strict=True)
+        ]
+        column = micro_batch.get("multi_modal_inputs", None)  # absent without images
+        column = [{}] * len(lengths) if column is None else column
+        media = [getattr(one, "data", one) or {} for one in column]
+        row = packed_row(
+            lengths,
+            [total - len(prompt) for total, prompt in zip(lengths, prompts, strict=True)],
+            leaders_of(prompts, positions, media),
+            inputs["input_ids"].device,
+        )
+        self._packing.packed_row = outputs["packed_row"] = row
+        inputs["input_ids"] = inputs["input_ids"].index_select(1, row.kept)
+        inputs["position_ids"] = inputs["position_ids"].index_select(2, row.kept)
+        return inputs | extract_multi_modal_inputs(media, row.leaders), outputs
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict, micro_batch: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Return what verl's engine does, with log-probabilities computed in chunks.
+
+        With packing, log-probabilities and entropies of tokens outside the responses are 0.
+        """
+        row = output_args.get("packed_row")
+        if row is not None:
+            return _response_outputs(output.logits[0], row, output_args, micro_batch)
         with log_probs_by(label_log_probs):
-            return super().prepare_model_outputs(*args, **kwargs)  # type: ignore[misc]  # as above
+            return super().prepare_model_outputs(  # type: ignore[misc]  # as above
+                output, output_args, micro_batch, *args, **kwargs
+            )
+
+
+def _response_outputs(
+    row_logits: torch.Tensor, row: PackedRow, output_args: dict, micro_batch: Any
+) -> dict[str, torch.Tensor]:
+    """Compute log-probabilities, and entropies if asked, of the responses' tokens.
+
+    Args:
+        row_logits: [row, V].
+        row: The packed row.
+        output_args: verl's labels and temperature of all tokens.
+        micro_batch: The sequences.
+
+    Returns:
+        `log_probs` and `entropy`, jagged [sequences, tokens] like the sequences.
+    """
+    for option in ("distillation_use_topk", "distillation_only", "calculate_sum_pi_squared"):
+        if tensordict_utils.get_non_tensor_data(micro_batch, option, False):
+            raise InputError(f"does not support verl's {option}", key="grpo.packing")
+    where, offsets = row.predicting, micro_batch["input_ids"].offsets()
+    logits = row_logits.index_select(0, row.place[where])
+    if not output_args["temperature_is_one"]:
+        temperature = output_args["temperature_rmpad"][where].unsqueeze(-1)
+        logits = (logits / temperature).to(logits.dtype)
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        everywhere = values.new_zeros(len(row.place)).index_copy(0, where, values)
+        return torch.nested.nested_tensor_from_jagged(everywhere, offsets)
+
+    labels = output_args["input_ids_rmpad_rolled"][where]
+    results = {"log_probs": spread(label_log_probs(logits, labels))}
+    if tensordict_utils.get_non_tensor_data(micro_batch, "calculate_entropy", False):
+        results["entropy"] = spread(entropy_from_logits(logits))
+    return results
 
 
 def label_log_probs(

@@ -230,6 +230,10 @@ def _grpo_host(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
         "actor_rollout_ref.ref.fsdp_config.param_offload": section.offload == "all",
     }
     values.update(_attention(recipe, "actor_rollout_ref.model"))
+    if section.final_outputs:
+        values["trainer.rcot.final_outputs"] = True
+    if section.packing:
+        values["actor_rollout_ref.model.use_remove_padding"] = True
     if cluster.ray_address == "local" and cluster.object_store_bytes is not None:
         values["ray_kwargs.ray_init.object_store_memory"] = cluster.object_store_bytes
     if cluster.metrics_port is not None:
@@ -238,6 +242,9 @@ def _grpo_host(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
             values["ray_kwargs.ray_init._metrics_export_port"] = cluster.metrics_port
     if recipe.device == "cpu":
         values.update(_cpu_values(recipe))
+        if section.rollout_threads is not None:
+            options = f"{rollout}.engine_kwargs.vllm.additional_config"
+            values[f"{options}.rcot_threads"] = section.rollout_threads
     return values
 
 

@@ -65,6 +65,8 @@ async def response(cls, loop_cls):
     loop.__dict__.update(
         processor=counting, tokenizer=tokenizer, dataset_cls=Decoder, data_config={},
         mm_processor_kwargs={}, continuous_token_builder=builder, server_manager=Server(),
+        config=SimpleNamespace(trainer=SimpleNamespace(
+            rcot={"final_outputs": True}, v1=SimpleNamespace(trainer_mode="sync"))),
         rollout_config=SimpleNamespace(prompt_length=200, response_length=50),
         prompt_length=200, response_length=50, loop=asyncio.get_running_loop())
     output = await loop.run({"temperature": 1.0, "logit_bias": {9: 1.0}}, raw_prompt=messages)
@@ -114,6 +116,7 @@ print(json.dumps({"equal": equal(verls, cached), "control": control,
                   "verl": verl_calls, "cached": cached_calls,
                   "bias": {k: [str(p["logit_bias"]) for p in v] for k, v in
                            {"verl": sampled_with[:8], "cached": sampled_with[8:16]}.items()},
+                  "text": [p.get("detokenize", True) for p in sampled_with[7:9]],
                   "placeholders": tokenizer.convert_tokens_to_ids(
                       ["<|image_pad|>", "<|video_pad|>"]),
                   "keys": sorted(cached[0][2][0][0]),
@@ -136,6 +139,10 @@ def test_a_group_of_eight_decodes_once_and_runs_the_processor_once(outputs: dict
     assert outputs["cached"] == {"decode": 1, "processor": 1}
 
 
+def test_the_engine_is_asked_for_token_ids_without_text(outputs: dict) -> None:
+    assert outputs["text"] == [True, False], "the last response of verl's loop, the first of ours"
+
+
 def test_placeholders_are_banned_besides_the_callers_bias(outputs: dict) -> None:
     image, video = outputs["placeholders"]
     assert image != video
@@ -151,3 +158,21 @@ def test_control_tokens_in_a_prompts_text_are_neutralized(outputs: dict) -> None
 
 def test_shared_data_is_dropped_after_the_group(outputs: dict) -> None:
     assert outputs["left"]
+
+
+def test_outputs_stay_partial_where_verl_waits_for_the_first_token(run_verl_python) -> None:
+    code = """
+import json, verl
+from omegaconf import OmegaConf
+from rcot_rl.training.cached_agent_loop import quiet_outputs
+results = []
+for mode, final in (("sync", True), ("rcot_sync", True), ("colocate_async", True), ("sync", None)):
+    trainer = {"rcot": {"final_outputs": final}, "v1": {"trainer_mode": mode}}
+    parameters = quiet_outputs(OmegaConf.create({"trainer": trainer}))
+    results.append({k: getattr(v, "name", v) for k, v in parameters.items()})
+print(json.dumps(results))
+"""
+    final, from_recipe, asynchronous, off = json.loads(run_verl_python(code).splitlines()[-1])
+    assert final == from_recipe == {"detokenize": False, "output_kind": "FINAL_ONLY"}
+    assert asynchronous == {"detokenize": False}
+    assert off == {}

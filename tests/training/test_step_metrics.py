@@ -54,3 +54,51 @@ def test_a_step_that_saves_takes_the_hosts_figures_once(run_verl_python, tmp_pat
     assert saved[name] == 2.0, "the checkpoint holds the figures of its own step"
     assert first["perf/response_tokens_per_s"] == pytest.approx(2 * 30 / 2.0)
     assert first["disk/free_gib"] > 0
+
+
+ROWS = textwrap.dedent(
+    """
+    import json, sys
+    from types import SimpleNamespace
+    import torch
+    from tensordict import NonTensorStack, TensorDict
+    from rcot_rl.training import grpo_trainer
+
+    class Counting(TensorDict):
+        reads = 0
+
+        def __getitem__(self, key):
+            Counting.reads += isinstance(key, str)
+            return super().__getitem__(key)
+
+    def batch(size):
+        scores = torch.nested.as_nested_tensor(
+            [torch.tensor([0.0] * i + [float(i)]) for i in range(size)], layout=torch.jagged)
+        extra = [{"reward_extra_info": {"component/x": i, "reasons": "a;b"}} for i in range(size)]
+        columns = {"extra_fields": NonTensorStack(*extra), "rm_scores": scores,
+                   "metrics": NonTensorStack(*[{"generate_sequences": i / 2} for i in range(size)])}
+        return Counting(columns, batch_size=[size])
+
+    results = []
+    for size in (3, 30):
+        Counting.reads = 0
+        grpo_trainer.tq = SimpleNamespace(kv_batch_get=lambda **_: batch(size))
+        tags = [{"is_padding": i == 1} for i in range(size)]
+        keys = [f"u_{i}_0" for i in range(size)]
+        meta = SimpleNamespace(keys=keys, tags=tags, partition_id="train")
+        rows = grpo_trainer.RCoTTrainer._reward_rows(None, meta)
+        results.append([rows[1], len(rows), Counting.reads])
+    print("RESULT" + json.dumps(results))
+    """
+)
+
+
+def test_reading_a_steps_rewards_copies_each_column_once(run_verl_python):
+    """A column of objects is copied at every access; one per response made a step quadratic."""
+    (row, count, reads), (_, many, same_reads) = json.loads(
+        run_verl_python(ROWS).partition("RESULT")[2].splitlines()[0]
+    )
+    assert (count, many) == (2, 29), "padding is left out"
+    assert (row["position"], row["reward"], row["components"]) == (2, 2.0, {"x": 2.0})
+    assert (row["reasons"], row["generate_s"]) == (["a", "b"], 1.0)
+    assert reads == same_reads

@@ -42,6 +42,10 @@ SIZES = {
     f"{ROLLOUT}.max_num_seqs",
     f"{ROLLOUT}.gpu_memory_utilization",
     f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
+    # how the same outputs are computed
+    f"{POLICY}.use_remove_padding",
+    f"{ACTOR}.use_remove_padding",
+    "trainer.rcot.final_outputs",
     # processes
     f"{ROLLOUT}.agent.num_workers",
     "reward.num_workers",
@@ -80,6 +84,7 @@ DEVICES = {
     f"{VLLM}.worker_extension_cls",
     f"{VLLM}.distributed_executor_backend",
     f"{VLLM}.skip_mm_profiling",
+    f"{VLLM}.additional_config.rcot_threads",
     # waits of verl that are long next to a tiny model's step
     "trainer.rcot.poll_interval_s",
 }
@@ -188,6 +193,37 @@ def test_paths_are_the_callers() -> None:
 def test_rollouts_are_dumped_only_when_asked() -> None:
     recipe = load_recipe("laptop", ["grpo.dump_rollouts=false"])
     assert grpo(recipe, "grpo-aks").trainer.rollout_data_dir is None
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("grpo.packing=true", f"{POLICY}.use_remove_padding", True),
+        ("grpo.packing=true", f"{POLICY}.override_config.attn_implementation", "sdpa"),
+        ("grpo.final_outputs=true", "trainer.rcot.final_outputs", True),
+    ],
+)
+def test_a_cluster_can_switch_on_what_makes_a_step_faster(override: str, key: str, value: Any):
+    assert flat(grpo(load_recipe("rcot_seg_3b", [override]), "grpo-ktg"))[key] == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "message"),
+    [
+        (
+            ["grpo.packing=true", "models.attention=flash_attention_2"],
+            "grpo.packing",
+            "needs models.attention: sdpa",
+        ),
+        (["grpo.rollout_threads=1"], "grpo.rollout_threads", "needs device: cpu"),
+    ],
+)
+def test_switches_that_would_have_no_effect_are_refused(
+    overrides: list[str], key: str, message: str
+):
+    with pytest.raises(InputError, match=message) as raised:
+        load_recipe("rcot_seg_3b", overrides)
+    assert key in str(raised.value)
 
 
 def test_verl_itself_sends_nothing() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from rcot_rl.training.verl_patches import separate_weight_sockets
@@ -26,4 +27,7 @@ class CpuWorkerExtension(vLLMColocateWorkerExtension):
         if not hasattr(_custom_ops, "_supports_onednn"):
             raise RuntimeError("vllm._custom_ops has no _supports_onednn: weight sync would fail")
         _custom_ops._supports_onednn = False
+        threads = kwargs["vllm_config"].additional_config.get("rcot_threads")
+        if threads is not None:  # vLLM's worker disables this call when it is initialized
+            torch.set_num_threads(int(threads))
         return super().__new__(cls, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 import rcot_rl
+from cluster.supervise import processes
 from cluster.supervise.processes import MemoryWatch
 from rcot_rl.errors import InputError
 from rcot_rl.events import EventReader, Kind, child_process, emit
@@ -232,6 +234,26 @@ def test_a_childs_input_error_becomes_a_fault_event_and_status_2(
     assert ended.value.code == 2
     event = json.loads(capsys.readouterr().out.removeprefix("RCOT "))
     assert event == {"event": "fault", "faults": ["a.parquet: no rows", "too long"]}
+
+
+def test_a_memory_watch_uses_little_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that takes 30 ms of a core is not repeated within 3 s, whatever the interval is."""
+    samples: list[int] = []
+
+    def slow(pid: int) -> int:
+        if pid == os.getpid():
+            samples.append(pid)
+            end = time.thread_time() + 0.03
+            while time.thread_time() < end:
+                pass
+        return 1
+
+    monkeypatch.setattr(processes, "pss_bytes", slow)
+    watch = MemoryWatch(interval_s=0.01)
+    watch.start()
+    time.sleep(1.5)
+    watch.stop()
+    assert len(samples) == 1
 
 
 def test_the_memory_peak_restarts_with_each_stage() -> None:
