@@ -79,12 +79,12 @@ class SdpaEngineMixin:
         inputs, outputs = super().prepare_model_inputs(micro_batch)  # type: ignore[misc]  # as above
         if self._packing is None:
             return inputs, outputs
-        lengths = micro_batch["input_ids"].offsets().diff().tolist()
+        offsets = micro_batch["input_ids"].offsets()
+        lengths = offsets.diff().tolist()
         prompts = list(micro_batch["prompts"].unbind())
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
         positions = [
             inputs["position_ids"][:, 0, start : start + len(prompt)]
-            for start, prompt in zip(starts, prompts, strict=True)
+            for start, prompt in zip(offsets[:-1].tolist(), prompts, strict=True)
         ]
         column = micro_batch.get("multi_modal_inputs", None)  # absent without images
         column = [{}] * len(lengths) if column is None else column

@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcot_rl.monitoring.study.study_effects import ALL, Effect, Setting, Study, figure_of
+from rcot_rl.monitoring.study.study_effects import (
+    ALL,
+    Effect,
+    Setting,
+    Study,
+    Values,
+    figure_of,
+)
 from rcot_rl.monitoring.study.study_markdown import (
     effect_text,
     interval_text,
@@ -59,8 +66,7 @@ def effect_cells(effect: Effect | None) -> list[str]:
 
 def _scores(study: Study, paper: PaperTable, measured: dict[str, Setting]) -> TableText:
     """Return a table of J&F."""
-    columns = [c for c in paper.columns if study.sample(c) is not None]
-    columns += [c for c in study.columns() if c not in columns]
+    columns = _columns(study, paper)
     rows = [
         [plain(row), plain(setting.name), *_levels(study, paper, row, setting, columns)]
         for row, setting in measured.items()
@@ -89,15 +95,31 @@ def _scores(study: Study, paper: PaperTable, measured: dict[str, Setting]) -> Ta
     return TableText("\n\n".join([levels, intro, effects]), sentences + ([order] if order else []))
 
 
+def _columns(study: Study, paper: PaperTable) -> list[str]:
+    """Return the paper's columns that the study has, then the study's others."""
+    columns = [c for c in paper.columns if study.sample(c) is not None]
+    return columns + [c for c in study.columns() if c not in columns]
+
+
 def _levels(
-    study: Study, paper: PaperTable, row: str, setting: Setting, columns: list[str]
+    study: Study,
+    paper: PaperTable,
+    row: str,
+    setting: Setting,
+    columns: list[str],
+    values: Values | None = None,
 ) -> list[str]:
+    """Return a row's levels, with the paper's in parentheses.
+
+    Args:
+        values: The figure; None: J&F.
+    """
+    papers = dict(zip(paper.columns, paper.rows[row], strict=True))
     cells = []
     for column in columns:
         sample = study.sample(column)
-        ours = level_text(None if sample is None else study.level(setting, sample))
-        values = dict(zip(paper.columns, paper.rows[row], strict=True))
-        cells.append(f"{ours} ({values[column]:.1f})" if column in values else ours)
+        ours = level_text(None if sample is None else study.level(setting, sample, values))
+        cells.append(f"{ours} ({papers[column]:.1f})" if column in papers else ours)
     return cells
 
 
@@ -125,17 +147,11 @@ def _order(study: Study, paper: PaperTable, measured: dict[str, Setting]) -> str
 
 def _figures(study: Study, paper: PaperTable, measured: dict[str, Setting]) -> TableText:
     """Return a table whose rows are figures of one setting (Tables 13 and 14)."""
-    columns = [c for c in paper.columns if study.sample(c) is not None]
-    columns += [c for c in study.columns() if c not in columns]
+    columns = _columns(study, paper)
     rows = []
     for row, setting in measured.items():
         values = figure_of(paper.metrics[row])
-        papers = dict(zip(paper.columns, paper.rows[row], strict=True))
-        cells = []
-        for column in columns:
-            sample = study.sample(column)
-            ours = level_text(None if sample is None else study.level(setting, sample, values))
-            cells.append(f"{ours} ({papers[column]:.1f})" if column in papers else ours)
+        cells = _levels(study, paper, row, setting, columns, values)
         rows.append([plain(row), plain(setting.name), *cells])
     markdown = markdown_table(["row", "run", *columns], rows, 2)
     by_metric = {paper.metrics[row]: row for row in measured}
