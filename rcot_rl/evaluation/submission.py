@@ -28,6 +28,7 @@ from data_pipelines.parallel import Progress, ordered_map
 from rcot_rl.errors import InputError
 from rcot_rl.evaluation.predictions import BROKEN, read_masks
 from rcot_rl.prediction_layout import expression_folder
+from rcot_rl.segmentation.mask_store import encode_mask
 from rcot_rl.system.files import writing
 from rcot_rl.system.machine import cpus
 from rcot_rl.system.paths import check_path
@@ -205,9 +206,8 @@ def _names(job: _Job, prefix: str) -> Iterator[str]:
 def _packed(job: _Job, predictions: Path) -> _Packed:
     video, expression, size = job
     read = read_masks(predictions, video.id, expression.id, video.frames, size)
-    encoded = [cv2.imencode(".png", mask.view(np.uint8) * 255) for mask in read.masks_thw]
     return _Packed(
-        [data.tobytes() for _, data in encoded],
+        [encode_mask(mask) for mask in read.masks_thw],
         sum(not mask.any() for mask in read.masks_thw),
         [f"{place}: missing" for place in read.missing]
         + [f"{fault['place']}: {fault['reason']}" for fault in read.faults],
