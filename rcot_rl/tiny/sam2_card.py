@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rcot_rl.segmentation.segmenter import VideoSegmenter, load_segmenter
 from rcot_rl.system.files import write_text
-from rcot_rl.tiny.sam2_data import LATTICE_SHARE, TRAIN_STREAM
+from rcot_rl.tiny.sam2_data import PRESET_SHARES, TRAIN_STREAM
 from rcot_rl.tiny.sam2_eval import CLIPS, EVAL_STREAM, StaticBox, evaluate
 
-JUDGED = ("lattice", "rich")
 _COLUMNS = {
     "j_key": "J key",
     "j_video": "J video",
@@ -27,10 +26,9 @@ Figures = dict[str, dict[str, dict[str, float]]]
 class TrainingRun:
     """Options and results of one training run."""
 
-    minutes: float
     seed: int
-    start_from: Path | None
-    steps: int
+    steps: tuple[int, ...]
+    """Steps of each stage."""
     cpu_minutes: float
     parameters: int
 
@@ -42,7 +40,9 @@ def judge(folder: Path, clips: int = CLIPS) -> Figures:
         load_segmenter("flow"),
         load_segmenter(str(folder)),
     ]
-    return {preset: {s.name: evaluate(s, clips, preset) for s in segmenters} for preset in JUDGED}
+    return {
+        preset: {s.name: evaluate(s, clips, preset) for s in segmenters} for preset in PRESET_SHARES
+    }
 
 
 def write_card(folder: Path, run: TrainingRun, figures: Figures | None = None) -> None:
@@ -52,25 +52,24 @@ def write_card(folder: Path, run: TrainingRun, figures: Figures | None = None) -
 
 def model_card(name: str, run: TrainingRun, figures: Figures | None) -> str:
     """Return the text of the card of checkpoint `name`; without figures it says so."""
-    start = "" if run.start_from is None else f" --from {run.start_from.name}"
-    first = "from scratch" if run.start_from is None else f"from `{run.start_from.name}`"
+    shares = ", ".join(f"{share:.0%} `{preset}`" for preset, share in PRESET_SHARES.items())
     unfinished = "Not evaluated: a checkpoint of a run that was not finished.\n"
     return f"""# {name}
 
-A SAM2 video model of {run.parameters / 1e6:.2f} M parameters, trained {first} on procedural clips.
-It is the segmenter of the laptop recipe and of the tests: architecture and code path are those of
-the released SAM2 weights, with smaller sizes. It only knows the shapes of the toy corpora; use
-released weights for real video. float16 safetensors in transformers' Sam2Video format;
-load them as float32 (`load_segmenter` does).
+A SAM2 video model of {run.parameters / 1e6:.2f} M parameters, trained from scratch on procedural
+clips. It is the segmenter of the laptop recipe and of the tests: architecture and code path are
+those of the released SAM2 weights, with smaller sizes. It only knows the shapes of the toy corpora;
+use released weights for real video. float16 safetensors in transformers' Sam2Video format; load
+them as float32 (`load_segmenter` does).
 
 ## Command
 
-    python -m rcot_rl.tiny.sam2_train{start} --out DIR --minutes {run.minutes:g} --seed {run.seed}
+    python -m rcot_rl.tiny.sam2_train --out DIR --seed {run.seed}
 
-{run.steps} steps, {run.cpu_minutes:.1f} CPU minutes on one core (float32, one thread). CPU time
-ends a run, so the number of steps depends on the machine.
+{" + ".join(map(str, run.steps))} steps, {run.cpu_minutes:.1f} CPU minutes on one core (float32, one
+thread). Numbers may differ in the last digits on another processor.
 
-Clips are {LATTICE_SHARE:.0%} `lattice` and {1 - LATTICE_SHARE:.0%} `rich`, from
+Clips are {shares}, from
 `numpy.random.default_rng([{TRAIN_STREAM}, {run.seed}])`, a stream that no corpus uses; randomly
 mirrored, reversed and with permuted colour channels. Prompts: a jittered box and a positive point.
 The saved weights are a moving average.

@@ -17,16 +17,15 @@ from data_pipelines.toy.scenes import PRESETS, make_scene
 
 TRAIN_STREAM = 90210  # the evaluation draws from 90211
 SIDE = 128
-LATTICE_SHARE = 0.85
+PRESET_SHARES = {"lattice": 0.4, "fleeting": 0.4, "rich": 0.2}
 
 
 @dataclass(frozen=True)
-class TrainStage:
+class Sam2Stage:
     """One stage of training; sizes are per step."""
 
     name: str
-    share: float
-    """Share of the CPU time."""
+    steps: int
     side: int
     """Pixels of a frame's side."""
     clips: int
@@ -60,9 +59,9 @@ class Track:
 
 
 def draw_clip(rng: np.random.Generator) -> LabelledClip:
-    """Draw a scene of either preset, in full length, at 128 x 128 pixels."""
-    preset = PRESETS["lattice" if rng.random() < LATTICE_SHARE else "rich"]
-    scene = make_scene(rng, preset)
+    """Draw a scene of any preset, in full length, at 128 x 128 pixels."""
+    name = rng.choice(list(PRESET_SHARES), p=list(PRESET_SHARES.values()))
+    scene = make_scene(rng, PRESETS[str(name)])
     frames, labels = [], []
     for t in range(scene.n_frames):
         label = np.zeros(scene.size, np.uint8)
@@ -105,7 +104,7 @@ def sample_clip(
 
 
 def sample_batch(
-    rng: np.random.Generator, pool: list[LabelledClip], stage: TrainStage
+    rng: np.random.Generator, pool: list[LabelledClip], stage: Sam2Stage
 ) -> tuple[list[LabelledClip], list[Track]]:
     """Return clips with an object in their first frame, and up to `stage.objects` of each."""
     clips: list[LabelledClip] = []

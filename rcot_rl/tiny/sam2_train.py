@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
-from rcot_rl.segmentation.sam2 import BOX_FIRST, BOX_SECOND, POSITIVE, Sam2Segmenter, preprocess
+from rcot_rl.segmentation.sam2 import BOX_FIRST, BOX_SECOND, POSITIVE, preprocess
 from rcot_rl.tiny.sam2_card import TrainingRun, judge, write_card
 from rcot_rl.tiny.sam2_data import (
-    SIDE,
     TRAIN_STREAM,
     LabelledClip,
+    Sam2Stage,
     Track,
-    TrainStage,
     draw_clip,
     draw_prompt,
     sample_batch,
@@ -40,15 +39,13 @@ from rcot_rl.tiny.sam2_model import HIDDEN, MEMORY_CHANNELS, build_tiny_sam2, sa
 
 POOL = 240
 """Clips kept in memory; each step replaces one."""
-SAVE_EVERY = 240.0
-"""CPU seconds between checkpoints."""
 
 PromptKind = Literal["both", "box", "point"]
 
-STAGES: tuple[TrainStage, ...] = (
-    TrainStage("64 px frames", 0.10, 64, 8, 1, 3, 5e-4, 0.0),
-    TrainStage("128 px frames", 0.10, 128, 8, 1, 3, 4e-4, 0.0),
-    TrainStage("128 px clips", 0.80, 128, 3, 5, 3, 5e-4, 0.5),
+STAGES: tuple[Sam2Stage, ...] = (
+    Sam2Stage("64 px frames", 800, 64, 8, 1, 3, 5e-4, 0.0),
+    Sam2Stage("128 px frames", 500, 128, 8, 1, 3, 4e-4, 0.0),
+    Sam2Stage("128 px clips", 3000, 128, 3, 5, 3, 5e-4, 0.5),
 )
 
 
@@ -190,7 +187,7 @@ def train_step(
     model: Sam2VideoModel,
     rng: np.random.Generator,
     pool: list[LabelledClip],
-    stage: TrainStage,
+    stage: Sam2Stage,
     teacher: float,
 ) -> torch.Tensor:
     """Return the mean loss per frame of a new batch, a scalar with its graph."""
@@ -227,34 +224,15 @@ class WeightAverage:
             self.weights[key].lerp_(value, 1 - keep)
 
 
-def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) -> TrainingRun:
-    """Train for `minutes` of CPU time and write float16 checkpoints into `out`.
-
-    In the last stage a checkpoint is written every four minutes, and one at the end, each with a
-    model card without figures. The same seed gives the same run, except for where CPU time ends
-    the stages. Raises InputError.
-    """
+def train(out: Path, seed: int, stages: Sequence[Sam2Stage] = STAGES) -> TrainingRun:
+    """Train and write a float16 checkpoint into `out`, with a model card without figures."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rng = np.random.default_rng([TRAIN_STREAM, seed])
-    started = saved = time.process_time()
+    started = time.process_time()
     pool = [draw_clip(rng) for _ in range(POOL)]
     print(f"{POOL} clips drawn in {time.process_time() - started:.0f} CPU s", flush=True)
-    stages, weights = STAGES, None
-    if start_from is not None:
-        stages = (replace(STAGES[-1], share=1.0, teacher=0.2),)
-        weights = Sam2Segmenter.load(start_from).model.state_dict()
-    steps = 0
-
-    def summary() -> TrainingRun:
-        spent = (time.process_time() - started) / 60
-        parameters = sum(p.numel() for p in model.parameters())
-        return TrainingRun(minutes, seed, start_from, steps, spent, parameters)
-
-    def save() -> None:
-        save_half(average.weights, SIDE, out)
-        write_card(out, summary())
-
+    weights = None
     for stage in stages:
         model = build_tiny_sam2(stage.side, seed)
         if weights is not None:
@@ -262,16 +240,13 @@ def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) 
         model.train()
         average = WeightAverage(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01)
-        start, budget = time.process_time(), stage.share * minutes * 60
         recent: list[float] = []
         floor = 0.03 if stage is stages[-1] else 0.3
-        step = 0
-        while (done := (time.process_time() - start) / budget) < 1:
-            step += 1
-            steps += 1
+        for step in range(stage.steps):
+            done = step / stage.steps
             scale = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
-                group["lr"] = stage.lr * min(1, step / 40) * scale
+                group["lr"] = stage.lr * min(1, (step + 1) / 40) * scale
             loss = train_step(model, rng, pool, stage, stage.teacher * (1 - done))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -280,29 +255,30 @@ def train(out: Path, minutes: float, seed: int, start_from: Path | None = None) 
             average.update(model)
             pool[rng.integers(POOL)] = draw_clip(rng)
             recent.append(loss.item())
-            if step % 25 == 0:
+            if (step + 1) % 25 == 0:
                 spent = time.process_time() - started
-                print(f"{stage.name} step {step} {spent:.0f}s {np.mean(recent):.3f}", flush=True)
+                print(f"{stage.name} {step + 1} {spent:.0f}s {np.mean(recent):.3f}", flush=True)
                 recent = []
-            if stage is stages[-1] and time.process_time() - saved > SAVE_EVERY:
-                save()
-                saved = time.process_time()
         weights = average.weights
-    save()
-    print(f"{steps} steps, {(time.process_time() - started) / 60:.1f} CPU minutes", flush=True)
-    return summary()
+    save_half(average.weights, stages[-1].side, out)
+    run = TrainingRun(
+        seed=seed,
+        steps=tuple(stage.steps for stage in stages),
+        cpu_minutes=(time.process_time() - started) / 60,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    write_card(out, run)
+    return run
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate and write the model card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--from", type=Path, dest="start_from", help="continue this checkpoint")
-    args = parser.parse_args()
-    run = train(args.out, args.minutes, args.seed, args.start_from)
-    write_card(args.out, run, judge(args.out))
+    options = parser.parse_args(arguments)
+    run = train(options.out, options.seed)
+    write_card(options.out, run, judge(options.out))
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def test_sam2_answers_in_the_sources_own_coordinates(times):
         segmenter.segment(larger, 0, box * [wide, tall, wide, tall], point * [wide, tall])
     )
     assert small.any()
-    assert iou(large, small.repeat(tall, axis=2).repeat(wide, axis=3)) > 0.95
+    assert iou(large, small.repeat(tall, axis=2).repeat(wide, axis=3)) > 0.9
 
 
 def test_sam2_memory_is_bounded_and_bounding_changes_nothing(untrained, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,10 @@ from rcot_rl.segmentation.segmenter import TINY, load_segmenter
 from rcot_rl.tiny import sam2_train
 from rcot_rl.tiny.sam2_card import TrainingRun, judge, write_card
 from rcot_rl.tiny.sam2_data import (
+    PRESET_SHARES,
     LabelledClip,
+    Sam2Stage,
     Track,
-    TrainStage,
     draw_clip,
     draw_prompt,
     resize_clip,
@@ -25,7 +28,7 @@ from rcot_rl.tiny.sam2_eval import StaticBox, cases, evaluate
 from rcot_rl.tiny.sam2_model import build_tiny_sam2, save_half
 from rcot_rl.tiny.sam2_train import STAGES, ClipForward, mask_loss, train, train_step
 
-SHORT = TrainStage("short", 1.0, 64, 2, 3, 2, 5e-4, 0.0)
+SHORT = Sam2Stage("short", 2, 64, 2, 3, 2, 5e-4, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_gradients_reach_every_part_of_the_memory(model, pool):
 
 
 def test_twelve_steps_lower_the_loss_on_one_batch(model, pool):
-    single = TrainStage("single", 1.0, 64, 2, 1, 2, 5e-4, 0.0)
+    single = Sam2Stage("single", 2, 64, 2, 1, 2, 5e-4, 0.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):
@@ -107,31 +110,35 @@ def test_saving_rounds_to_half_precision_only(model, tmp_path):
         assert torch.equal(weights[key], value.half().float()), key
 
 
-def test_run_continues_a_checkpoint(tmp_path, monkeypatch):
+def test_same_seed_repeats_the_weights_and_stages_follow_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(sam2_train, "POOL", 3)
     threads = torch.get_num_threads()
-    run = train(tmp_path / "out", 0.02, 3, start_from=TINY)
+    frames = replace(SHORT, frames=1)
+    for name in ("one", "two"):
+        run = train(tmp_path / name, 3, (frames, SHORT))
+    train(tmp_path / "start", 3, (replace(frames, steps=0), replace(SHORT, steps=0)))
     torch.set_num_threads(threads)
-    before = load_segmenter("tiny").model.state_dict()
-    after = load_segmenter(str(tmp_path / "out")).model.state_dict()
-    moved = [(after[k] - v).abs().max().item() for k, v in before.items()]
-    assert 0 < max(moved) < 0.05
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert run.steps > 0
-    assert f"--from tiny-sam2 --out DIR --minutes 0.02 --seed 3\n\n{run.steps} steps" in card
+    one, two, start = (
+        load_segmenter(str(tmp_path / name)).model.state_dict() for name in ("one", "two", "start")
+    )
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    assert any(not torch.equal(value, start[key]) for key, value in one.items())
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "sam2_train --out DIR --seed 3\n\n2 + 2 steps" in card
+    assert run.steps == (2, 2)
     assert "Not evaluated" in card
 
 
 def test_card_has_the_measured_figures(tmp_path):
-    run = TrainingRun(30.0, 4, None, 1234, 30.1, 2_170_000)
+    run = TrainingRun(4, (10, 20), 30.1, 2_170_000)
     figures = judge(TINY, clips=1)
     write_card(tmp_path, run, figures)
     card = (tmp_path / "README.md").read_text()
-    assert "sam2_train --out DIR --minutes 30 --seed 4\n" in card
+    assert "sam2_train --out DIR --seed 4\n" in card
     assert "Not evaluated" not in card
     assert {path.name for path in tmp_path.iterdir()} == {"README.md"}
     rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| sam2:tiny-sam2")]
-    wanted = [figures[preset]["sam2:tiny-sam2"]["j_video"] for preset in ("lattice", "rich")]
+    wanted = [figures[preset]["sam2:tiny-sam2"]["j_video"] for preset in PRESET_SHARES]
     assert [float(row[2]) for row in rows] == pytest.approx(wanted, abs=6e-4)
 
 
