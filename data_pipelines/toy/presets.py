@@ -1,4 +1,4 @@
-"""Colours and shapes of procedural scenes, and the two difficulties."""
+"""Colours and shapes of procedural scenes, and the difficulties."""
 
 from __future__ import annotations
 
@@ -40,11 +40,17 @@ class Preset:
     bends: float
     """Share of objects, among those visible long enough, that change direction once."""
     noise: float
+    ordinals: bool = False
+    """Expressions also count and negate: `the shape that appears second`, `all shapes that are not
+    red`."""
 
 
 PRESETS = {
     "lattice": Preset(
         "lattice", ((128, 128),), (8, 8), (1, 4), 4, 3, (32, 48), 16, 0.06, 0.5, 0.0, 6.0
+    ),
+    "fleeting": Preset(
+        "fleeting", ((128, 128),), (8, 8), (2, 5), 4, 3, (32, 48), 16, 0.06, 0.85, 0.0, 6.0, True
     ),
     "rich": Preset(
         "rich",

@@ -4,7 +4,8 @@
 | --- | --- | --- |
 | attribute | the red circle | the only object of that name |
 | several | all red shapes, both circles | every object of that colour or shape |
-| time | the shape that appears last | the object with the latest first frame (`first`: earliest) |
+| several | all shapes that are not red | every object of another colour or shape |
+| time | the shape that appears last | the object with that place in the order of first frames |
 | motion | the shape moving left | the object with the largest net displacement that way |
 | motion | the one moving left and then up | the only object with these two legs (`has_legs`) |
 | relation | the shape left of the red circle | the only object left of it in every shared frame |
@@ -33,6 +34,7 @@ class ToyQuery:
 
 DEFAULT_MIX: dict[str, dict[str, float]] = {
     "lattice": {"attribute": 0.55, "several": 0.25, "time": 0.20},
+    "fleeting": {"attribute": 0.25, "several": 0.4, "time": 0.35},
     "rich": {"attribute": 0.3, "several": 0.2, "time": 0.15, "motion": 0.2, "relation": 0.15},
 }
 """Preset -> share of each kind."""
@@ -85,18 +87,25 @@ def _several(scene: Scene) -> list[ToyQuery]:
             # the lattice uses only the few words of the tiny policy
             if len(targets) == 2 and not scene.preset.lattice:
                 out.append(ToyQuery(text.replace("all ", "both "), targets, "several"))
+            others = tuple(i for i in range(len(scene.objects)) if i not in targets)
+            if scene.preset.ordinals and others:
+                left_out = text.removeprefix("all ").removesuffix(" shapes")
+                out.append(ToyQuery(f"all shapes that are not {left_out}", others, "several"))
     many = [q for q in out if len(q.targets) > 1]
     return many or out
 
 
 def _time(scene: Scene) -> list[ToyQuery]:
-    firsts = [o.first for o in scene.objects]
-    out = []
-    for word, pick in (("last", max), ("first", min)):
-        if len(firsts) > 1 and firsts.count(pick(firsts)) == 1:
-            target = firsts.index(pick(firsts))
-            out.append(ToyQuery(f"the shape that appears {word}", (target,), "time"))
-    return out
+    ranked = sorted(range(len(scene.objects)), key=lambda i: scene.objects[i].first)
+    firsts = [scene.objects[i].first for i in ranked]
+    places = {"last": len(ranked) - 1, "first": 0}
+    if scene.preset.ordinals:
+        places |= {word: n for n, word in enumerate(("second", "third"), 1) if n < len(ranked) - 1}
+    return [
+        ToyQuery(f"the shape that appears {word}", (ranked[place],), "time")
+        for word, place in places.items()
+        if len(ranked) > 1 and firsts.count(firsts[place]) == 1
+    ]
 
 
 def displacement(scene: Scene, index: int) -> tuple[int, int]:

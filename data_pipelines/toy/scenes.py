@@ -163,6 +163,9 @@ def make_scene(rng: np.random.Generator, preset: Preset) -> Scene:
         scene = Scene(preset, size, n_frames, objects, seed)
         if not unfit(scene):
             break
+    if preset.lattice:
+        # by appearance, so that nobody has to guess the order of the annotations
+        scene = replace(scene, objects=tuple(scene.objects[i] for i in scene.order))
     return scene
 
 

@@ -82,7 +82,7 @@ class Texture:
 
 def background(preset: str, size: tuple[int, int], seed: int, t: int) -> np.ndarray:
     """Return a new float32 [H, W, 3] background, before objects and noise."""
-    if preset == "lattice":
+    if preset != "rich":
         return _two_axis_gradient(size).copy()
     return _moving_clouds(size, seed, t)
 

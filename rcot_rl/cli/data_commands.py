@@ -38,7 +38,7 @@ def data_toy(
         int | None, typer.Option(min=1, help="Evaluation clips (default: a fifth of --videos).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 1,
-    preset: Annotated[str, typer.Option(help="Difficulty: lattice or rich.")] = "rich",
+    preset: Annotated[str, typer.Option(help="Difficulty: lattice, fleeting or rich.")] = "rich",
     absent: Annotated[
         float,
         typer.Option(

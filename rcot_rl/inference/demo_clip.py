@@ -1,7 +1,7 @@
 """Drawn clips that no shipped model was trained on: the one of `rcot segment --demo` and its like.
 
-They are `lattice` clips of the toy corpora, which are all that the shipped models know, with a seed
-of their own. `python -m rcot_rl.tiny.trained_eval` measures how often the shipped models are right
+They are `fleeting` clips of the toy corpora, on which the shipped policy was trained, with a seed of
+their own. `python -m rcot_rl.tiny.trained_eval` measures how often the shipped models are right
 on such clips; the demo shows one on which they are.
 """
 
@@ -23,7 +23,7 @@ DEMO_INDEX = 19
 RATE = Fraction(2)
 """Frames per second."""
 
-_SPEC = ClipSpec("mevis", "valid_u", SEED, "lattice", queries=1, absent_share=0.0)
+_SPEC = ClipSpec("mevis", "valid_u", SEED, "fleeting", queries=1, absent_share=0.0)
 
 
 def unseen_clip(index: int) -> tuple[Scene, ToyQuery]:

@@ -20,34 +20,44 @@ import numpy as np
 
 from data_pipelines.geometry import ground, to_canvas
 from data_pipelines.toy.queries import ToyQuery, make_queries
-from data_pipelines.toy.scenes import PRESETS, make_scene
+from data_pipelines.toy.scenes import COLOURS, PRESETS, SHAPES, make_scene
 from rcot_rl.protocol.prompts import Prompts
-from rcot_rl.tiny.policy_model import IMAGE_CANVAS
+from rcot_rl.tiny.policy_model import IMAGE_CANVAS, PATCH
 
 STREAM = 70707
 """First word of every seed of this module."""
 
+PRESET_NAMES = ("lattice", "fleeting")
 PRESET = "lattice"
 FRAMES = 8
+NAMES = tuple(
+    f"{colour} {shape}"
+    for colour in list(COLOURS)[: PRESETS[PRESET].colours]
+    for shape in SHAPES[: PRESETS[PRESET].shapes]
+)
 QUERIES = 6
 """Expressions per clip."""
 
 
-VideoQuestion = Literal["vdg", "kfg", "kfg_again", "times"]
-ImageQuestion = Literal["scene", "scene_target", "target", "ground", "ground_query", "present"]
+VideoQuestion = Literal["vdg", "kfg", "kfg_again", "times", "order"]
+ImageQuestion = Literal[
+    "scene", "select", "ground", "ground_several", "present", "compare", "count"
+]
 _VIDEO_TASKS: dict[VideoQuestion, float] = {
-    "vdg": 0.3,
-    "kfg": 0.3,
+    "vdg": 0.27,
+    "kfg": 0.25,
     "kfg_again": 0.15,
     "times": 0.25,
+    "order": 0.08,
 }
 _IMAGE_TASKS: dict[ImageQuestion, float] = {
     "scene": 0.30,
-    "scene_target": 0.30,
-    "target": 0.05,
-    "ground": 0.10,
-    "ground_query": 0.15,
-    "present": 0.10,
+    "select": 0.18,
+    "ground": 0.08,
+    "ground_several": 0.14,
+    "present": 0.07,
+    "compare": 0.13,
+    "count": 0.10,
 }
 """Kind -> share; those with the longest answers teach most."""
 
@@ -95,11 +105,13 @@ class PretrainSample:
     response: str
     frames: np.ndarray
     """uint8 [T, S, S, 3] RGB, T = 1 for an image"""
+    cells: np.ndarray
+    """See `cells_of`."""
 
 
-def make_clip(rng: np.random.Generator) -> PolicyClip:
+def make_clip(rng: np.random.Generator, name: str | None = None) -> PolicyClip:
     """Draw a scene on the canvas; every number of objects is equally frequent."""
-    preset = PRESETS[PRESET]
+    preset = PRESETS[name or PRESET_NAMES[int(rng.integers(len(PRESET_NAMES)))]]
     count = int(rng.integers(preset.objects[0], preset.objects[1] + 1))
     scene = make_scene(rng, replace(preset, objects=(count, count)))
     frames, seen = [], []
@@ -122,18 +134,23 @@ def _item(mask: np.ndarray) -> VisibleObject:
     return VisibleObject(list(grounding.bbox_2d), list(grounding.point_2d), int(mask.sum()))
 
 
-def make_clips(seed: Sequence[int], count: int) -> list[PolicyClip]:
-    """Return `count` clips with seed `[STREAM, *seed]`."""
+def make_clips(seed: Sequence[int], count: int, name: str = PRESET) -> list[PolicyClip]:
+    """Return `count` clips of a preset with seed `[STREAM, *seed]`."""
     rng = np.random.default_rng([STREAM, *seed])
-    return [make_clip(rng) for _ in range(count)]
+    return [make_clip(rng, name) for _ in range(count)]
 
 
-def scene_text(clip: PolicyClip, frame: int) -> str:
-    """Return `Scene: red circle at [14, 28, 42, 56], blue square hidden.`, in `clip.order`."""
+def scene_text(clip: PolicyClip, frame: int, chosen: Sequence[int] | None = None) -> str:
+    """Return `Scene: red circle at [14, 28, 42, 56], blue square hidden.`, in `clip.order`.
+
+    Args:
+        chosen: Object indices to list. None: all.
+    """
     seen = clip.seen[frame]
     parts = [
         f"{clip.names[i]} at {seen[i].box}" if i in seen else f"{clip.names[i]} hidden"
         for i in clip.order
+        if chosen is None or i in chosen
     ]
     return f"Scene: {', '.join(parts)}."
 
@@ -149,18 +166,16 @@ def target_text(clip: PolicyClip, query: ToyQuery, frame: int | None = None) -> 
 def boxes_text(clip: PolicyClip, targets: Sequence[int], frame: int) -> str:
     """Return the JSON list of the targets visible in a frame, by ascending object index."""
     seen = clip.seen[frame]
-    rows = [
-        {"bbox_2d": seen[i].box, "point_2d": seen[i].point} for i in sorted(targets) if i in seen
-    ]
+    rows = [{"bbox_2d": seen[i].box, "point_2d": seen[i].point} for i in targets if i in seen]
     return json.dumps(rows)
 
 
 def times_text(clip: PolicyClip) -> str:
-    """Return `Seen: red circle 0 to 7, blue square 3 to 5.`: first and last frame of each shape."""
+    """Return `Seen: red circle at [0, 7], blue square at [3, 5].`: first and last frames."""
     parts = []
     for i in clip.order:
         frames = [t for t, seen in enumerate(clip.seen) if i in seen]
-        span = f"{frames[0]} to {frames[-1]}" if frames else "hidden"
+        span = f"at [{frames[0]}, {frames[-1]}]" if frames else "hidden"
         parts.append(f"{clip.names[i]} {span}")
     return f"Seen: {', '.join(parts)}."
 
@@ -171,6 +186,28 @@ def keyframe(clip: PolicyClip, query: ToyQuery, without: Sequence[int] = ()) -> 
     return max(allowed, key=lambda t: (clip.union(query, t), -t))
 
 
+def cells_of(clip: PolicyClip, frames: Sequence[int]) -> np.ndarray:
+    """Return what each patch of the canvas shows: int64 [T, 8, 8, 7].
+
+    The last axis, about the object whose box covers the patch's centre: name (its place in `NAMES`
+    plus one; 0: background), the sides of its box in patches, rounded, the frame, and the first
+    frame that shows the object. Frames are numbers within `frames`.
+    """
+    side = IMAGE_CANVAS // PATCH
+    centres = (np.arange(side) + 0.5) * PATCH
+    out = np.zeros((len(frames), side, side, 7), np.int64)
+    for row, frame in enumerate(frames):
+        for index, item in sorted(clip.seen[frame].items()):
+            x1, y1, x2, y2 = item.box
+            inside = (centres >= y1) & (centres < y2)
+            across = (centres >= x1) & (centres < x2)
+            sides = [round(v / PATCH) for v in item.box]
+            name = NAMES.index(clip.names[index]) + 1
+            first = next(n for n, t in enumerate(frames) if index in clip.seen[t])
+            out[row][np.ix_(inside, across)] = [name, *sides, row, first]
+    return out
+
+
 def _draw_task(rng: np.random.Generator, shares: dict[Question, float]) -> Question:
     return list(shares)[rng.choice(len(shares), p=list(shares.values()))]
 
@@ -178,48 +215,121 @@ def _draw_task(rng: np.random.Generator, shares: dict[Question, float]) -> Quest
 def video_sample(rng: np.random.Generator, clip: PolicyClip, prompts: Prompts) -> PretrainSample:
     """Draw a question about the video: VDG, KFG, its repetition, or when each shape is seen."""
     task = _draw_task(rng, _VIDEO_TASKS)
-    query = clip.queries[rng.integers(len(clip.queries))]
     last = len(clip.frames)
+
+    def sample(prompt: str, response: str) -> PretrainSample:
+        return PretrainSample(task, prompt, response, clip.frames, cells_of(clip, range(last)))
+
     if task == "vdg":
-        return PretrainSample("vdg", prompts.vdg(last), clip.description, clip.frames)
+        return sample(prompts.vdg(last), clip.description)
     if task == "times":
-        return PretrainSample("times", "When is each shape seen?", times_text(clip), clip.frames)
-    refused: list[int] = []
-    if task == "kfg_again":
-        count = int(rng.integers(1, 4))
-        refused = [int(t) for t in rng.choice(last, count, replace=False)]
-        text = prompts.kfg_again(query.text, last, [(t, "") for t in refused], clip.description)
-    else:
+        return sample("When is each shape seen?", times_text(clip))
+    if task == "order":
+        names = [clip.names[i] for i in clip.order]
+        words = ["first", "second", "third", "fourth", "fifth"][: len(names)]
+        if len(names) > 1:
+            words[-1] = "last"
+        told = ", ".join(f"{word} {name}" for word, name in zip(words, names, strict=True))
+        return sample("Which shape appears when?", told)
+    one = int(rng.integers(len(clip.names)))
+    query = ToyQuery(f"the {clip.names[one]}", (one,), "attribute")
+    if task == "kfg":
         text = prompts.kfg(query.text, last)
-    return PretrainSample(
-        task, text, f"<answer>{keyframe(clip, query, refused)}</answer>", clip.frames
-    )
+        return sample(text, f"<answer>{keyframe(clip, query)}</answer>")
+    count = int(rng.integers(1, 5))
+    refused = [int(t) for t in rng.choice(last, count, replace=False)]
+    text = prompts.kfg_again(query.text, last, [(t, "") for t in refused], clip.description)
+    return sample(text, f"<answer>{keyframe(clip, query, refused)}</answer>")
 
 
 def image_sample(rng: np.random.Generator, clip: PolicyClip) -> PretrainSample:
     """Draw a perception question about one frame, worded unlike AKS and KTG."""
     task = _draw_task(rng, _IMAGE_TASKS)
     frame = int(rng.integers(len(clip.frames)))
-    query = clip.queries[rng.integers(len(clip.queries))]
     one = int(rng.integers(len(clip.names)))
     context = f"Video: {clip.description}.\n"
-    with_query = f"{context}Query: {query.text}.\n"
+    target: list[str] = []
+    if task == "compare" and len(clip.seen[frame]) < 2:
+        task = "scene"
     if task == "scene":
         prompt, response = f"{context}List the shapes.", scene_text(clip, frame)
-    elif task == "scene_target":
-        prompt = f"{with_query}List the shapes and the target."
-        response = f"{scene_text(clip, frame)} {target_text(clip, query, frame)}"
-    elif task == "target":
-        prompt, response = f"{with_query}Which shapes?", target_text(clip, query)
+    elif task == "select":
+        text, chosen = _draw_selection(rng, clip)
+        prompt, response = f"{context}List {text}.", scene_text(clip, frame, chosen)
     elif task == "ground":
         prompt, response = f"Where is the {clip.names[one]}?", boxes_text(clip, [one], frame)
-    elif task == "ground_query":
-        prompt = f"{with_query}Show the target."
-        response = boxes_text(clip, query.targets, frame)
+        target = [f"Target: {clip.names[one]}."]
+    elif task == "ground_several":
+        count = int(rng.integers(1, len(clip.names) + 1))
+        some = [int(i) for i in rng.choice(len(clip.names), count, replace=False)]
+        some.sort(key=clip.order.index)
+        named = ", ".join(clip.names[i] for i in some)
+        prompt = f"{context}Where are {named}?"
+        target = [f"Target: {named}."]
+        response = boxes_text(clip, some, frame)
+    elif task == "compare":
+        pair = [int(i) for i in rng.choice(sorted(clip.seen[frame]), 2, replace=False)]
+        prompt = f"Where is the {clip.names[pair[0]]}, where is the {clip.names[pair[1]]}?"
+        response = compare_text(clip, pair[0], pair[1], frame)
+    elif task == "count":
+        by = int(rng.integers(2))
+        value = clip.names[one].split()[by]
+        plural = f"{value}s".replace("crosss", "crosses")
+        number = sum(name.split()[by] == value for name in clip.names)
+        if rng.random() < 0.4:
+            prompt = f"{context}How many shapes are not {plural if by else value}?"
+            number = len(clip.names) - number
+        elif rng.random() < 0.2:
+            prompt = f"{context}How many are all shapes?"
+            number = len(clip.names)
+        else:
+            prompt = f"{context}How many {plural if by else f'{value} shapes'} are there?"
+        response = str(number)
     else:
-        prompt = f"Is the {clip.names[one]} in this frame? A: yes, B: no."
-        response = "A" if one in clip.seen[frame] else "B"
-    if rng.random() < 0.1:
-        prompt += " Think first."
-        response = f"<think>{scene_text(clip, frame)}</think>\n<answer>{response}</answer>"
-    return PretrainSample(task, prompt, response, clip.frames[frame : frame + 1])
+        absent = rng.random() < 0.3
+        name = str(rng.choice(NAMES)) if absent else clip.names[one]
+        prompt = f"Is the {name} in this frame? A: yes, B: no."
+        seen = {clip.names[i] for i in clip.seen[frame]}
+        response = "A" if name in seen else "B"
+        target = [f"Target: {name}, {'visible' if name in seen else 'hidden'}."]
+    if task != "scene" and rng.random() < 0.3:
+        # only the description tells which shapes are hidden
+        prompt = f"{context}{prompt.removeprefix(context)} Think first."
+        think = " ".join([scene_text(clip, frame), *target])
+        response = f"<think>{think}</think>\n<answer>{response}</answer>"
+    return PretrainSample(
+        task, prompt, response, clip.frames[frame : frame + 1], cells_of(clip, [frame])
+    )
+
+
+def _draw_selection(rng: np.random.Generator, clip: PolicyClip) -> tuple[str, list[int]]:
+    """Draw shapes by colour, by shape, by what they are not, or by place in the description."""
+    one = int(rng.integers(len(clip.names)))
+    if rng.random() < 0.4:
+        words = ["first", "second", "third", "fourth", "fifth"]
+        place = clip.order.index(one)
+        last = place == len(clip.order) - 1 and rng.random() < 0.5
+        return f"the {'last' if last else words[place]} shape", [one]
+    by = int(rng.integers(2))
+    value = clip.names[one].split()[by]
+    kind = f"{value}s".replace("crosss", "crosses") if by else value
+    chosen = [i for i, name in enumerate(clip.names) if name.split()[by] == value]
+    others = [i for i in range(len(clip.names)) if i not in chosen]
+    if others and rng.random() < 0.5:
+        return f"the shapes that are not {kind}", others
+    return f"the {kind}" if by else f"the {kind} shapes", chosen
+
+
+def compare_text(clip: PolicyClip, one: int, other: int, frame: int) -> str:
+    """Return `Scene: red circle left of blue square.`, or `right of`, `above` or `below`."""
+
+    def middle(index: int) -> tuple[int, int]:
+        x1, y1, x2, y2 = clip.seen[frame][index].box
+        return x1 + x2, y1 + y2
+
+    (x, y), (other_x, other_y) = middle(one), middle(other)
+    if x != other_x:
+        word = "left of" if x < other_x else "right of"
+    else:
+        word = "above" if y < other_y else "below"
+    return f"Scene: {clip.names[one]} {word} {clip.names[other]}."

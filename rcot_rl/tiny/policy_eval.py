@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from data_pipelines.toy.queries import ToyQuery
 from rcot_rl.protocol.prompts import Prompts
-from rcot_rl.tiny.policy_data import PolicyClip, keyframe, scene_text
+from rcot_rl.tiny.policy_data import PolicyClip, keyframe, scene_text, times_text
 from rcot_rl.tiny.policy_model import PolicyBatch, PolicyEncoder, hidden_states
 from reward_fns.components.hungarian_match import box_iou
 
@@ -125,10 +126,18 @@ def figures(
     videos = [c.frames for c in clips]
     replies = answers(model, encoder, [prompts.vdg(len(v)) for v in videos], videos)
     out = {"vdg_exact": _mean(a == c.description for a, c in zip(replies, clips, strict=True))}
-    questions = [prompts.kfg(c.queries[0].text, len(c.frames)) for c in clips]
+    asked = [
+        ToyQuery(f"the {c.names[i % len(c.names)]}", (i % len(c.names),), "attribute")
+        for i, c in enumerate(clips)
+    ]
+    questions = [prompts.kfg(q.text, len(c.frames)) for c, q in zip(clips, asked, strict=True)]
     chosen = [_frame(a) for a in answers(model, encoder, questions, videos)]
-    seen = [[c.union(c.queries[0], t) > 0 for t in range(len(c.frames))] for c in clips]
-    best = [keyframe(c, c.queries[0]) for c in clips]
+    seen = [
+        [c.union(q, t) > 0 for t in range(len(c.frames))] for c, q in zip(clips, asked, strict=True)
+    ]
+    best = [keyframe(c, q) for c, q in zip(clips, asked, strict=True)]
+    replies = answers(model, encoder, ["When is each shape seen?"] * len(clips), videos)
+    out["times_exact"] = _mean(a == times_text(c) for a, c in zip(replies, clips, strict=True))
     out["kfg_visible"] = _mean(t is not None and s[t] for t, s in zip(chosen, seen, strict=True))
     out["kfg_visible_chance"] = float(np.mean(seen))
     out["kfg_exact"] = _mean(t == b for t, b in zip(chosen, best, strict=True))

@@ -1,4 +1,4 @@
-"""The tiny policy's model, processor and inputs: Qwen2.5-VL with about 1.5 M parameters.
+"""The tiny policy's model, processor and inputs: Qwen2.5-VL with about 2.5 M parameters.
 
 The architecture is unchanged: window attention, merger, M-RoPE and chat layout are those of
 transformers; only sizes shrink. `to_patches` and `media_positions` are vectorized replacements for
@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from rcot_rl.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, MAX_NUMBER
+from rcot_rl.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, MAX_NUMBER, in_list
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 IMAGE_CANVAS = 112
@@ -49,13 +49,13 @@ PositionRule = Literal["vllm", "transformers"]
 class PolicySize:
     """Widths and depths of the text model and of the vision tower."""
 
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    intermediate: int = 384
-    vision_hidden: int = 96
+    hidden: int = 160
+    layers: int = 5
+    heads: int = 5
+    intermediate: int = 448
+    vision_hidden: int = 128
     vision_depth: int = 2
-    vision_intermediate: int = 192
+    vision_intermediate: int = 256
     vision_heads: int = 4
 
 
@@ -64,7 +64,7 @@ def build_model(
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Return a new float32 model that depends only on `size` and `seed`.
 
-    Weights start with standard deviation 0.06 (0.02 is too small for a width of 128). Embeddings of
+    Weights start with standard deviation 0.06 (0.02 is too small for this width). Embeddings of
     numbers start on a smooth curve, so that similar coordinates have similar embeddings.
     """
 
@@ -140,6 +140,7 @@ def _smooth_numbers(
         angle = number / MAX_NUMBER * math.pi * scale
         row = torch.cat([angle.sin(), angle.cos()]) * 0.06
         weight[_token_id(tokenizer, str(number))] = row
+        weight[_token_id(tokenizer, in_list(number))] += row
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
@@ -247,6 +248,8 @@ class PolicyBatch:
     grid: torch.Tensor
     """int64 [B, 3]: temporal, vertical and horizontal patches"""
     media: Media
+    cells: torch.Tensor | None = None
+    """int64 [B * tokens, 2 * 4, 7]: what `policy_data.cells_of` says about each merged patch."""
 
 
 class PolicyEncoder:

@@ -28,7 +28,10 @@ SPECIALS = (
 """Qwen2.5-VL's names, so that processors, vLLM and verl find their placeholders."""
 
 MAX_NUMBER = 112
-"""Every integer from 0 to this one is a token: pixels of the canvas and frame indices."""
+"""Every integer from 0 to this one is a token: pixels of the canvas and frame indices.
+
+So is each with the comma and space that follow it in a list of numbers.
+"""
 
 GLUE = (
     "<think>",
@@ -41,7 +44,6 @@ GLUE = (
     ']}, {"bbox_2d": [',
     "]}]",
     " at [",
-    ", ",
     "],",
     "].",
 )
@@ -58,9 +60,9 @@ _WORDS = (
     "A B Target Think a above after again all an and answer anything appear appears are at before "
     "below best big biggest black blue both bottom bounding box boxes brown center circle circles "
     "color coloured colours cross crosses cyan describe diamond diamonds disappear disappears "
-    "down each enter enters first for frame frames from give gray green grey here hidden in is it "
-    "last largest later least leave leaves left line lowest magenta many most motion move moves "
-    "moving never no not object objects of on one ones only or orange other others outside "
+    "down each enter enters first for fourth frame frames from give gray green grey here hidden in "
+    "is it last largest later least leave leaves left line lowest magenta many most motion move "
+    "moves moving never no not object objects of on one ones only or orange other others outside "
     "pentagon pink point points present purple query rectangle red return returns right ring "
     "rings round scene second seen shape shapes shown small smallest square squares stand star "
     "stars stay stays still target targets than that the them then there these they thing things "
@@ -74,8 +76,7 @@ _SPLIT = "|".join(
     (
         r"</think>\n?|</?(?:think|answer)>",
         r'\[\{"bbox_2d": \[|\], "point_2d": \[|\]\}, \{"bbox_2d": \[|\]\}\]| at \[|\][,.]',
-        r", (?=\d)",
-        r"\d{1,3}",
+        r"\d{1,3}(?:, (?=\d))?",
         r" ?[A-Za-z]+",
         r'[^\sA-Za-z\d<\[\]{}"]+',
         r'[<\[\]{}"]',
@@ -98,9 +99,16 @@ CHAT_TEMPLATE = (
 """Qwen2.5-VL's turns, without its default system message."""
 
 
+def in_list(number: int) -> str:
+    """Return the token of a number that another one follows."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return byte_level.pre_tokenize_str(f"{number}, ")[0][0]
+
+
 def vocabulary() -> dict[str, int]:
     """Return token (in the byte-level alphabet) -> id: specials, bytes, numbers, glue, words."""
-    pieces = [str(n) for n in range(MAX_NUMBER + 1)]
+    numbers = [str(n) for n in range(MAX_NUMBER + 1)]
+    pieces = [*numbers, *(f"{n}, " for n in numbers)]
     pieces += [*GLUE, *STARTERS, *(f" {word}" for word in WORDS)]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokens = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]

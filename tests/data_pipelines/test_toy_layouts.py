@@ -20,6 +20,7 @@ from data_pipelines.toy.layouts import (
     write_corpus,
     write_layout,
 )
+from data_pipelines.toy.presets import PRESETS
 from data_pipelines.traces.toy_templates import Sidecar
 from data_pipelines.verify.check_sets import check
 from rcot_rl.errors import InputError
@@ -52,7 +53,7 @@ def annotations(corpus: Corpus, clip: ToyClip) -> list[str]:
 
 
 @pytest.mark.parametrize(("layout", "split"), PUBLISHED)
-@pytest.mark.parametrize("preset", ["lattice", "rich"])
+@pytest.mark.parametrize("preset", list(PRESETS))
 def test_readers_return_the_drawn_scene(
     layout: str, split: str, preset: str, tmp_path: Path
 ) -> None:
@@ -197,7 +198,7 @@ def test_every_expression_has_one_object(layout: str, tmp_path: Path) -> None:
     assert all(len(e.object_ids) == 1 for v in corpus.videos() for e in v.expressions)
 
 
-@pytest.mark.parametrize("preset", ["lattice", "rich"])
+@pytest.mark.parametrize("preset", list(PRESETS))
 def test_expressions_of_several_targets_are_a_third_of_single_ones_or_more(preset: str) -> None:
     """Three training corpora, alike in size, can fill KTG rows at 3:1 without waste of singles.
 

@@ -38,6 +38,10 @@ def named(scene: Scene, text: str) -> tuple[int, ...]:
 
 def several(scene: Scene, text: str) -> tuple[int, ...]:
     """Return the objects whose colour or shape follows "all", or "both" if there are two."""
+    if " that are not " in text:
+        left_out = text.split()[-1]
+        rest = several(scene, f"all {left_out}" + ("" if left_out.endswith("s") else " shapes"))
+        return tuple(i for i in range(len(scene.objects)) if i not in rest)
     how_many, word = text.split()[:2]
     if text.endswith(" shapes"):
         matching = tuple(i for i, o in enumerate(scene.objects) if o.colour == word)
@@ -50,7 +54,8 @@ def several(scene: Scene, text: str) -> tuple[int, ...]:
 
 def timed(scene: Scene, text: str) -> tuple[int, ...]:
     firsts = [frames_of(scene, i)[0] for i in range(len(scene.objects))]
-    best = max(firsts) if text.endswith("last") else min(firsts)
+    place = {"first": 0, "second": 1, "third": 2, "last": -1}[text.split()[-1]]
+    best = sorted(firsts)[place]
     return tuple(i for i, f in enumerate(firsts) if f == best)
 
 
@@ -133,6 +138,14 @@ def test_rich_sentences_of_both_and_of_two_legs() -> None:
     assert sum(" and then " in t for t in texts) > 10
     plain = [q.text for kind in ("several", "motion") for _, q in drawn("lattice", kind)]
     assert not any("both " in t for t in plain)
+
+
+def test_fleeting_expressions_count_and_negate() -> None:
+    texts = [q.text for kind in ("several", "time") for _, q in drawn("fleeting", kind)]
+    assert sum(" that are not " in t for t in texts) > 10
+    assert sum(t.endswith(("second", "third")) for t in texts) > 10
+    plain = [q.text for kind in ("several", "time") for _, q in drawn("lattice", kind)]
+    assert not any(" not " in t or "second" in t for t in plain)
 
 
 def test_has_legs_depends_on_the_path_alone() -> None:

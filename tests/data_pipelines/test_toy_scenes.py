@@ -67,9 +67,11 @@ def test_objects_stay_inside_and_move_no_faster_than_the_preset_says(preset: str
             assert (step <= np.array([width, height]) * p.speed + max(p.lattice, 1)).all()
 
 
-def test_the_lattice_has_few_boxes_and_no_crowd() -> None:
-    p = PRESETS["lattice"]
-    for scene in scenes("lattice"):
+@pytest.mark.parametrize("preset", ["lattice", "fleeting"])
+def test_a_lattice_has_few_boxes_no_crowd_and_objects_by_appearance(preset: str) -> None:
+    p = PRESETS[preset]
+    for scene in scenes(preset):
+        assert scene.order == list(range(len(scene.objects)))
         for t in range(scene.n_frames):
             for i, item in enumerate(scene.objects):
                 assert item.diameter in p.diameters

@@ -25,7 +25,9 @@ from rcot_rl.recipe.inference_section import EngineSection
 from rcot_rl.tiny.policy_model import PolicySize, build_model, save_policy
 from rcot_rl.tiny.tokenizer import build_tokenizer
 
-SIZE = PolicySize(hidden=32, layers=1, intermediate=32, vision_depth=1, vision_intermediate=32)
+SIZE = PolicySize(
+    hidden=32, layers=1, heads=2, intermediate=32, vision_depth=1, vision_intermediate=32
+)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def test_it_is_the_base_network_with_other_weights():
 def test_the_shipped_models_are_small():
     files = [f for folder in (*SHIPPED.values(), TINY_SAM2) for f in folder.iterdir()]
     assert sum(f.stat().st_size for f in files) < 25e6
-    assert sum(f.stat().st_size for f in TINY_TRAINED.iterdir()) < 6e6
+    assert sum(f.stat().st_size for f in TINY_TRAINED.iterdir()) < 11e6
     assert {"README.md", "rcot.json"} <= {f.name for f in TINY_TRAINED.iterdir()}
 
 
