@@ -47,7 +47,7 @@ RECIPE = [
     "toy.corpora=[{layout: mevis, split: train, videos: 60}]",
     "data.corpora=[{dataset: mevis}]",
     "data.describe=template",
-    "data.sets={sft-1536: {ktg: 64, aks: 64, val: 8}, grpo-aks-640: {aks: 64, val: 8}, "
+    "data.sets={sft-384: {ktg: 64, aks: 64, val: 8}, grpo-aks-480: {aks: 64, val: 8}, "
     "grpo-ktg-960: {ktg: 32, val: 8}}",
     "stages=[data, sft, grpo-aks]",
     "train.sft.batch_size=16",

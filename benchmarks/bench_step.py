@@ -85,7 +85,7 @@ def settings(steps: int) -> list[str]:
         "toy.corpora=[{layout: mevis, split: train, videos: 100}]",
         "data.corpora=[{dataset: mevis}]",
         "data.describe=template",
-        "data.sets={sft-1536: {ktg: 64, aks: 128, val: 8}, grpo-aks-640: {aks: 192, val: 8}, "
+        "data.sets={sft-384: {ktg: 64, aks: 128, val: 8}, grpo-aks-480: {aks: 192, val: 8}, "
         "grpo-ktg-960: {ktg: 32, val: 8}}",
         "train.sft.epochs=2",
         f"train.grpo-aks.steps={steps}",

@@ -180,12 +180,12 @@ def test_a_run_continues_on_other_hosts(tmp_path: Path) -> None:
     first = load_recipe("laptop")
     folder = RunFolder.claim(tmp_path / "run", first)
     folder.new_attempt("sft")
-    folder.pin("shards", {"sft-1536": "abc"})
+    folder.pin("shards", {"sft-384": "abc"})
     wider = load_recipe("laptop", WIDER)
     RunFolder.claim(tmp_path / "run", wider)
     record = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert record["recipe"]["cluster"]["gpus_per_node"] == 2
-    assert record["shards"] == {"sft-1536": "abc"}
+    assert record["shards"] == {"sft-384": "abc"}
     other = load_recipe("laptop", [*WIDER, "seed=9"])
     with pytest.raises(InputError, match="seed"):
         RunFolder.claim(tmp_path / "run", other)
@@ -286,7 +286,7 @@ def test_keys_that_fixes_name_may_change_during_a_run(tmp_path: Path, change: st
 
 @pytest.mark.parametrize("user", ["data.describe=model", "train.grpo-aks.agent=agentic-aks"])
 def test_keys_that_earlier_stages_used_may_not_change(tmp_path: Path, user: str) -> None:
-    given = [user, "data.clip_frames=6", "data.clip_tasks=[aks]"]
+    given = [user, "data.clip_frames=6", "data.clip_tasks=[aks]", "train.grpo-ktg.rehearse=null"]
     RunFolder.claim(tmp_path, load_recipe("laptop", given)).new_attempt("sft")
     with pytest.raises(InputError, match=r"predict\.max_frames"):
         RunFolder.claim(tmp_path, load_recipe("laptop", [*given, "predict.max_frames=9"]))

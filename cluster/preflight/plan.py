@@ -235,4 +235,6 @@ def plan_of(case: RunCase, explain: bool = True) -> dict[str, Any]:
             f"{g.steps * each} responses of {longest} tokens at most; "
             f"{each // (case.ranks * g.micro_batch_size)} micro-batches a rank; reward {g.reward}"
         )
+        if g.rehearse is not None:
+            plan[stage] += f"; with rows of {g.rehearse}, reward {recipe.grpo(g.rehearse).reward}"
     return plan | token_limits.room(case) | token_limits.clips(case) | estimates.plan(case, explain)

@@ -101,8 +101,8 @@ class ToyCorpus(Section):
 class ToySection(Section):
     """Procedurally generated corpora, written to RUN/corpora/<layout> before the data stage."""
 
-    preset: Literal["lattice", "rich"] = "lattice"
-    """Difficulty: `lattice`, which a tiny policy can learn, or `rich`."""
+    preset: Literal["lattice", "fleeting", "rich"] = "lattice"
+    """Difficulty: `lattice` or `fleeting`, which a tiny policy can learn, or `rich`."""
 
     seed: int = Field(default=1, ge=0)
     """Seed of scenes and expressions."""
@@ -327,6 +327,12 @@ class Recipe(Section):
         size = self.data.sets.get(shard_set)
         return () if size is None else tuple(t for t in TASKS if getattr(size, t) > 0)
 
+    def shard_sets_of(self, stage: str) -> list[str]:
+        """Return the shard sets that a stage trains on: its own, and the one that it rehearses."""
+        settings = self.train[stage]
+        other = settings.rehearse if isinstance(settings, GrpoStage) else None
+        return [settings.shard_set] + ([] if other is None else [self.train[other].shard_set])
+
     @property
     def heldout_stages(self) -> dict[RowTask, str]:
         """The GRPO stage whose validation rows and reward measure each task.
@@ -402,6 +408,8 @@ class Recipe(Section):
             for task in settings.tasks or ():
                 if held and task not in held:
                     yield ("tasks",), f"{settings.shard_set} has no rows of {task}"
+        elif settings.rehearse is not None:
+            yield from self._rehearsal_faults(settings, settings.rehearse, earlier)
         if not known or not isinstance(settings, GrpoStage):
             return
         if settings.packing and self.models.attention != "sdpa":
@@ -417,6 +425,22 @@ class Recipe(Section):
                 f"must be {start}, from which the stage starts (is {reference}): only a stage that "
                 "starts from a GRPO stage can have another reference",
             )
+
+    def _rehearsal_faults(
+        self, settings: GrpoStage, name: str, earlier: Collection[str]
+    ) -> Iterator[tuple[tuple[str, ...], str]]:
+        known = [stage for stage in earlier if stage in self.grpo_stages]
+        if name not in known:
+            stages = ", ".join(known) or "there is none"
+            hint = did_you_mean(name, known)
+            yield ("rehearse",), f"'{name}' is not an earlier GRPO stage ({stages}){hint}"
+            return
+        other = self.grpo(name)
+        same = set(self.tasks_in(settings.shard_set)) & set(self.tasks_in(other.shard_set))
+        if same:
+            yield ("rehearse",), f"{name} has the same task: {' and '.join(sorted(same))}"
+        if other.agent != settings.agent:
+            yield ("rehearse",), f"{name} has agent: {other.agent}, this stage {settings.agent}"
 
     def batch_faults(self, stages: Collection[str]) -> list[tuple[tuple[str, ...], str]]:
         """Return (key, message) for each batch of `stages` that its ranks cannot share equally."""

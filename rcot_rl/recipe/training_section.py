@@ -91,6 +91,10 @@ class GrpoStage(Section):
     reward: HandedOnPath
     """Name or path of a reward recipe, FILE.py:FUNCTION, or pkg://module."""
 
+    rehearse: str | None = None
+    """Earlier GRPO stage whose rows are mixed into this stage's, scored with that stage's reward,
+    so that the policy does not forget them. None: only the rows of `shard_set`."""
+
     reward_deadline_s: float = Field(default=10.0, gt=0)
     """Maximum seconds to score one response; beyond it, the reward is 0 (reason `deadline`)."""
 

@@ -32,15 +32,17 @@ def run(run: StageRun, stage: str) -> dict[str, Any]:
     fit_ranks(run, stage, attempt)
     own_ray = recipe.cluster.ray_address == "local"
     model = run.model_of(reference)
+    own, *others = [run.shards(name) for name in recipe.shard_sets_of(stage)]
     job = jobs.grpo_job(
         recipe,
         stage,
         model,
-        run.shards(settings.shard_set),
+        own,
         folder,
         attempt,
         # the zygote serves only this host; a running Ray may have others
         py_executable=run.host.environment.get("RCOT_ZYGOTE_PYTHON") if own_ray else None,
+        rehearsed=others[0] if others else None,
     )
     arguments = ["-m", "rcot_rl.stages.grpo_stage", str(job.config)]
     newest = train(run, stage, job, arguments, attempt)

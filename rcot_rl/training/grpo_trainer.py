@@ -39,6 +39,9 @@ from rcot_rl.training.storage_metrics import storage_metrics
 
 logger = logging.getLogger(__name__)
 
+REHEARSED = "rehearsed"
+"""Folder of the rollouts of rehearsed rows, beside `rollouts`, and prefix of their metrics."""
+
 COMPONENT = "component/"
 """Prefix of a component's key in what the reward function returned."""
 
@@ -138,7 +141,14 @@ class _ObservedTrainer(PPOTrainer):
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         rows = self._reward_rows(batch)
-        metrics.update(reward_metrics(last_turns(rows, "uid")))
+        responses = last_turns(rows, "uid")
+        own = [row for row in responses if not row["rehearsed"]]
+        rehearsed = [row for row in responses if row["rehearsed"]]
+        if own:  # a random batch may have rehearsed rows only
+            metrics.update(reward_metrics(own))
+        if rehearsed:
+            figures = reward_metrics(rehearsed).items()
+            metrics.update({f"{REHEARSED}/{name}": value for name, value in figures})
         metrics.update(storage_metrics(Path(self.config.trainer.default_local_dir)))
         if "gen" in timing_raw:
             tokens = metrics["response_length/mean"] * len(rows)
@@ -188,7 +198,11 @@ class _ObservedTrainer(PPOTrainer):
             )
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict, rollout_data_dir: str) -> None:
-        """Write one JSON line per response; verl's own dump leaves out the components."""
+        """Write one JSON line per response; verl's own dump leaves out the components.
+
+        Responses to rehearsed rows go to a folder of their own: `rollouts` has those that the
+        stage's reward scored.
+        """
         rows = self._reward_rows(batch)
         fields = ["prompts", "responses", "advantages"]
         fields += ["reward_model", "data_source", "extra_info"]
@@ -204,7 +218,7 @@ class _ObservedTrainer(PPOTrainer):
             float(values[0]) if len(values) else None for values in data["advantages"].unbind()
         ]
         columns = {k: list(data[k]) for k in ("reward_model", "data_source", "extra_info")}
-        lines = []
+        lines: dict[bool, list[str]] = {False: []}
         for row in rows:
             i = row["position"]
             extra = columns["extra_info"][i] or {}
@@ -226,21 +240,26 @@ class _ObservedTrainer(PPOTrainer):
                 "expression_id": extra.get("expression_id"),
                 **({"extra_info": {OUTCOME: row["outcome"]}} if row["outcome"] else {}),
             }
-            lines.append(json.dumps(line, ensure_ascii=False, default=_plain))
-        path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
-        write_text(path, "\n".join(lines) + "\n")
+            text = json.dumps(line, ensure_ascii=False, default=_plain)
+            lines.setdefault(row["rehearsed"], []).append(text)
+        for rehearsed, texts in lines.items():
+            folder = Path(rollout_data_dir)
+            folder = folder.with_name(REHEARSED) if rehearsed else folder
+            write_text(folder / f"{self.global_steps}.jsonl", "".join(f"{t}\n" for t in texts))
 
     def _reward_rows(self, batch: Any) -> list[dict[str, Any]]:
         """Return a row per sequence, without verl's padding.
 
         A row has the sequence's uid, sample, turn, position in the batch, reward, components,
-        reasons, seconds and, for an agentic episode, outcome and truth.
+        reasons, seconds, whether it is rehearsed and, for an agentic episode, outcome and truth.
         """
         data = tq.kv_batch_get(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            select_fields=["rm_scores", "extra_fields", "metrics"],
+            select_fields=["rm_scores", "extra_fields", "metrics", "data_source"],
         )
+        arguments = self.config.reward.custom_reward_function.reward_kwargs
+        rehearsed = [s in arguments.get("rehearsed", {}) for s in data["data_source"]]
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
         # read once: each access to a column of objects copies the whole column
         all_fields, timings = list(data["extra_fields"]), list(data["metrics"])
@@ -257,6 +276,7 @@ class _ObservedTrainer(PPOTrainer):
                     "sample": sample,
                     "turn": turn,
                     "position": position,
+                    "rehearsed": rehearsed[position],
                     "outcome": outcome,
                     "truth": json.dumps(outcome["truth"]) if outcome else None,
                     "reward": rewards[position],

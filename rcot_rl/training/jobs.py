@@ -117,6 +117,7 @@ def grpo_job(
     out: Path,
     attempt: Path,
     py_executable: str | None = None,
+    rehearsed: Path | None = None,
 ) -> Job:
     """Return the job that trains a policy on `shards` with GRPO.
 
@@ -128,12 +129,15 @@ def grpo_job(
         out: The stage's folder.
         attempt: Folder of the attempt, for configuration and logs.
         py_executable: Executable with which Ray starts workers. None: Ray's default.
+        rehearsed: Folder of the shard set of the stage that this one rehearses.
 
     Raises:
         InputError: The configuration, the model or the shards are invalid.
     """
     check_pixels(recipe, model)
     train, val = split_files(shards, "train"), split_files(shards, "val")
+    if rehearsed is not None:
+        train += split_files(rehearsed, "train")
     config = grpo_config(recipe, stage, model=model, train=train, val=val, out=out)
     key = f"train.{stage}.prompts_per_step"
     steps = _planned_steps(config, count_rows(train), 1, key, shards)
@@ -142,7 +146,7 @@ def grpo_job(
             "must be at least 1: a stage is only done with a checkpoint of its last step",
             key="verl.trainer.save_freq",
         )
-    facts = provenance(recipe, stage, shards)
+    facts = provenance(recipe, stage, shards, rehearsed)
     _note_provenance(config, facts)
     environment = training_environment(recipe, attempt)
     # a running Ray's workers do not inherit what the supervisor sets for its own child
@@ -281,8 +285,9 @@ def token_limits(recipe: Recipe) -> dict[str, dict[str, int]]:
             key, limit = "total_tokens", settings.max_length
         else:
             key, limit = "prompt_tokens", settings.max_prompt_length
-        of_set = limits.setdefault(settings.shard_set, {})
-        of_set[key] = min(limit, of_set.get(key, limit))
+        for name in recipe.shard_sets_of(stage):
+            of_set = limits.setdefault(name, {})
+            of_set[key] = min(limit, of_set.get(key, limit))
     return limits
 
 

@@ -35,8 +35,17 @@ def shard_hash(shards: Path) -> str:
     return hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
 
 
-def provenance(recipe: Recipe, stage: str, shards: Path) -> dict[str, Any]:
-    """Return the inputs of a stage besides the code and the starting model."""
+def provenance(
+    recipe: Recipe, stage: str, shards: Path, rehearsed: Path | None = None
+) -> dict[str, Any]:
+    """Return the inputs of a stage besides the code and the starting model.
+
+    Args:
+        recipe: The recipe.
+        stage: A training stage.
+        shards: Folder of its shard set.
+        rehearsed: Folder of the shard set of the stage that it rehearses.
+    """
     facts: dict[str, Any] = {
         "stage": stage,
         "recipe_sha256": recipe_hash(recipe),
@@ -45,6 +54,14 @@ def provenance(recipe: Recipe, stage: str, shards: Path) -> dict[str, Any]:
     if stage in recipe.grpo_stages:
         reward = _reward(recipe, stage)
         facts |= {"reward": reward["name"], "reward_sha256": reward["sha256"]}
+    if rehearsed is not None and (other := recipe.grpo(stage).rehearse) is not None:
+        reward = _reward(recipe, other)
+        facts["rehearses"] = {
+            "stage": other,
+            "shards_sha256": shard_hash(rehearsed),
+            "reward": reward["name"],
+            "reward_sha256": reward["sha256"],
+        }
     return facts
 
 

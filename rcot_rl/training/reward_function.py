@@ -177,19 +177,22 @@ async def compute_score(
     reward: str,
     canvas: int,
     deadline_s: float = DEADLINE_S,
+    rehearsed: Mapping[str, str] | None = None,
     **row: Any,
 ) -> dict[str, Any]:
     """Score one response (eq. 13). Raises InputError.
 
     Args:
         reward: A shipped reward, a reward recipe's file, or FILE.py:FUNCTION.
+        rehearsed: Data source -> reward of the rows that have another reward than the stage's.
         row: Further keys for a user's function.
 
     Returns:
         `score`, the weighted sum; every component, unweighted, as `component/<name>`; `reasons`,
-        codes joined by ";"; and `reward_seconds`. Every row has the same keys, as verl requires.
+        codes joined by ";"; and `reward_seconds`. Rows with the same reward have the same keys.
     """
-    timed = await scorer(reward, canvas, deadline_s).score(
+    used = (rehearsed or {}).get(data_source, reward)
+    timed = await scorer(used, canvas, deadline_s).score(
         solution_str, ground_truth, {**row, "data_source": data_source, "extra_info": extra_info}
     )
     score, reasons = timed.score, list(timed.score.reasons)

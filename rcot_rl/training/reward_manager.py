@@ -52,10 +52,11 @@ class RCoTRewardManager(RewardManagerBase):
         super().__init__(config, tokenizer, compute_score)
         # loaded here so that a faulty reward fails the start, not the first step
         kwargs = config.reward.custom_reward_function.reward_kwargs
-        reward = load(kwargs.reward, kwargs.canvas, kwargs.deadline_s)
-        logger.info(
-            "reward %s: canvas %d, deadline %g s", reward.name, kwargs.canvas, kwargs.deadline_s
-        )
+        for name in {kwargs.reward, *kwargs.get("rehearsed", {}).values()}:
+            reward = load(name, kwargs.canvas, kwargs.deadline_s)
+            logger.info(
+                "reward %s: canvas %d, deadline %g s", reward.name, kwargs.canvas, kwargs.deadline_s
+            )
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score the last sequence of a trajectory.

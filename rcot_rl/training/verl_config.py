@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from data_pipelines.rows import DATA_SOURCES
 from rcot_rl.errors import InputError
 from rcot_rl.recipe.schema import Recipe
 from rcot_rl.recipe.training_section import GrpoStage
@@ -67,7 +68,7 @@ def grpo_config(
     """
     section = recipe.grpo(stage)
     values: dict[str, Any] = {}
-    values.update(_grpo_method(recipe, section))
+    values.update(_grpo_method(recipe, stage))
     values.update(_grpo_host(recipe, section))
     values.update(_grpo_paths(recipe, stage, section, model, train, val, out))
     config = _compose("ppo_trainer", ["actor_rollout_ref.rollout.name=vllm"])
@@ -77,8 +78,9 @@ def grpo_config(
     return config
 
 
-def _grpo_method(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
+def _grpo_method(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Return the values of the experiment: Table 7 and section 4.2 of the paper."""
+    section = recipe.grpo(stage)
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     return {
         "algorithm.adv_estimator": "grpo",  # eq. 14
@@ -126,6 +128,7 @@ def _grpo_method(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
         "reward.custom_reward_function.name": "compute_score",
         # absolute, since Ray's workers may have another working directory
         "reward.custom_reward_function.reward_kwargs.reward": absolute(section.reward),
+        **_rehearsed(recipe, stage),
         "reward.custom_reward_function.reward_kwargs.deadline_s": section.reward_deadline_s,
         "reward.custom_reward_function.reward_kwargs.canvas": recipe.canvas.image,
         "trainer.val_before_train": False,
@@ -136,6 +139,23 @@ def _grpo_method(recipe: Recipe, section: GrpoStage) -> dict[str, Any]:
         "trainer.resume_mode": "auto",
         **_lora(section),
     }
+
+
+def _rehearsed(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return the reward of each data source that the stage rehearses. Raises InputError."""
+    name = recipe.grpo(stage).rehearse
+    if name is None:
+        return {}
+    for shard_set in recipe.shard_sets_of(stage):
+        if not recipe.tasks_in(shard_set):
+            raise InputError(
+                f"needs {shard_set} in data.sets, for the tasks of its rows",
+                key=f"train.{stage}.rehearse",
+            )
+    other = recipe.grpo(name)
+    sources = [DATA_SOURCES[task] for task in recipe.tasks_in(other.shard_set)]
+    rewards = dict.fromkeys(sources, absolute(other.reward))
+    return {"reward.custom_reward_function.reward_kwargs.rehearsed": rewards}
 
 
 _ON_POLICY = "rcot_on_policy"

@@ -66,8 +66,8 @@ def taught(recipe, run_rcot: Callable[..., CompletedProcess[str]]) -> Path:
         "stages=[data, sft]",
         "toy.corpora=[{layout: ref-youtube-vos, split: train, videos: 300}]",
         "data.corpora=[{dataset: ref-youtube-vos}]",
-        "data.sets={sft-1536: {ktg: 1024, aks: 512, val: 0}, "
-        "grpo-aks-640: {aks: 8, val: 0}, grpo-ktg-960: {ktg: 8, val: 0}}",
+        "data.sets={sft-384: {ktg: 1024, aks: 512, val: 0}, "
+        "grpo-aks-480: {aks: 8, val: 0}, grpo-ktg-960: {ktg: 8, val: 0}}",
         "data.single_multi=null",
         "data.describe=template",
     )

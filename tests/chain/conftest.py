@@ -18,7 +18,7 @@ SMALL = [
     "data.corpora=[{dataset: mevis}]",
     # grpo-aks: an epoch is one step of 4 prompts and leaves 2 rows over, so every resume is at an
     # epoch boundary
-    "data.sets={sft-1536: {ktg: 64, aks: 192, val: 8}, grpo-aks-640: {aks: 6, val: 8}, "
+    "data.sets={sft-384: {ktg: 64, aks: 192, val: 8}, grpo-aks-480: {aks: 6, val: 8}, "
     "grpo-ktg-960: {ktg: 32, val: 8}}",
     "train.sft.epochs=2",  # until some answers earn something: equal rewards move no weight
     "train.sft.batch_size=16",
@@ -42,7 +42,7 @@ TRAINED = [
     "data.describe=template",
     "data.clip_frames=6",
     "data.clip_tasks=[aks]",
-    "data.sets={sft-1536: {ktg: 64, aks: 256, val: 8}, grpo-aks-640: {aks: 32, val: 8}, "
+    "data.sets={sft-384: {ktg: 64, aks: 256, val: 8}, grpo-aks-480: {aks: 32, val: 8}, "
     "grpo-ktg-960: {ktg: 16, aks: 16, val: 8}}",
     "train.sft.batch_size=16",
     "train.sft.micro_batch_size=16",

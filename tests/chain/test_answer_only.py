@@ -25,7 +25,7 @@ def test_sft_learns_answers_without_reasoning(
     overrides = [*small, "data.describe=template", "train.sft.epochs=1", "stages=[data, sft]"]
     done = run_rcot("run", recipe, "extends=laptop", *overrides, "--out", run)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = pq.ParquetFile(next((run / "shards" / "sft-1536").glob("train-*.parquet"))).read(
+    rows = pq.ParquetFile(next((run / "shards" / "sft-384").glob("train-*.parquet"))).read(
         columns=["messages", "prompt"]
     )
     for row in rows.to_pylist():

@@ -38,8 +38,8 @@ RECIPE = {
         "describe": "template",
         "allow_smaller": True,
         "sets": {
-            "sft-1536": {"ktg": 8, "aks": 8, "val": 48},
-            "grpo-aks-640": {"aks": 8, "val": 48},
+            "sft-384": {"ktg": 8, "aks": 8, "val": 48},
+            "grpo-aks-480": {"aks": 8, "val": 48},
             "grpo-ktg-960": {"ktg": 8, "val": 48},
         },
     },

@@ -27,6 +27,14 @@ def metrics(run: Path, stage: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def rollouts(stage: Path, step: int) -> tuple[list[dict], list[dict]]:
+    """Return the responses of a step to the stage's own rows, and to rehearsed ones."""
+    files = [stage / folder / f"{step}.jsonl" for folder in ("rollouts", "rehearsed")]
+    texts = [file.read_text().splitlines() if file.is_file() else [] for file in files]
+    own, rehearsed = [[json.loads(line) for line in lines] for lines in texts]
+    return own, rehearsed
+
+
 def newest(run: Path, stage: str) -> Path:
     return find_checkpoint(run / stage / "checkpoints" / "latest")
 
@@ -80,14 +88,15 @@ def test_the_rows_come_in_the_order_of_a_run_that_was_never_interrupted(finished
     from torch import Generator, randperm
 
     run, *_ = finished
-    for stage, rows, steps in (("grpo-aks", 6, 3), ("grpo-ktg", 32, 2)):
+    # the rows of the AKS stage follow those of the KTG stage, which rehearses them
+    for stage, rows, steps in (("grpo-aks", 6, 3), ("grpo-ktg", 32 + 6, 2)):
         generator, batches = Generator().manual_seed(1), []
         while len(batches) < steps:  # epoch after epoch, without the rows of a last partial batch
             order = randperm(rows, generator=generator).tolist()
             batches += [set(order[k : k + 4]) for k in range(0, rows - 3, 4)]
         for step in range(1, steps + 1):
-            lines = (run / stage / "rollouts" / f"{step}.jsonl").read_text().splitlines()
-            seen = {json.loads(line)["index"] for line in lines}
+            own, rehearsed = rollouts(run / stage, step)
+            seen = {row["index"] for row in own} | {32 + row["index"] for row in rehearsed}
             assert seen == batches[step - 1], (stage, step)
 
 
@@ -105,9 +114,11 @@ def test_every_stage_leaves_the_files_of_the_run_folder_contract(finished):
         latest = run / stage / "checkpoints" / "latest"
         assert latest.read_text() == f"global_step_{steps}\n"
         for step in range(1, steps + 1):
-            lines = (run / stage / "rollouts" / f"{step}.jsonl").read_text().splitlines()
-            assert len(lines) == 32
-            row = json.loads(lines[0])
+            own, rehearsed = rollouts(run / stage, step)
+            assert len(own) + len(rehearsed) == 32
+            row = own[0]
+            assert {row["data_source"] for row in own} == {f"rcot/{stage.removeprefix('grpo-')}"}
+            assert {row["data_source"] for row in rehearsed} <= {"rcot/aks"}
             assert {"prompt_id", "response", "ground_truth", "reward", "components"} <= row.keys()
     answers = run / "predict" / "heldout" / "ktg" / "grpo-ktg-sampled.jsonl"
     assert len(answers.read_text().splitlines()) == 4 * 2  # prompts x samples
@@ -132,8 +143,8 @@ def test_training_and_rollouts_ran_on_the_real_engines(finished):
 def test_rollouts_have_the_advantages_and_lengths_of_their_step(finished):
     run, *_ = finished
     for step in metrics(run, "grpo-ktg"):
-        file = run / "grpo-ktg" / "rollouts" / f"{step['step']}.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        own, rehearsed = rollouts(run / "grpo-ktg", step["step"])
+        rows = own + rehearsed
         lengths = [row["response_tokens"] for row in rows]
         assert sum(lengths) / len(lengths) == pytest.approx(step["response_length/mean"])
         groups: dict[str, list[dict]] = {}

@@ -20,7 +20,7 @@ SETTINGS = [
     "toy.corpora=[{layout: mevis, split: train, videos: 30}]",
     "data.corpora=[{dataset: mevis}]",
     "data.describe=template",
-    "data.sets={sft-1536: {ktg: 9, aks: 9, val: 4}, grpo-aks-640: {aks: 4, val: 4}, "
+    "data.sets={sft-384: {ktg: 9, aks: 9, val: 4}, grpo-aks-480: {aks: 4, val: 4}, "
     "grpo-ktg-960: {ktg: 4, val: 4}}",
     "data.allow_smaller=true",
     f"train.sft.batch_size={BATCH}",

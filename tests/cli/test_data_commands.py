@@ -25,8 +25,8 @@ def recipe(tmp_path_factory) -> Path:
     data = {
         "corpora": [{"dataset": "mevis", "root": str(folder / "mevis")}],
         "sets": {
-            "sft-1536": {"ktg": 16, "aks": 8},
-            "grpo-aks-640": {"aks": 8},
+            "sft-384": {"ktg": 16, "aks": 8},
+            "grpo-aks-480": {"aks": 8},
             "grpo-ktg-960": {"ktg": 8},
         },
         "describe": "template",
@@ -46,9 +46,9 @@ def shards(recipe, invoke: Callable[..., Result]) -> Path:
 def test_the_plan_comes_first_and_the_sets_last(recipe, tmp_path, invoke):
     done = invoke("data", "build", recipe, "--out", tmp_path)
     assert done.exit_code == 0
-    assert "ktg single" in done.stderr and "shards sft-1536" in done.stderr
-    assert done.stderr.index("available") < done.stderr.index("shards sft-1536")
-    assert "sft-1536: 24 train, 0 val\n" in done.stdout
+    assert "ktg single" in done.stderr and "shards sft-384" in done.stderr
+    assert done.stderr.index("available") < done.stderr.index("shards sft-384")
+    assert "sft-384: 24 train, 0 val\n" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["describe", "trace"])
@@ -66,7 +66,7 @@ def test_check_accepts_rows_with_the_policys_processor(shards, invoke):
     done = invoke("data", "check", shards, "--json", "--model", "tiny")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert report["ok"] and report["counts"]["sft-1536"]["train"]["ktg"] == 16
+    assert report["ok"] and report["counts"]["sft-384"]["train"]["ktg"] == 16
 
 
 def test_check_reports_images_that_the_processor_would_resize(shards, tmp_path, invoke):
@@ -77,7 +77,7 @@ def test_check_reports_images_that_the_processor_would_resize(shards, tmp_path, 
     config = json.loads(path.read_text())
     config["image_processor"]["size"]["longest_edge"] = 84 * 84
     path.write_text(json.dumps(config))
-    done = invoke("data", "check", shards / "sft-1536", "--model", other)
+    done = invoke("data", "check", shards / "sft-384", "--model", other)
     assert done.exit_code == 2
     assert "the processor makes 84 x 84 pixels of 112 x 112" in done.stderr
     assert "prompt_tokens" in done.stderr
@@ -86,11 +86,11 @@ def test_check_reports_images_that_the_processor_would_resize(shards, tmp_path, 
 def test_show_writes_a_picture_and_a_page_and_refuses_other_types(shards, tmp_path, invoke):
     for name in ("rows.png", "rows.html"):
         out = tmp_path / name
-        done = invoke("data", "show", shards / "sft-1536", "--out", out)
+        done = invoke("data", "show", shards / "sft-384", "--out", out)
         assert done.exit_code == 0 and out.is_file()
     with Image.open(tmp_path / "rows.png") as sheet:
         assert sheet.width > 1000
-    one = invoke("data", "show", shards / "sft-1536", "--row", "3", "--out", tmp_path / "1.png")
+    one = invoke("data", "show", shards / "sft-384", "--row", "3", "--out", tmp_path / "1.png")
     assert one.stdout.startswith("1 rows")
     (tmp_path / "folder.png").mkdir()
     for name in ("x.gif", "folder.png"):
@@ -131,7 +131,7 @@ def test_a_build_without_the_policy_reports_that_tokens_are_not_counted(recipe, 
     done = invoke("data", "build", recipe, "models.policy=nobody/nothing", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "tokens are not counted" in done.stderr
-    assert json.loads((tmp_path / "sft-1536" / "manifest.json").read_text())["tokens"] is None
+    assert json.loads((tmp_path / "sft-384" / "manifest.json").read_text())["tokens"] is None
     assert invoke("data", "check", tmp_path).exit_code == 0
 
 

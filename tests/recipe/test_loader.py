@@ -561,6 +561,16 @@ def test_like_follows_overrides_of_the_other_stage_and_of_all_grpo_stages(write:
             "x: {like: sft, shard_set: sft-k, tasks: [aks]}",
             "train.x.tasks: sft-k has no rows of aks",
         ),
+        ("x: {like: grpo-ktg, rehearse: sft}", "train.x.rehearse: 'sft' is not an earlier GRPO st"),
+        ("x: {like: grpo-ktg, rehearse: x}", "train.x.rehearse: 'x' is not an earlier GRPO stage"),
+        (
+            "x: {like: grpo-ktg, rehearse: grpo-kgt}",
+            "(grpo-aks, grpo-ktg); did you mean grpo-ktg?",
+        ),
+        (
+            "x: {like: grpo-ktg, rehearse: grpo-ktg}",
+            "train.x.rehearse: grpo-ktg has the same task: aks",
+        ),
     ],
 )
 def test_faults_of_like_name_its_place(write: Write, stages: str, message: str) -> None:

@@ -153,7 +153,7 @@ def test_the_last_step_is_that_of_verls_own_configuration(
     ("stage", "keys", "complaint"),
     [
         ("sft", "trainer.total_training_steps: 7", "is 7, but 70 rows .* make 6 steps"),
-        ("grpo-ktg", "trainer.total_epochs: 2", "is 48, but 70 rows .* make 8 steps"),
+        ("grpo-ktg", "trainer.total_epochs: 2", "is 90, but 70 rows .* make 8 steps"),
         ("grpo-ktg", "trainer.save_freq: -1", "at least 1"),
     ],
 )
@@ -196,6 +196,28 @@ def test_too_few_rows_for_one_batch_are_an_error(shards: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rehearsed_stage_adds_its_rows_and_its_reward(shards: Path, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    others = shutil.copytree(shards, tmp_path / "others")
+    (others / "manifest.json").write_text("{} ")
+    attempt = tmp_path / "out" / "attempt-1"
+    place = (TINY, shards, tmp_path / "out", attempt)
+    jobs.grpo_job(load_recipe("laptop"), "grpo-ktg", *place, rehearsed=others)
+    config = OmegaConf.load(attempt / "verl.yaml")
+    folders = [Path(file).parent for file in config.data.train_files]
+    assert folders == [shards, shards, others, others]
+    assert [Path(file).parent for file in config.data.val_files] == [shards]
+    kwargs = config.reward.custom_reward_function.reward_kwargs
+    assert (kwargs.reward, kwargs.rehearsed) == ("ktg", {"rcot/aks": "aks"})
+    facts = config.trainer.rcot.provenance
+    assert facts.rehearses.shards_sha256 != facts.shards_sha256
+    assert (facts.rehearses.stage, facts.rehearses.reward) == ("grpo-aks", "aks")
+    unknown = load_recipe("laptop", ["train.grpo-aks.shard_set=elsewhere"])
+    with pytest.raises(InputError, match="rehearse: needs elsewhere in data.sets"):
+        jobs.grpo_job(unknown, "grpo-ktg", *place, rehearsed=others)
+
+
 def test_a_grpo_job_resumes_and_passes_the_environment_to_its_workers(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -205,7 +227,7 @@ def test_a_grpo_job_resumes_and_passes_the_environment_to_its_workers(
     out = tmp_path / "grpo-ktg"
     checkpoints(out / "checkpoints", "24", 12, 24)
     job = jobs.grpo_job(recipe, "grpo-ktg", TINY, shards, out, out / "attempt-2", "py -x")
-    assert (job.total_steps, job.resumes_from) == (48, 24)
+    assert (job.total_steps, job.resumes_from) == (90, 24)
     config = OmegaConf.load(out / "attempt-2" / "verl.yaml")
     runtime = config.ray_kwargs.ray_init.runtime_env
     assert runtime.py_executable == "py -x"

@@ -148,6 +148,19 @@ def test_a_broken_ground_truth_is_an_input_error() -> None:
         asyncio.run(compute_score("rcot/ktg", "", "{", reward="ktg", canvas=112))
 
 
+def test_rehearsed_rows_are_scored_with_the_reward_of_their_stage(file) -> None:
+    async def run(source: str) -> dict:
+        spec, others = f"{file}:waits", {"rcot/aks": "aks"}
+        return await compute_score(
+            source, RIGHT, "A", reward=spec, canvas=112, deadline_s=3.0, rehearsed=others
+        )
+
+    rehearsed, own = asyncio.run(run("rcot/aks")), asyncio.run(run("rcot/ktg"))
+    assert (rehearsed["score"], rehearsed["component/accuracy"]) == (3.0, 1.0)
+    assert (own["score"], own["component/a"]) == (len(RIGHT), 1.0)
+    assert "component/accuracy" not in own
+
+
 def test_separators_in_a_functions_reasons_are_escaped(tmp_path) -> None:
     (tmp_path / "r.py").write_text(
         "def f(r, t):\n    return {'reward': 0, 'reasons': ['a;b', 'c']}\n"

@@ -60,7 +60,7 @@ def test_step_0_keeps_weights_and_resets_the_optimizer(previous, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "numbers"),
     [
-        ([], ["8e-05", "0.01", "[0.9, 0.999]"]),
+        ([], ["0.0003", "0.01", "[0.9, 0.999]"]),
         (["train.grpo-ktg.learning_rate=0.5"], ["0.5", "0.01", "[0.9, 0.999]"]),
         (
             [

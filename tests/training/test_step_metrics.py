@@ -31,8 +31,10 @@ CODE = textwrap.dedent(
     trainer = object.__new__(RCoTTrainer)
     trainer._hosts, trainer.global_steps, trainer.steps_per_epoch = Hosts(), 1, 1
     trainer.config = OmegaConf.create({"trainer": {"default_local_dir": sys.argv[1]}})
-    row = {"uid": "a", "sample": 0, "turn": 0, "reward": 1.0, "components": {}, "reasons": []}
-    trainer._reward_rows = lambda batch: [row, row | {"sample": 1}]
+    row = {"uid": "a", "sample": 0, "turn": 0, "reward": 1.0, "components": {}, "reasons": [],
+           "rehearsed": False}
+    other = {"uid": "b", "reward": 3.0, "components": {"x": 3.0}, "rehearsed": True}
+    trainer._reward_rows = lambda batch: [row, row | {"sample": 1}, row | other]
     steps = []
     for _ in range(2):
         metrics, timing = {}, {}
@@ -52,7 +54,9 @@ def test_a_step_that_saves_takes_the_hosts_figures_once(run_verl_python, tmp_pat
     name = "gpu/host0/memory_gib/max"
     assert [first[name], second[name]] == [1.0, 2.0]
     assert saved[name] == 2.0, "the checkpoint holds the figures of its own step"
-    assert first["perf/response_tokens_per_s"] == pytest.approx(2 * 30 / 2.0)
+    assert first["perf/response_tokens_per_s"] == pytest.approx(3 * 30 / 2.0)
+    assert (first["reward/mean"], first["rehearsed/reward/mean"]) == (1.0, 3.0)
+    assert first["rehearsed/reward/x/mean"] == 3.0 and "reward/x/mean" not in first
     assert first["disk/free_gib"] > 0
 
 
@@ -61,6 +65,7 @@ ROWS = textwrap.dedent(
     import json, sys
     from types import SimpleNamespace
     import torch
+    from omegaconf import OmegaConf
     from tensordict import NonTensorStack, TensorDict
     from rcot_rl.training import grpo_trainer
 
@@ -75,10 +80,15 @@ ROWS = textwrap.dedent(
         scores = torch.nested.as_nested_tensor(
             [torch.tensor([0.0] * i + [float(i)]) for i in range(size)], layout=torch.jagged)
         extra = [{"reward_extra_info": {"component/x": i, "reasons": "a;b"}} for i in range(size)]
-        columns = {"extra_fields": NonTensorStack(*extra), "rm_scores": scores,
+        sources = ["rcot/aks" if i == 0 else "rcot/ktg" for i in range(size)]
+        columns = {"data_source": NonTensorStack(*sources), "extra_fields": NonTensorStack(*extra), "rm_scores": scores,
                    "metrics": NonTensorStack(*[{"generate_sequences": i / 2} for i in range(size)])}
         return Counting(columns, batch_size=[size])
 
+    kwargs = {"reward": "ktg", "rehearsed": {"rcot/aks": "aks"}}
+    reward = {"custom_reward_function": {"reward_kwargs": kwargs}}
+    trainer = object.__new__(grpo_trainer.RCoTTrainer)
+    trainer.config = OmegaConf.create({"reward": reward})
     results = []
     for size in (3, 30):
         Counting.reads = 0
@@ -86,8 +96,8 @@ ROWS = textwrap.dedent(
         tags = [{"is_padding": i == 1} for i in range(size)]
         keys = [f"u_{i}_0" for i in range(size)]
         meta = SimpleNamespace(keys=keys, tags=tags, partition_id="train")
-        rows = grpo_trainer.RCoTTrainer._reward_rows(None, meta)
-        results.append([rows[1], len(rows), Counting.reads])
+        rows = trainer._reward_rows(meta)
+        results.append([rows[:2], len(rows), Counting.reads])
     print("RESULT" + json.dumps(results))
     """
 )
@@ -95,10 +105,11 @@ ROWS = textwrap.dedent(
 
 def test_reading_a_steps_rewards_copies_each_column_once(run_verl_python):
     """A column of objects is copied at every access; one per response made a step quadratic."""
-    (row, count, reads), (_, many, same_reads) = json.loads(
+    ((first, row), count, reads), (_, many, same_reads) = json.loads(
         run_verl_python(ROWS).partition("RESULT")[2].splitlines()[0]
     )
     assert (count, many) == (2, 29), "padding is left out"
     assert (row["position"], row["reward"], row["components"]) == (2, 2.0, {"x": 2.0})
     assert (row["reasons"], row["generate_s"]) == (["a", "b"], 1.0)
+    assert (first["rehearsed"], row["rehearsed"]) == (True, False)
     assert reads == same_reads

@@ -8,7 +8,7 @@ counts are the exact ones of the manifests.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,21 @@ def shards(case: RunCase, notes: Notes) -> None:
     """Check the sets of the training stages to be run, unless the data stage will build them."""
     if "data" in case.todo:
         return
-    budget, seen = BUDGET_BYTES, set()
+    budget, opened, seen = BUDGET_BYTES, dict[str, _Set | None](), set()
     for stage in case.training:
-        shard_set = _open(case, notes, stage)
-        if shard_set is None:
-            continue
-        if shard_set.folder not in seen:
-            budget = _files(notes, shard_set, budget)
-            seen.add(shard_set.folder)
-        _recipe(case, notes, shard_set)
-        _rows(case, notes, shard_set)
-        _lengths(case, notes, shard_set)
+        for source in filter(None, (stage, case.rehearsed_by(stage))):
+            if source not in opened:
+                shard_set = opened[source] = _open(case, notes, source)
+                if shard_set is None:
+                    continue
+                if shard_set.folder not in seen:
+                    budget = _files(notes, shard_set, budget)
+                    seen.add(shard_set.folder)
+                _recipe(case, notes, shard_set)
+                _rows(case, notes, shard_set)
+            rows = opened[source]
+            if rows is not None:
+                _lengths(case, notes, replace(rows, stage=stage))
 
 
 def _open(case: RunCase, notes: Notes, stage: str) -> _Set | None:

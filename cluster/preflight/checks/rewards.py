@@ -23,8 +23,9 @@ _FIRST = "an error at the first response"
 
 
 def rewards(case: RunCase, notes: Notes) -> None:
-    """Check the reward of every GRPO stage that is still to be run."""
-    for stage in case.grpo:
+    """Check the rewards of every GRPO stage that is still to be run."""
+    rehearsed = filter(None, map(case.rehearsed_by, case.grpo))
+    for stage in dict.fromkeys([*case.grpo, *rehearsed]):
         reward = case.recipe.grpo(stage).reward
         if case.elsewhere and _is_file_elsewhere(reward):
             notes.unknown(

@@ -66,7 +66,7 @@ def keys(case: RunCase, notes: Notes) -> None:
         section = case.recipe.grpo(stage)
         with notes.attempt(f"{stage}.verl", cost=_COST, fix=install):
             known = reference()
-            preset = verl_config._grpo_method(case.recipe, section)
+            preset = verl_config._grpo_method(case.recipe, stage)
             preset |= verl_config._grpo_host(case.recipe, section)
             preset |= verl_config._grpo_paths(
                 case.recipe, stage, section, here, [here], [here], here

@@ -53,7 +53,8 @@ class _Artifacts:
         settings = self._recipe.train.get(stage)
         if settings is None:
             return
-        yield self._shards(settings.shard_set, "used")
+        for name in self._recipe.shard_sets_of(stage):
+            yield self._shards(name, "used")
         starts = [self._recipe.start_of(stage)]
         if isinstance(settings, GrpoStage):
             starts.append(self._recipe.reference_of(stage))

@@ -21,7 +21,7 @@ SMALL = [
     "data.corpora=[{dataset: mevis}]",
     "data.describe=template",
     "data.workers=1",
-    "data.sets={sft-1536: {ktg: 4, aks: 4, val: 2}, grpo-aks-640: {aks: 4, val: 2}, "
+    "data.sets={sft-384: {ktg: 4, aks: 4, val: 2}, grpo-aks-480: {aks: 4, val: 2}, "
     "grpo-ktg-960: {ktg: 4, val: 2}}",
 ]
 
@@ -56,7 +56,7 @@ def test_the_run_is_made_in_workdir_by_the_same_process(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_has_the_status_and_the_message_of_rcot_run(tmp_path: Path) -> None:
-    command = launch(tmp_path, "data.sets.sft-1536.val=5000")
+    command = launch(tmp_path, "data.sets.sft-384.val=5000")
     _, errors = command.communicate(timeout=120)
     assert command.returncode == 2
     assert "the corpora cannot fill the sets" in errors.splitlines()[-1]

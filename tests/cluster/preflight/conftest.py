@@ -26,7 +26,7 @@ BIG_HOST = {
     "gpus": 4,
 }
 SMALL_SETS = (
-    "data.sets={sft-1536: {ktg: 16, aks: 16, val: 4}, grpo-aks-640: {aks: 32, val: 4}, "
+    "data.sets={sft-384: {ktg: 16, aks: 16, val: 4}, grpo-aks-480: {aks: 32, val: 4}, "
     "grpo-ktg-960: {ktg: 32, val: 4}}"
 )
 CORPORA = {

@@ -40,7 +40,7 @@ def test_complete_shards_have_no_finding(look: Callable[..., Report], built: Bui
 
 def test_missing_and_unknown_files_are_named(look: Callable[..., Report], built: Built) -> None:
     root, overrides = built
-    folder = root / "shards" / "grpo-aks-640"
+    folder = root / "shards" / "grpo-aks-480"
     media = next(folder.glob("media/**/*.jpg"))
     media.unlink()
     (folder / "train-00007-of-00001.parquet").write_bytes(b"")
@@ -68,7 +68,7 @@ def test_a_changed_byte_is_found_within_the_budget(
 
 def test_a_truncated_parquet_file_is_an_error(look: Callable[..., Report], built: Built) -> None:
     root, overrides = built
-    path = next((root / "shards" / "sft-1536").glob("train-*.parquet"))
+    path = next((root / "shards" / "sft-384").glob("train-*.parquet"))
     path.write_bytes(path.read_bytes()[:100])
     report = look("laptop", *overrides, root=root)
     assert str(path) in finding_of(report, "sft.parquet").message
@@ -77,7 +77,7 @@ def test_a_truncated_parquet_file_is_an_error(look: Callable[..., Report], built
 
 def test_a_missing_column_is_named(look: Callable[..., Report], built: Built) -> None:
     root, overrides = built
-    path = next((root / "shards" / "grpo-aks-640").glob("train-*.parquet"))
+    path = next((root / "shards" / "grpo-aks-480").glob("train-*.parquet"))
     pq.write_table(pq.read_table(path).drop_columns(["reward_model"]), path)
     assert (
         "reward_model"
@@ -89,7 +89,7 @@ def test_fewer_rows_than_in_the_manifest_are_an_error(
     look: Callable[..., Report], built: Built
 ) -> None:
     root, overrides = built
-    path = next((root / "shards" / "grpo-aks-640").glob("train-*.parquet"))
+    path = next((root / "shards" / "grpo-aks-480").glob("train-*.parquet"))
     pq.write_table(pq.read_table(path).slice(0, 20), path)
     message = finding_of(look("laptop", *overrides, root=root), "grpo-aks.row_count").message
     assert "says 32 rows of train, and the parquet files have 20" in message
@@ -98,7 +98,7 @@ def test_fewer_rows_than_in_the_manifest_are_an_error(
 @pytest.mark.parametrize(
     ("name", "change", "code", "says"),
     [
-        ("grpo-aks-640", lambda m: m["recipe"].update(canvas=840), "grpo-aks.canvas", "840 pixels"),
+        ("grpo-aks-480", lambda m: m["recipe"].update(canvas=840), "grpo-aks.canvas", "840 pixels"),
         (
             "grpo-ktg-960",
             lambda m: m["recipe"].update(prompts="qwen"),
@@ -112,15 +112,15 @@ def test_fewer_rows_than_in_the_manifest_are_an_error(
             "data.a_to_b",
         ),
         (
-            "sft-1536",
-            lambda m: m["recipe"]["data"]["sets"]["sft-1536"].update(ktg=9),
+            "sft-384",
+            lambda m: m["recipe"]["data"]["sets"]["sft-384"].update(ktg=9),
             "sft.recipe",
             "data.sets",
         ),
         ("grpo-ktg-960", lambda m: m.update(tokens=None), "grpo-ktg.lengths", "not counted"),
-        ("grpo-aks-640", lambda m: m.pop("files"), "grpo-aks.shards", "no manifest"),
+        ("grpo-aks-480", lambda m: m.pop("files"), "grpo-aks.shards", "no manifest"),
         (
-            "grpo-aks-640",
+            "grpo-aks-480",
             lambda m: m["counts"]["train"].update(aks=3),
             "grpo-aks.task",
             "3 of 32 rows ask aks",
@@ -149,11 +149,11 @@ def test_a_manifest_of_another_recipe_is_reported(
         ("train.sft.max_length=60", "sft.lengths", "train.sft.max_length=60"),
         ("train.grpo-ktg.max_response_length=8", "grpo-ktg.response_tokens", "traces in"),
         (
-            "train.grpo-aks.shard_set=grpo-ktg-960",
-            "grpo-aks.reward_task",
-            "the stage's rows ask ktg",
+            "train.grpo-ktg.shard_set=grpo-aks-480;train.grpo-ktg.rehearse=null",
+            "grpo-ktg.reward_task",
+            "the stage's rows ask aks",
         ),
-        ("train.grpo-aks.shard_set=grpo-aks-641", "grpo-aks.shards", "did you mean grpo-aks-640?"),
+        ("train.grpo-aks.shard_set=grpo-aks-481", "grpo-aks.shards", "did you mean grpo-aks-480?"),
         ("train.sft.shard_set=grpo-ktg-960", "sft.columns", "messages"),
         ("train.sft.batch_size=64", "sft.batch", "train.sft.batch_size=64"),
     ],
@@ -162,7 +162,7 @@ def test_a_recipe_that_does_not_fit_the_shards_is_an_error(
     look: Callable[..., Report], built: Built, override: str, code: str, says: str
 ) -> None:
     root, overrides = built
-    finding = finding_of(look("laptop", *overrides, override, root=root), code)
+    finding = finding_of(look("laptop", *overrides, *override.split(";"), root=root), code)
     assert says in finding.message and finding.severity == "error"
 
 
@@ -184,7 +184,7 @@ def test_too_few_rows_for_a_step_and_no_validation_are_errors(
 
 def test_an_invalid_manifest_is_an_error(look: Callable[..., Report], built: Built) -> None:
     root, overrides = built
-    path = root / "shards" / "grpo-aks-640" / "manifest.json"
+    path = root / "shards" / "grpo-aks-480" / "manifest.json"
     for text in ("", "[]", '{"files": 3}', "[" * 100_000, "\x00"):
         path.write_text(text)
         assert (
@@ -195,7 +195,7 @@ def test_an_invalid_manifest_is_an_error(look: Callable[..., Report], built: Bui
 
 def test_parquet_without_lengths_is_no_crash(look: Callable[..., Report], built: Built) -> None:
     root, overrides = built
-    path = next((root / "shards" / "sft-1536").glob("train-*.parquet"))
+    path = next((root / "shards" / "sft-384").glob("train-*.parquet"))
     pq.write_table(pa.table({"messages": ["x"] * 32, "images": ["y"] * 32}), path)
     report = look("laptop", *overrides, root=root)
     assert finding_of(report, "sft.checksum").severity == "error"
@@ -209,6 +209,6 @@ def test_shards_of_another_form_of_response_are_refused(
     answer_only = [*overrides, "data.response=answer", *rewards]
     message = finding_of(look("laptop", *answer_only, root=root), "sft.response").message
     assert "rows were made with data.response=think_answer" in message
-    for name in ("sft-1536", "grpo-aks-640", "grpo-ktg-960"):
+    for name in ("sft-384", "grpo-aks-480", "grpo-ktg-960"):
         change_manifest(root, name, lambda m: m["recipe"]["data"].update(response="answer"))
     assert not [f for f in look("laptop", *answer_only, root=root).findings if "response" in f.code]

@@ -25,13 +25,13 @@ extends: laptop.yaml
 train:
   grpo-aks: null
   grpo-ktg: null
-  look: {kind: grpo, shard_set: grpo-aks-640, reward: aks, steps: 24}
+  look: {kind: grpo, shard_set: grpo-aks-480, reward: aks, steps: 24}
   point: {kind: grpo, shard_set: grpo-ktg-960, reward: ktg, steps: 24}
   both: {kind: grpo, shard_set: grpo-mixed, reward: joint, steps: 24, after: look}
 data:
   sets:
-    sft-1536: {ktg: 1024, aks: 512, val: 64}
-    grpo-aks-640: {aks: 640, val: 256}
+    sft-384: {ktg: 1024, aks: 512, val: 64}
+    grpo-aks-480: {aks: 640, val: 256}
     grpo-ktg-960: {ktg: 960, val: 256}
     grpo-mixed: {aks: 320, ktg: 320, val: 64}
 eval: {checkpoints: null}
@@ -103,7 +103,7 @@ def test_a_reward_must_score_the_rows_of_its_stage(
 
 
 def test_every_sft_stage_is_checked(look: Callable[..., Report], three: str) -> None:
-    second = "train.warmup={kind: sft, shard_set: sft-1536, max_length: 20, after: sft}"
+    second = "train.warmup={kind: sft, shard_set: sft-384, max_length: 20, after: sft}"
     report = look(three, second, "train.warmup.lora_alpha=900", "train.warmup.batch_size=8")
     assert {"warmup.tokens", "warmup.lora_alpha"} <= codes(report)
     assert not {"sft.tokens", "sft.lora_alpha"} & codes(report)

@@ -46,9 +46,9 @@ def test_steps_that_arrive_together_all_have_a_line(
 def test_finished_work_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     for done in (1, 2, 9, 9):
-        console.progress("shards sft-1536", done, 9)
+        console.progress("shards sft-384", done, 9)
     lines = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["shards sft-1536 1/9", "shards sft-1536 9/9"]
+    assert lines == ["shards sft-384 1/9", "shards sft-384 9/9"]
 
 
 @pytest.fixture

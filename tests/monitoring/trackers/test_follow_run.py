@@ -347,7 +347,7 @@ def test_a_failed_stage_and_an_interrupted_one_are_told_apart(run):
 def test_stages_share_the_id_of_their_run_and_carry_no_secret(run):
     record = yaml.safe_load((run.root / "recipe.yaml").read_text())
     record["recipe"]["launch"] = {"environment": {"TOKEN": "hunter2"}, "secrets": ["TOKEN"]}
-    record["shards"] = {"grpo-aks-640": "cafe"}
+    record["shards"] = {"grpo-aks-480": "cafe"}
     (run.root / "recipe.yaml").write_text(yaml.safe_dump(record))
     described = []
     for stage in ("grpo-aks", "grpo-ktg"):
@@ -363,7 +363,7 @@ def test_stages_share_the_id_of_their_run_and_carry_no_secret(run):
     config = stages["grpo-aks"].config
     assert "hunter2" not in json.dumps(config) and "TOKEN" not in json.dumps(config)
     assert config["train"]["grpo-aks"]["reward"] == "aks"
-    assert config["hashes"] == {"recipe": "ab", "shards": {"grpo-aks-640": "cafe"}}
+    assert config["hashes"] == {"recipe": "ab", "shards": {"grpo-aks-480": "cafe"}}
     tags = set(stages["grpo-aks"].tags)
     assert tags >= {"mine", "laptop", "seed 1", "aks", "ktg"}
     assert stages["grpo-aks"].notes == "why"
