@@ -1,7 +1,7 @@
 """Drawn clips that no shipped model was trained on: the one of `rcot segment --demo` and its like.
 
-They are `fleeting` clips of the toy corpora, on which the shipped policy was trained, with a seed of
-their own. `python -m rcot_rl.tiny.trained_eval` measures how often the shipped models are right
+They are `fleeting` clips of the toy corpora, on which the shipped policy was trained, with a seed
+of their own. `python -m rcot_rl.tiny.trained_eval` measures how often the shipped models are right
 on such clips; the demo shows one on which they are.
 """
 
@@ -18,7 +18,7 @@ from data_pipelines.toy.scenes import Scene
 from rcot_rl.inference.video import write_video
 
 SEED = 2605
-DEMO_INDEX = 19
+DEMO_INDEX = 20
 """A clip on which the shipped models succeed, after they have refused two frames."""
 RATE = Fraction(2)
 """Frames per second."""

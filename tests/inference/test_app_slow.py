@@ -110,7 +110,7 @@ def test_an_upload_is_segmented_and_markup_in_texts_is_shown_as_text(page, tmp_p
 
 
 def test_nothing_is_wider_than_a_phone(page):
-    run(page, "the red circle")
+    run(page, "all triangles")
     for dark in (False, True):
         page.look(390, dark=dark)
         assert page.value("document.documentElement.scrollWidth") <= 390

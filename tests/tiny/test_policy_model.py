@@ -15,9 +15,7 @@ from rcot_rl.tiny.policy_model import (
 )
 from rcot_rl.tiny.tokenizer import build_tokenizer
 
-SMALL = PolicySize(
-    hidden=32, layers=1, heads=2, intermediate=32, vision_hidden=32, vision_depth=1
-)
+SMALL = PolicySize(hidden=32, layers=1, heads=2, intermediate=32, vision_hidden=32, vision_depth=1)
 FPS_OF_INTERVAL = {1: 2.0, 2: 1.0}
 
 

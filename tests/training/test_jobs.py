@@ -214,7 +214,7 @@ def test_a_rehearsed_stage_adds_its_rows_and_its_reward(shards: Path, tmp_path: 
     assert facts.rehearses.shards_sha256 != facts.shards_sha256
     assert (facts.rehearses.stage, facts.rehearses.reward) == ("grpo-aks", "aks")
     unknown = load_recipe("laptop", ["train.grpo-aks.shard_set=elsewhere"])
-    with pytest.raises(InputError, match="rehearse: needs elsewhere in data.sets"):
+    with pytest.raises(InputError, match=r"rehearse: needs elsewhere in data\.sets"):
         jobs.grpo_job(unknown, "grpo-ktg", *place, rehearsed=others)
 
 

@@ -81,7 +81,8 @@ ROWS = textwrap.dedent(
             [torch.tensor([0.0] * i + [float(i)]) for i in range(size)], layout=torch.jagged)
         extra = [{"reward_extra_info": {"component/x": i, "reasons": "a;b"}} for i in range(size)]
         sources = ["rcot/aks" if i == 0 else "rcot/ktg" for i in range(size)]
-        columns = {"data_source": NonTensorStack(*sources), "extra_fields": NonTensorStack(*extra), "rm_scores": scores,
+        columns = {"data_source": NonTensorStack(*sources), "rm_scores": scores,
+                   "extra_fields": NonTensorStack(*extra),
                    "metrics": NonTensorStack(*[{"generate_sequences": i / 2} for i in range(size)])}
         return Counting(columns, batch_size=[size])
 
