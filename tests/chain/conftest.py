@@ -44,6 +44,7 @@ TRAINED = [
     "data.clip_tasks=[aks]",
     "data.sets={sft-384: {ktg: 64, aks: 256, val: 8}, grpo-aks-480: {aks: 32, val: 8}, "
     "grpo-ktg-960: {ktg: 16, aks: 16, val: 8}}",
+    "train.grpo-ktg.rehearse=null",  # its own set has AKS rows
     "train.sft.batch_size=16",
     "train.sft.micro_batch_size=16",
     "train.sft.epochs=2",
