@@ -30,10 +30,9 @@ def checkpoints(tmp_path_factory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer()
+    size = PolicySize(hidden=128, heads=4, layers=2, vision_hidden=96)
     for seed in (0, 1):
-        save_policy(
-            build_model(tokenizer, PolicySize(layers=2), seed), tokenizer, folder / f"m{seed}"
-        )
+        save_policy(build_model(tokenizer, size, seed), tokenizer, folder / f"m{seed}")
     return folder / "m0", folder / "m1"
 
 

@@ -73,7 +73,7 @@ def test_the_demo_shows_keyframe_verdicts_and_masks_that_the_slider_moves(page):
         "[...document.querySelectorAll('#verdicts tbody tr')].map(r => r.innerText)"
     )
     assert 1 <= len(verdicts) <= 5 and "A · accepted" in verdicts[-1]
-    assert "1 object" in page.value("document.getElementById('summary').textContent")
+    assert "2 objects" in page.value("document.getElementById('summary').textContent")
     first = page.value(PIXELS.format("frame"))
     page.value(
         "slider.value = 3; slider.dispatchEvent(new Event('input')); "
