@@ -70,6 +70,7 @@ def taught(recipe, run_rcot: Callable[..., CompletedProcess[str]]) -> Path:
         "grpo-aks-480: {aks: 8, val: 0}, grpo-ktg-960: {ktg: 8, val: 0}}",
         "data.single_multi=null",
         "data.describe=template",
+        "train.sft.epochs=2",
     )
     assert done.returncode == 0, done.stderr
     return recipe.parent / "run" / "sft" / "model"
