@@ -30,12 +30,11 @@ from rcot_rl.protocol.parser import ResponseForm, parse_response
 from rcot_rl.protocol.prompts import Prompts, user_turn
 from rcot_rl.protocol.row_clips import clip_text
 from rcot_rl.recipe.data_section import has_traces
+from rcot_rl.recipe.schema import DATA_SOURCES
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 """`data.image_format` -> suffix of the file."""
 _END_MARKERS = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
-DATA_SOURCES = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
-"""Task -> `data_source` of its rows."""
 Truth = str | list[dict[str, list[int]]]
 """Ground truth of a row: the option (AKS), or boxes and points in canvas pixels (KTG)."""
 

@@ -194,7 +194,6 @@ class GrpoPlan:
     prompts: int = 16
     count: int = 8
     kl: float = 0.01
-    clip: float = 0.2
     max_new: int = 128
     temperature: float = 1.0
     scale: bool = True
@@ -306,11 +305,9 @@ def pipeline(
     for turn in range(rounds):
         questions = [prompts.aks(told[i], queries[i].text) for i in open_]
         stills = [videos[i][frames[i] : frames[i] + 1] for i in open_]
-        said = answers(model, encoder, questions, stills)
-        open_ = [i for i, a in zip(open_, said, strict=True) if a.endswith("<answer>B</answer>")]
-        if not open_:
-            break
-        if turn == rounds - 1:
+        replies = answers(model, encoder, questions, stills)
+        open_ = [i for i, a in zip(open_, replies, strict=True) if a.endswith("<answer>B</answer>")]
+        if not open_ or turn == rounds - 1:
             break
         for i in open_:
             refused[i].append(frames[i])
@@ -318,15 +315,15 @@ def pipeline(
             prompts.kfg_again(queries[i].text, 8, [(t, "") for t in refused[i]], told[i])
             for i in open_
         ]
-        said = answers(model, encoder, again, [videos[i] for i in open_])
-        for i, a in zip(open_, said, strict=True):
+        replies = answers(model, encoder, again, [videos[i] for i in open_])
+        for i, a in zip(open_, replies, strict=True):
             match = _FRAME.fullmatch(a)
             frames[i] = int(match[1]) if match and int(match[1]) < 8 else frames[i]
     stills = [v[t : t + 1] for v, t in zip(videos, frames, strict=True)]
     questions = [prompts.ktg(d, q.text) for d, q in zip(told, queries, strict=True)]
-    said = answers(model, encoder, questions, stills)
+    replies = answers(model, encoder, questions, stills)
     found: dict[str, list[float]] = defaultdict(list)
-    for clip, query, frame, answer in zip(clips, queries, frames, said, strict=True):
+    for clip, query, frame, answer in zip(clips, queries, frames, replies, strict=True):
         chosen, false_area = set(), 0.0
         for box in _boxes(answer):
             overlaps = {i: box_iou(box, item.box) for i, item in clip.seen[frame].items()}

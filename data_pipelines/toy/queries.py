@@ -77,19 +77,24 @@ def _attribute(scene: Scene) -> list[ToyQuery]:
     return [ToyQuery(f"the {o.name}", (i,), "attribute") for i, o in enumerate(scene.objects)]
 
 
+def plural(shape: str) -> str:
+    """Return `circles` for `circle`, and `crosses` for `cross`."""
+    return f"{shape}s".replace("crosss", "crosses")
+
+
 def _several(scene: Scene) -> list[ToyQuery]:
     out = []
-    for field, plural in (("colour", "all {} shapes"), ("shape", "all {}s")):
+    for field in ("colour", "shape"):
         for value in sorted({getattr(o, field) for o in scene.objects}):
             targets = tuple(i for i, o in enumerate(scene.objects) if getattr(o, field) == value)
-            text = plural.format(value).replace("crosss", "crosses")
+            text = f"all {value} shapes" if field == "colour" else f"all {plural(value)}"
             out.append(ToyQuery(text, targets, "several"))
             # the lattice uses only the few words of the tiny policy
             if len(targets) == 2 and not scene.preset.lattice:
                 out.append(ToyQuery(text.replace("all ", "both "), targets, "several"))
             others = tuple(i for i in range(len(scene.objects)) if i not in targets)
             if scene.preset.ordinals and others:
-                left_out = text.removeprefix("all ").removesuffix(" shapes")
+                left_out = value if field == "colour" else plural(value)
                 out.append(ToyQuery(f"all shapes that are not {left_out}", others, "several"))
     many = [q for q in out if len(q.targets) > 1]
     return many or out

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from data_pipelines.rows import DATA_SOURCES
 from data_pipelines.tokens import PixelLimits
 from rcot_rl.protocol.control_tokens import control_tokens, neutralize
 from rcot_rl.protocol.parser import ResponseForm, answer_only_faults, parse_response
 from rcot_rl.protocol.prompts import user_turn
+from rcot_rl.recipe.schema import DATA_SOURCES
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 """Errors from damaged parquet files; the last one from a damaged column of text."""

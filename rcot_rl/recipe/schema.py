@@ -7,7 +7,7 @@ section 4.2, A.3).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -33,6 +33,8 @@ from rcot_rl.system.paths import HandedOnPath, PathText
 
 RowTask = Literal["aks", "ktg"]
 TASKS: tuple[RowTask, ...] = get_args(RowTask)
+DATA_SOURCES: Mapping[RowTask, str] = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
+"""Task -> `data_source` of its rows."""
 
 BEFORE_TRAINING = ("data",)
 AFTER_TRAINING = ("predict", "eval", "report")
@@ -327,11 +329,15 @@ class Recipe(Section):
         size = self.data.sets.get(shard_set)
         return () if size is None else tuple(t for t in TASKS if getattr(size, t) > 0)
 
+    def rehearsed_by(self, stage: str) -> str | None:
+        """Return the stage whose rows and reward a stage uses besides its own; None if none."""
+        settings = self.train[stage]
+        return settings.rehearse if isinstance(settings, GrpoStage) else None
+
     def shard_sets_of(self, stage: str) -> list[str]:
         """Return the shard sets that a stage trains on: its own, and the one that it rehearses."""
-        settings = self.train[stage]
-        other = settings.rehearse if isinstance(settings, GrpoStage) else None
-        return [settings.shard_set] + ([] if other is None else [self.train[other].shard_set])
+        sources = filter(None, (stage, self.rehearsed_by(stage)))
+        return [self.train[source].shard_set for source in sources]
 
     @property
     def heldout_stages(self) -> dict[RowTask, str]:

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from data_pipelines.geometry import ground, to_canvas
-from data_pipelines.toy.queries import ToyQuery, make_queries
+from data_pipelines.toy.queries import ToyQuery, make_queries, plural
 from data_pipelines.toy.scenes import COLOURS, PRESETS, SHAPES, make_scene
 from rcot_rl.protocol.prompts import Prompts
 from rcot_rl.tiny.policy_model import IMAGE_CANVAS, PATCH
@@ -155,14 +155,6 @@ def scene_text(clip: PolicyClip, frame: int, chosen: Sequence[int] | None = None
     return f"Scene: {', '.join(parts)}."
 
 
-def target_text(clip: PolicyClip, query: ToyQuery, frame: int | None = None) -> str:
-    """Return `Target: red circle, blue square.`; with a frame, plus `, visible` or `, hidden`."""
-    names = [clip.names[i] for i in sorted(query.targets)]
-    if frame is not None:
-        names.append("visible" if clip.union(query, frame) else "hidden")
-    return f"Target: {', '.join(names)}."
-
-
 def boxes_text(clip: PolicyClip, targets: Sequence[int], frame: int) -> str:
     """Return the JSON list of the targets visible in a frame, by ascending object index."""
     seen = clip.seen[frame]
@@ -272,19 +264,8 @@ def image_sample(rng: np.random.Generator, clip: PolicyClip) -> PretrainSample:
         prompt = f"Where is the {clip.names[pair[0]]}, where is the {clip.names[pair[1]]}?"
         response = compare_text(clip, pair[0], pair[1], frame)
     elif task == "count":
-        by = int(rng.integers(2))
-        value = clip.names[one].split()[by]
-        plural = f"{value}s".replace("crosss", "crosses")
-        number = sum(name.split()[by] == value for name in clip.names)
-        if rng.random() < 0.4:
-            prompt = f"{context}How many shapes are not {plural if by else value}?"
-            number = len(clip.names) - number
-        elif rng.random() < 0.2:
-            prompt = f"{context}How many are all shapes?"
-            number = len(clip.names)
-        else:
-            prompt = f"{context}How many {plural if by else f'{value} shapes'} are there?"
-        response = str(number)
+        question, number = _draw_count(rng, clip, one)
+        prompt, response = f"{context}How many {question}?", str(number)
     else:
         absent = rng.random() < 0.3
         name = str(rng.choice(NAMES)) if absent else clip.names[one]
@@ -302,6 +283,19 @@ def image_sample(rng: np.random.Generator, clip: PolicyClip) -> PretrainSample:
     )
 
 
+def _draw_count(rng: np.random.Generator, clip: PolicyClip, one: int) -> tuple[str, int]:
+    """Draw what to count: shapes like object `one` in colour or shape, all others, or all."""
+    by = int(rng.integers(2))
+    value = clip.names[one].split()[by]
+    number = sum(name.split()[by] == value for name in clip.names)
+    if rng.random() < 0.4:
+        kind = plural(value) if by else value
+        return f"shapes are not {kind}", len(clip.names) - number
+    if rng.random() < 0.2:
+        return "are all shapes", len(clip.names)
+    return f"{plural(value) if by else f'{value} shapes'} are there", number
+
+
 def _draw_selection(rng: np.random.Generator, clip: PolicyClip) -> tuple[str, list[int]]:
     """Draw shapes by colour, by shape, by what they are not, or by place in the description."""
     one = int(rng.integers(len(clip.names)))
@@ -312,7 +306,7 @@ def _draw_selection(rng: np.random.Generator, clip: PolicyClip) -> tuple[str, li
         return f"the {'last' if last else words[place]} shape", [one]
     by = int(rng.integers(2))
     value = clip.names[one].split()[by]
-    kind = f"{value}s".replace("crosss", "crosses") if by else value
+    kind = plural(value) if by else value
     chosen = [i for i, name in enumerate(clip.names) if name.split()[by] == value]
     others = [i for i in range(len(clip.names)) if i not in chosen]
     if others and rng.random() < 0.5:

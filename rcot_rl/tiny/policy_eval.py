@@ -116,6 +116,10 @@ def detection_iou(clip: PolicyClip, frame: int, answer: str) -> list[float]:
     return out
 
 
+def _named(clip: PolicyClip, index: int) -> ToyQuery:
+    return ToyQuery(f"the {clip.names[index]}", (index,), "attribute")
+
+
 def figures(
     model: Qwen2_5_VLForConditionalGeneration,
     encoder: PolicyEncoder,
@@ -126,16 +130,11 @@ def figures(
     videos = [c.frames for c in clips]
     replies = answers(model, encoder, [prompts.vdg(len(v)) for v in videos], videos)
     out = {"vdg_exact": _mean(a == c.description for a, c in zip(replies, clips, strict=True))}
-    asked = [
-        ToyQuery(f"the {c.names[i % len(c.names)]}", (i % len(c.names),), "attribute")
-        for i, c in enumerate(clips)
-    ]
-    questions = [prompts.kfg(q.text, len(c.frames)) for c, q in zip(clips, asked, strict=True)]
+    asked = [(c, _named(c, i % len(c.names))) for i, c in enumerate(clips)]
+    questions = [prompts.kfg(q.text, len(c.frames)) for c, q in asked]
     chosen = [_frame(a) for a in answers(model, encoder, questions, videos)]
-    seen = [
-        [c.union(q, t) > 0 for t in range(len(c.frames))] for c, q in zip(clips, asked, strict=True)
-    ]
-    best = [keyframe(c, q) for c, q in zip(clips, asked, strict=True)]
+    seen = [[c.union(q, t) > 0 for t in range(len(c.frames))] for c, q in asked]
+    best = [keyframe(c, q) for c, q in asked]
     replies = answers(model, encoder, ["When is each shape seen?"] * len(clips), videos)
     out["times_exact"] = _mean(a == times_text(c) for a, c in zip(replies, clips, strict=True))
     out["kfg_visible"] = _mean(t is not None and s[t] for t, s in zip(chosen, seen, strict=True))

@@ -218,7 +218,8 @@ class _ObservedTrainer(PPOTrainer):
             float(values[0]) if len(values) else None for values in data["advantages"].unbind()
         ]
         columns = {k: list(data[k]) for k in ("reward_model", "data_source", "extra_info")}
-        lines: dict[bool, list[str]] = {False: []}
+        own: list[str] = []
+        rehearsed: list[str] = []
         for row in rows:
             i = row["position"]
             extra = columns["extra_info"][i] or {}
@@ -241,11 +242,11 @@ class _ObservedTrainer(PPOTrainer):
                 **({"extra_info": {OUTCOME: row["outcome"]}} if row["outcome"] else {}),
             }
             text = json.dumps(line, ensure_ascii=False, default=_plain)
-            lines.setdefault(row["rehearsed"], []).append(text)
-        for rehearsed, texts in lines.items():
-            folder = Path(rollout_data_dir)
-            folder = folder.with_name(REHEARSED) if rehearsed else folder
-            write_text(folder / f"{self.global_steps}.jsonl", "".join(f"{t}\n" for t in texts))
+            (rehearsed if row["rehearsed"] else own).append(f"{text}\n")
+        path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
+        write_text(path, "".join(own))
+        if rehearsed:
+            write_text(path.parent.with_name(REHEARSED) / path.name, "".join(rehearsed))
 
     def _reward_rows(self, batch: Any) -> list[dict[str, Any]]:
         """Return a row per sequence, without verl's padding.

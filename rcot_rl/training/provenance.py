@@ -46,22 +46,9 @@ def provenance(
         shards: Folder of its shard set.
         rehearsed: Folder of the shard set of the stage that it rehearses.
     """
-    facts: dict[str, Any] = {
-        "stage": stage,
-        "recipe_sha256": recipe_hash(recipe),
-        "shards_sha256": shard_hash(shards),
-    }
-    if stage in recipe.grpo_stages:
-        reward = _reward(recipe, stage)
-        facts |= {"reward": reward["name"], "reward_sha256": reward["sha256"]}
-    if rehearsed is not None and (other := recipe.grpo(stage).rehearse) is not None:
-        reward = _reward(recipe, other)
-        facts["rehearses"] = {
-            "stage": other,
-            "shards_sha256": shard_hash(rehearsed),
-            "reward": reward["name"],
-            "reward_sha256": reward["sha256"],
-        }
+    facts = {"stage": stage, "recipe_sha256": recipe_hash(recipe)} | _inputs(recipe, stage, shards)
+    if rehearsed is not None and (other := recipe.rehearsed_by(stage)) is not None:
+        facts["rehearses"] = {"stage": other} | _inputs(recipe, other, rehearsed)
     return facts
 
 
@@ -69,6 +56,14 @@ def seal_with_provenance(checkpoint: Path, facts: Any) -> None:
     """Seal a checkpoint with its stage's provenance (JSON values)."""
     write_text(checkpoint / FILE, json.dumps(facts, indent=1) + "\n")
     seal(checkpoint, provenance=facts)
+
+
+def _inputs(recipe: Recipe, stage: str, shards: Path) -> dict[str, Any]:
+    facts = {"shards_sha256": shard_hash(shards)}
+    if stage in recipe.grpo_stages:
+        reward = _reward(recipe, stage)
+        facts |= {"reward": reward["name"], "reward_sha256": reward["sha256"]}
+    return facts
 
 
 def _reward(recipe: Recipe, stage: str) -> dict[str, str]:

@@ -17,9 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from data_pipelines.rows import DATA_SOURCES
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.schema import Recipe
+from rcot_rl.recipe.schema import DATA_SOURCES, Recipe
 from rcot_rl.recipe.training_section import GrpoStage
 from rcot_rl.suggestions import did_you_mean
 from rcot_rl.system import machine
@@ -143,7 +142,7 @@ def _grpo_method(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 def _rehearsed(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Return the reward of each data source that the stage rehearses. Raises InputError."""
-    name = recipe.grpo(stage).rehearse
+    name = recipe.rehearsed_by(stage)
     if name is None:
         return {}
     for shard_set in recipe.shard_sets_of(stage):

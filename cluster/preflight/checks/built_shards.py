@@ -66,7 +66,7 @@ def shards(case: RunCase, notes: Notes) -> None:
         return
     budget, opened, seen = BUDGET_BYTES, dict[str, _Set | None](), set()
     for stage in case.training:
-        for source in filter(None, (stage, case.rehearsed_by(stage))):
+        for source in filter(None, (stage, case.recipe.rehearsed_by(stage))):
             if source not in opened:
                 shard_set = opened[source] = _open(case, notes, source)
                 if shard_set is None:

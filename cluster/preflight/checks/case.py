@@ -86,11 +86,6 @@ class RunCase:
         """The GRPO stages that are still to be run."""
         return tuple(s for s in self.todo if s in self.recipe.grpo_stages)
 
-    def rehearsed_by(self, stage: str) -> str | None:
-        """Return the stage whose rows and reward a stage uses besides its own; None if none."""
-        settings = self.recipe.grpo_stages.get(stage)
-        return None if settings is None else settings.rehearse
-
     @property
     def training(self) -> tuple[str, ...]:
         """The training stages that are still to be run."""

@@ -9,12 +9,9 @@ from cluster.preflight import at_start
 from cluster.preflight.checks.case import RunCase
 from cluster.preflight.checks.findings import Notes
 from rcot_rl.errors import InputError
-from rcot_rl.recipe.schema import TASKS, RowTask
+from rcot_rl.recipe.schema import DATA_SOURCES, TASKS, RowTask
 from reward_fns.reward_recipe import RewardRecipe, RoutedRecipe, load_reward_recipe
 from reward_fns.user.sources import PKG, find_source, is_user_reward
-
-_SOURCES: Mapping[RowTask, str] = {"aks": "rcot/aks", "ktg": "rcot/ktg"}
-"""Task of a row -> its `data_source` (data_pipelines/rows.py)."""
 
 _SCORES: Mapping[str, RowTask] = {"aks": "aks", "ktg": "ktg", "seg-zero": "ktg"}
 """Task of a reward recipe -> task of the rows whose ground truth it reads."""
@@ -24,7 +21,7 @@ _FIRST = "an error at the first response"
 
 def rewards(case: RunCase, notes: Notes) -> None:
     """Check the rewards of every GRPO stage that is still to be run."""
-    rehearsed = filter(None, map(case.rehearsed_by, case.grpo))
+    rehearsed = filter(None, map(case.recipe.rehearsed_by, case.grpo))
     for stage in dict.fromkeys([*case.grpo, *rehearsed]):
         reward = case.recipe.grpo(stage).reward
         if case.elsewhere and _is_file_elsewhere(reward):
@@ -111,7 +108,7 @@ def routes_of(case: RunCase, stage: str) -> dict[RowTask, RewardRecipe]:
     if reward is None:
         return {}
     if isinstance(reward, RoutedRecipe):
-        routes = {t: reward.routes[s] for t, s in _SOURCES.items() if s in reward.routes}
+        routes = {t: reward.routes[s] for t, s in DATA_SOURCES.items() if s in reward.routes}
         return {task: route for task, route in routes.items() if _SCORES.get(route.task) == task}
     return {_SCORES[reward.task]: reward} if reward.task in _SCORES else {}
 
@@ -143,7 +140,7 @@ def _check_routes(case: RunCase, notes: Notes, stage: str) -> None:
     if rows and not set(rows) & set(routes):
         # a reward of only some of the rows is `<stage>.task`, which counts them
         if isinstance(reward, RoutedRecipe):
-            sources = " and ".join(_SOURCES[task] for task in rows)
+            sources = " and ".join(DATA_SOURCES[task] for task in rows)
             message = f"{name} has no route for {sources}, only for {', '.join(reward.routes)}"
             fix = "add the route"
         else:
@@ -174,7 +171,7 @@ def _check_routes(case: RunCase, notes: Notes, stage: str) -> None:
             )
     share = case.recipe.data.zero_target_share
     if "ktg" in rows and "ktg" in routes and share > 0 and not routes["ktg"].zero_target:
-        routed = f"route {_SOURCES['ktg']} to ktg-zero-target in {name}"
+        routed = f"route {DATA_SOURCES['ktg']} to ktg-zero-target in {name}"
         notes.error(
             f"{stage}.zero_target",
             f"{key}: {name} does not take an empty answer, and data.zero_target_share={share:g} "
